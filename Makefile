@@ -1,0 +1,37 @@
+# Every target sets up what it needs: .venv is made once, and again only when setup.cfg, pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Real data for checking, where it lies beside the project; tests that need it skip where it does not.
+SHARED := $(wildcard ../shared)
+ifneq ($(SHARED),)
+export MVSA_SINGLE ?= $(abspath $(SHARED)/mvsa-single)
+export MVSA_ORIGINAL ?= $(abspath $(SHARED)/mvsa-single-original)
+export MVSA_MULTIPLE_TEXTS ?= $(abspath $(SHARED)/mvsa-multiple/texts.csv)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: demo test test-long lint help
+
+demo: .venv/installed ## set up, then draw data, extract, train and evaluate (artifacts/demo)
+	$(BIN)/python cli.py demo
+
+test: .venv/installed ## set up, then run all tests
+	$(BIN)/python -m pytest
+
+test-long: .venv/installed ## set up, then run the tests that take minutes: many kills, many damaged inputs
+	$(BIN)/python -m pytest -m long
+
+lint: .venv/installed ## set up, then ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy cli.py
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,dev]'
+	touch $@
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
