@@ -1,0 +1,187 @@
+"""Posts and the files that list them: a manifest (JSONL) or a split file (CSV) in, checked records out.
+
+Anything wrong is named by file, line and field, because these are the files that people write by hand.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.files import write_text
+
+LABELS = ("positive", "neutral", "negative")
+SPLITS = ("train", "val", "test")
+
+_FIELDS = ("id", "text", "image", "label", "split", "text_label", "image_label", "problem")
+_CHOICES = {"label": LABELS, "text_label": LABELS, "image_label": LABELS, "split": SPLITS}
+
+
+@dataclass(frozen=True)
+class Post:
+    """One post. `text` is None when it could not be read; `problem` then says why."""
+
+    id: str
+    text: str | None
+    image: Path
+    label: str | None = None
+    split: str | None = None
+    text_label: str | None = None
+    image_label: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A row of a split file; `label` is None where the file has no such column."""
+
+    label: str | None
+    split: str
+
+
+def read_manifest(path: Path) -> list[Post]:
+    """Read a manifest: a JSON object a line with `id`, `text`, `image`, and optionally the other fields of `Post`.
+
+    A relative `image` is taken from the manifest's folder. Raises InputError naming file, line and field.
+    """
+    posts: list[Post] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        post = _post(_json_object(line, where), path.parent.absolute(), where)
+        if post.id in first_line:
+            raise InputError(f"{where}, field id: {post.id!r} already stands in line {first_line[post.id]}")
+        first_line[post.id] = number
+        posts.append(post)
+    if not posts:
+        raise InputError(f"{path}: no posts in it; a manifest has one JSON object a line with id, text and image")
+    return posts
+
+
+def write_manifest(path: Path, posts: Iterable[Post]) -> None:
+    """Write posts as JSONL, complete or absent. Images below the manifest's folder are named relative to it."""
+    folder = path.parent.resolve()
+    lines = []
+    for post in posts:
+        image = post.image.resolve()
+        record: dict[str, Any] = {
+            "id": post.id,
+            "text": post.text,
+            "image": image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image),
+        }
+        for field in _FIELDS[3:]:
+            if getattr(post, field) is not None:
+                record[field] = getattr(post, field)
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def read_splits(path: Path) -> dict[str, Assignment]:
+    """Read a split file: CSV with the header `id,label,split` (`label` may be left out).
+
+    Returns post id -> Assignment. Raises InputError naming file, line and field.
+    """
+    try:
+        return _assignments(csv.DictReader(_lines(path), strict=True), path)
+    except csv.Error as error:
+        raise InputError(f"{path}: not CSV ({error})") from None
+
+
+def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignment]:
+    columns = reader.fieldnames or []
+    for field in ("id", "split"):
+        if field not in columns:
+            raise InputError(f"{path}, line 1: no column {field!r}; the header must be id,label,split")
+    assignments: dict[str, Assignment] = {}
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if row["id"] in assignments:
+            raise InputError(f"{where}, field id: {row['id']!r} stands there twice")
+        label = _choice(row["label"], "label", where) if "label" in columns else None
+        split = _choice(row["split"], "split", where)
+        if not row["id"] or split is None:
+            raise InputError(f"{where}: id or split is empty")
+        assignments[row["id"]] = Assignment(label, split)
+    if not assignments:
+        raise InputError(f"{path}: no rows below the header")
+    return assignments
+
+
+def comparable_text(text: str) -> str | None:
+    """What is left of a text when links, mentions, a leading `rt`, case and punctuation go; None if under 10
+    characters.
+
+    Two posts with the same comparable text are duplicates: retweets carry one text into training and test.
+    """
+    text = re.sub(r"https?://\S*", "", text.lower())
+    text = re.sub(r"@\w+", "", text).strip()
+    text = re.sub(r"^rt\b", "", text)
+    text = "".join(character for character in text if character.isalnum())
+    return text if len(text) >= 10 else None
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: not a JSON object but {type(record).__name__}")
+    return record
+
+
+def _post(record: dict[str, Any], folder: Path, where: str) -> Post:
+    for field in record:
+        if field not in _FIELDS:
+            raise InputError(f"{where}: unknown field {field!r}; known are {', '.join(_FIELDS)}")
+    if type(record.get("id")) is int:  # people write 17 for "17"
+        record["id"] = str(record["id"])
+    for field in ("id", "image"):
+        value = _string(record, field, where)
+        if not value or not value.isprintable():
+            raise InputError(f"{where}, field {field}: must be printable and not empty, not {value!r}")
+    problem = _string(record, "problem", where) if record.get("problem") is not None else None
+    text = None if problem and record.get("text") is None else _string(record, "text", where)
+    return Post(
+        id=record["id"],
+        text=text,
+        image=folder / record["image"],
+        problem=problem,
+        **{field: _choice(record.get(field), field, where) for field in _CHOICES},
+    )
+
+
+def _string(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise InputError(f"{where}: field {field!r} is missing")
+    value = record[field]
+    if not isinstance(value, str):
+        raise InputError(f"{where}, field {field}: must be a string, not {json.dumps(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}, field {field}: holds half a surrogate pair, which is no text") from None
+    return value
+
+
+def _choice(value: Any, field: str, where: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if value not in _CHOICES[field]:
+        raise InputError(f"{where}, field {field}: {value!r} is not one of {', '.join(_CHOICES[field])}")
+    return str(value)

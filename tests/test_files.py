@@ -1,0 +1,49 @@
+"""Files are complete under their final names, or absent."""
+
+import pytest
+
+from pipeline.files import complete_or_absent, sha256_of_file, write_json, write_text
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_half_written(tmp_path):
+    path = tmp_path / "deep" / "result.json"
+    write_json(path, {"a": 1})
+
+    def write_half():
+        with complete_or_absent(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_final_name_appears_only_at_the_end_and_replaces_what_a_kill_left(tmp_path):
+    path = tmp_path / "a.txt"
+    (tmp_path / "a.txt.partial").write_text("what a killed writer left")
+    with complete_or_absent(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_keeps_its_line_ends(tmp_path):
+    write_text(tmp_path / "a", "ü\r\n\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xbc\r\n\n"
+
+
+def test_sha256_of_the_empty_file_and_of_abc(tmp_path):
+    """Values of FIPS 180-4's examples."""
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+    assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
