@@ -1,0 +1,242 @@
+"""A finished cache folder in, its features out, as views of the mapped bytes that many processes share.
+
+Opening reads the index alone; a shard is mapped on first use. The files themselves are the matter of `pipeline.hdf5`.
+"""
+
+from copy import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.files import sha256_of_file
+from pipeline.hdf5 import FLAGS, INDEX, PostRecord, manifest_sha256, read_index, read_records, read_texts
+from pipeline.records import LABELS, SPLITS, comparable_text, read_splits
+
+
+def clear(folder: Path) -> None:
+    """Remove a cache's own files, the index first, and nothing else that lies in the folder."""
+    for pattern in (INDEX, "shard-?????.h5", "*.h5.partial"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+class Cache:
+    """A finished cache, read through memory maps: no copy, no HDF5 handle kept, safe across forks and pickling.
+
+    Attributes: `ids` (list of str), `ok` (N,) bool, `labels` and `splits` (N,) int8 indices into LABELS and SPLITS with
+    -1 for none, `lengths` (N,) tokens per text, `fingerprint`, `patches_shape` (m, C), `text_width` D; `index` is all
+    that the index file says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the cache; every shard must be there with its size. Raises InputError naming what is wrong."""
+        self.folder = folder
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such cache")
+        if not (folder / INDEX).is_file():
+            done = len(list(folder.glob("shard-?????.h5")))
+            raise InputError(
+                f"{folder}: no finished cache (no index.h5; {done} shards); run `extract` again to finish it"
+            )
+        self.index = index = read_index(folder)
+        self.fingerprint = index.fingerprint
+        self.manifest_sha256 = index.manifest_sha256
+        self.ids = index.ids
+        self.ok, self.flags = index.ok, index.flags
+        self.labels, self.splits = index.labels, index.splits
+        self.text_labels, self.image_labels = index.text_labels, index.image_labels
+        self.patches_shape, self.text_width = index.patches_shape, index.text_width
+        self._table, self._offsets = index.shards, index.offsets
+        self.lengths = np.diff(self._offsets)
+        self._first_row = np.concatenate([[0], np.cumsum(self._table["rows"])])
+        self._firsts: list[int] = self._first_row.tolist()
+        self._maps: dict[int, dict[str, np.ndarray]] = {}
+        for name, size in zip(self._table["name"], self._table["bytes"], strict=True):
+            shard = folder / name.decode()
+            found = shard.stat().st_size if shard.is_file() else None
+            if found != size:
+                state = "missing" if found is None else f"cut short or changed ({found} bytes, not {size})"
+                raise InputError(f"{shard}: {state}; delete index.h5 and this shard, then run the same `extract` again")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cache, (self.folder,), {"labels": self.labels, "splits": self.splits}
+
+    def with_splits(self, path: Path) -> "Cache":
+        """The same cache with splits, and labels where the file gives them, from a split file (id,label,split)."""
+        assignments = read_splits(path)
+        row_of = {id_: row for row, id_ in enumerate(self.ids)}
+        if not row_of.keys() & assignments.keys():
+            raise InputError(f"{path}: not one of its {len(assignments)} ids is in the cache {self.folder}")
+        cache = copy(self)
+        cache.labels, cache.splits = self.labels.copy(), np.full_like(self.splits, -1)
+        for id_, given in assignments.items():
+            if (row := row_of.get(id_)) is not None:
+                cache.splits[row] = SPLITS.index(given.split)
+                if given.label:
+                    cache.labels[row] = LABELS.index(given.label)
+        return cache
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of the split's posts that have features and a label. Raises InputError if there are none."""
+        rows = np.flatnonzero(self.ok & (self.labels >= 0) & (self.splits == SPLITS.index(split)))
+        if not len(rows):
+            raise InputError(
+                f"{self.folder}: no post of split {split!r} has features and a label; give them with --splits FILE"
+            )
+        return rows
+
+    def failed(self, split: str) -> int:
+        """How many posts of the split have no features."""
+        return int(np.sum(~self.ok & (self.splits == SPLITS.index(split))))
+
+    def patches(self, row: int) -> np.ndarray:
+        """(m, C), a read-only view of the mapped shard, in the stored dtype."""
+        return self._feature("patches", row)
+
+    def pooled(self, row: int) -> np.ndarray:
+        """(C,), the mean of the patches."""
+        return self._feature("pooled", row)
+
+    def gather_images(
+        self, rows: np.ndarray, out: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Patches (len(rows), m, C) and pooled (len(rows), C) of many posts, copied out of the mapped shards.
+
+        They go into the arrays `out`, of the stored dtype, where it is given.
+        """
+        dtype = self.fingerprint["stored_dtype"]
+        shape = self.patches_shape
+        patches, pooled = out or (np.empty((len(rows), *shape), dtype), np.empty((len(rows), shape[1]), dtype))
+        numbers = np.searchsorted(self._first_row, rows, side="right") - 1
+        for place, (row, number) in enumerate(zip(rows.tolist(), numbers.tolist(), strict=True)):
+            shard, local = self._shard(number), row - self._firsts[number]
+            patches[place] = shard["patches"][local]
+            pooled[place] = shard["pooled"][local]
+        return patches, pooled
+
+    def tokens(self, row: int) -> np.ndarray:
+        """(n, D), the post's tokens with [CLS] and [SEP], unpadded."""
+        return self._ragged("tokens", row)
+
+    def input_ids(self, row: int) -> np.ndarray:
+        """(n,) int32 word-piece ids."""
+        return self._ragged("input_ids", row)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return read_texts(self.folder)
+
+    @cached_property
+    def records(self) -> list[PostRecord]:
+        """Hashes, reasons and flags of all posts."""
+        return read_records(self.folder)
+
+    def repeats_training(self, rows: np.ndarray) -> np.ndarray:
+        """For each row: does its text, normalised, or its image, byte for byte, also stand in a training post?
+        (len(rows),) bool.
+        """
+        train = np.flatnonzero(self.splits == SPLITS.index("train"))
+        texts = {comparable_text(self.texts[row]) for row in train} - {None}
+        images = {self.records[row].image_sha256 for row in train} - {""}
+        return np.array(
+            [comparable_text(self.texts[row]) in texts or self.records[row].image_sha256 in images for row in rows],
+            bool,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What is in it, for people and scripts."""
+        lengths = self.lengths[self.ok]
+        names = {**dict(enumerate(SPLITS)), -1: "none"}
+        return {
+            "posts": len(self),
+            "by_split": {
+                name: {
+                    **{label: int(np.sum(here & self.ok & (self.labels == i))) for i, label in enumerate(LABELS)},
+                    "unlabelled": int(np.sum(here & self.ok & (self.labels < 0))),
+                    "failed": int(np.sum(here & ~self.ok)),
+                }
+                for code, name in names.items()
+                if (here := self.splits == code).any() or code >= 0
+            },
+            "failed": {record.id: record.reason for record in self.records if record.reason},
+            "flags": {name: int(np.sum(self.flags >> bit & 1)) for bit, name in enumerate(FLAGS)},
+            "share_truncated": float(np.mean(self.flags & 1)),
+            "tokens_per_text": {
+                "mean": float(lengths.mean()),
+                **{f"{share} %": int(np.percentile(lengths, share)) for share in (50, 90, 99)},
+                "longest": int(lengths.max()),
+            }
+            if len(lengths)
+            else {},
+            "patches": list(self.patches_shape),
+            "text_width": self.text_width,
+            "shards": len(self._table["name"]),
+            "bytes": self.bytes_on_disk(),
+            "bytes_per_post": self.bytes_on_disk() // len(self),
+            "manifest_sha256": self.manifest_sha256,
+            "fingerprint": self.fingerprint,
+        }
+
+    def bytes_on_disk(self) -> int:
+        return int(self._table["bytes"].sum()) + (self.folder / INDEX).stat().st_size
+
+    def damage(self) -> list[str]:
+        """Read everything: what does not match its checksum, its offsets, the index or the manifest hash; empty if all
+        is whole.
+        """
+        problems = []
+        if manifest_sha256(self.records) != self.manifest_sha256:
+            problems.append("index.h5: the posts do not match the manifest hash")
+        for number, (name, sha256) in enumerate(zip(self._table["name"], self._table["sha256"], strict=True)):
+            rows = range(self._first_row[number], self._first_row[number + 1])
+            where = f"{name.decode()} (posts {self.ids[rows[0]]} to {self.ids[rows[-1]]})"
+            if sha256_of_file(self.folder / name.decode()) != sha256.decode():
+                problems.append(f"{where}: checksum does not match")
+                continue
+            offsets = self._shard(number)["offsets"]
+            if offsets[0] != 0 or np.any(np.diff(offsets) != self.lengths[rows.start : rows.stop]):
+                problems.append(f"{where}: text offsets do not match the index")
+            elif bad := [self.ids[row] for row in rows if self.ok[row] and not self._finite(row)]:
+                problems.append(f"{where}: not finite: {', '.join(bad)}")
+        return problems
+
+    def _finite(self, row: int) -> bool:
+        return all(np.isfinite(values).all() for values in (self.patches(row), self.pooled(row), self.tokens(row)))
+
+    def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
+        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        return self._shard(number), row - int(self._first_row[number])
+
+    def _feature(self, name: str, row: int) -> np.ndarray:
+        shard, local = self._locate(row)
+        return shard[name][local]
+
+    def _ragged(self, name: str, row: int) -> np.ndarray:
+        shard, local = self._locate(row)
+        return shard[name][shard["offsets"][local] : shard["offsets"][local + 1]]
+
+    def _shard(self, number: int) -> dict[str, np.ndarray]:
+        """The shard's features as views of its mapped bytes; mapped on first use."""
+        if number not in self._maps:
+            rows = int(self._table["rows"][number])
+            tokens = int(self._offsets[self._first_row[number + 1]] - self._offsets[self._first_row[number]])
+            dtype = self.fingerprint["stored_dtype"]
+            layout = {
+                "patches": (dtype, (rows, *self.patches_shape)),
+                "pooled": (dtype, (rows, self.patches_shape[1])),
+                "tokens": (dtype, (tokens, self.text_width)),
+                "input_ids": ("int32", (tokens,)),
+                "offsets": ("int64", (rows + 1,)),
+            }
+            raw = np.memmap(self.folder / self._table["name"][number].decode(), np.uint8, "r")
+            self._maps[number] = {
+                name: np.ndarray(shape, dtype, raw, offset=int(self._table[f"{name}_at"][number]))
+                for name, (dtype, shape) in layout.items()
+            }
+        return self._maps[number]

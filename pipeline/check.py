@@ -1,0 +1,69 @@
+"""A cache and its encoders in, what is wrong with its features out: some posts encoded again and compared."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import hdf5
+from pipeline.cache import Cache
+from pipeline.encoders import (
+    EncoderChoice,
+    ImageEncoder,
+    TextEncoder,
+    first_difference,
+    load_image_encoder,
+    load_text_encoder,
+)
+from pipeline.errors import InputError
+from pipeline.images import ImageProblem, to_rgb
+
+# Another batch, thread count or machine changes features by float16 rounding at most.
+RELATIVE, ABSOLUTE = 1e-2, 1e-2
+
+
+def load_encoders(
+    cache: Cache, device: str, image_weights: Path | None, text_encoder: str | None
+) -> tuple[ImageEncoder, TextEncoder]:
+    """The encoders that made the cache, by the names in its fingerprint or from where they lie now.
+
+    Raises InputError if they can't be had or are others, naming the field.
+    """
+    image_marks, text_marks = cache.fingerprint["image"], cache.fingerprint["text"]
+    choice = EncoderChoice(
+        image=image_marks["name"],
+        image_weights=image_weights,
+        text=text_encoder or text_marks["name"],
+        max_tokens=text_marks["max_tokens"],
+        dtype=text_marks["compute_dtype"],
+        device=device,
+    )
+    image, text = load_image_encoder(choice), load_text_encoder(choice)
+    for marks, found in ((image_marks, image.fingerprint), (text_marks, text.fingerprint)):
+        if difference := first_difference({**marks, "name": ""}, {**found, "name": ""}):
+            raise InputError(f"{cache.folder}: made by other encoders than these; {difference}")
+    return image, text
+
+
+def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: int, seed: int = 0) -> list[str]:
+    """Encode `count` random posts again from their sources; a line for each that differs beyond rounding."""
+    posts = hdf5.read_posts(cache.folder)
+    rows = np.flatnonzero(cache.ok)
+    rows = np.random.default_rng(seed).permutation(rows)[:count]
+    problems = []
+    for row in sorted(rows.tolist()):
+        try:
+            picture, _ = to_rgb(posts[row].image.read_bytes())
+        except (OSError, ImageProblem) as error:
+            problems.append(f"post {posts[row].id}: its image can't be read any more ({error})")
+            continue
+        patches, pooled = image.encode(image.pixels(picture)[None])
+        (ids,), _ = text.tokenize([posts[row].text or ""])
+        tokens = text.encode(torch.from_numpy(ids).long()[None], torch.ones(1, len(ids), dtype=torch.bool))
+        again = {"patches": patches[0], "pooled": pooled[0], "tokens": tokens[0].cpu().numpy()}
+        for name, values in again.items():
+            stored = getattr(cache, name)(row)
+            scale = ABSOLUTE * max(1.0, float(np.abs(values).max()))
+            if stored.shape != values.shape or not np.allclose(stored, values, rtol=RELATIVE, atol=scale):
+                problems.append(f"post {posts[row].id}: its {name} are not what the encoders say")
+    return problems

@@ -1,0 +1,132 @@
+"""A plan in, its shards out, made by workers of a Ray cluster on one file system.
+
+Each worker loads the encoders once and makes one shard after the other, as the plain command would, byte for byte. When
+a worker is lost, its shard goes to another one, and a new worker takes its place.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pipeline.encode import Seconds
+from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
+from pipeline.errors import InputError
+from pipeline.plan import Plan
+from pipeline.stop import StopWish
+
+_LOSSES_A_SHARD = 3  # a shard that has cost so many workers is not the workers' fault
+_CHECK_SECONDS = 1.0
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`, or started here. Raises InputError if it can't be had."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs the package ray: pip install 'mscf[ray]'") from None
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class ShardMaker:
+    """A worker: the encoders, loaded once, and the making of one shard at a time."""
+
+    def __init__(self, choice: EncoderChoice, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._image, self._text = load_image_encoder(choice), load_text_encoder(choice)
+
+    def who(self) -> str:
+        return f"{os.getpid()} on {socket.gethostname()}"
+
+    def make(self, number: int, plan: Plan, out: Path, marks: dict[str, Any], batch_size: int) -> Seconds:
+        """Write one shard; returns where the time went."""
+        from pipeline.extract import make_shards
+
+        with tqdm(disable=True) as bar:
+            only = Plan(plan.posts, plan.shards, [number], plan.part)
+            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, bar, StopWish())
+
+
+def engine_on(
+    ray: Any, choice: EncoderChoice, *, batch_size: int, workers: int, log: Callable[[str], None]
+) -> Callable[[Plan, Path, dict[str, Any], "tqdm[Any]", StopWish], Seconds]:
+    """An engine for pipeline.extract: `workers` workers of the cluster make a plan's shards; `log` hears who began,
+    finished and was lost.
+    """
+
+    def make(plan: Plan, out: Path, marks: dict[str, Any], bar: "tqdm[Any]", stop: StopWish) -> Seconds:
+        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, bar, stop, log)
+
+    return make
+
+
+def _make_shards_on(
+    ray: Any,
+    choice: EncoderChoice,
+    plan: Plan,
+    out: Path,
+    marks: dict[str, Any],
+    batch_size: int,
+    workers: int,
+    bar: "tqdm[Any]",
+    stop: StopWish,
+    log: Callable[[str], None],
+) -> Seconds:
+    gpus = 1 if choice.device.startswith("cuda") else 0
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+    maker = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(ShardMaker)
+    shared = ray.put(Plan([], plan.shards, [], plan.part))
+    total, losses = Seconds(), dict.fromkeys(plan.todo, 0)
+    waiting = list(reversed(plan.todo))
+    names: dict[Any, str] = {}  # worker -> who it is, once it has said so
+    busy: dict[Any, tuple[Any, int | None]] = {}  # pending answer -> worker, and the shard it makes
+
+    def hire() -> None:
+        worker = maker.remote(choice, cores)
+        busy[worker.who.remote()] = (worker, None)
+
+    for _ in range(min(workers, len(waiting))):
+        hire()
+    while busy:
+        done, _ = ray.wait(list(busy), timeout=_CHECK_SECONDS)
+        for answer in done:
+            worker, number = busy.pop(answer)
+            try:
+                said = ray.get(answer)
+            except ray.exceptions.RayActorError as error:
+                if number is None:
+                    reason = " ".join(str(error).split())[:300]
+                    raise InputError(f"a Ray worker does not start: {reason}") from None
+                log(f"shard {number} lost with {names[worker]}")
+                losses[number] += 1
+                if losses[number] == _LOSSES_A_SHARD:
+                    raise InputError(
+                        f"shard {number} has cost {_LOSSES_A_SHARD} Ray workers; look into their logs"
+                    ) from None
+                waiting.append(number)
+                hire()
+                continue
+            if number is None:
+                names[worker] = said
+            else:
+                log(f"shard {number} written by {names[worker]}")
+                total.add(said)
+                bar.update(len(plan.shards[number]))
+            if waiting and not stop:
+                number = waiting.pop()
+                log(f"shard {number} begun by {names[worker]}")
+                busy[worker.make.remote(number, shared, out, marks, batch_size)] = (worker, number)
+    return total

@@ -1,0 +1,235 @@
+"""A manifest and two encoders in, a feature cache out: decode, encode and write, overlapped, shard by shard.
+
+Worker processes decode; as many threads as the processor gives encode, each a batch at a time on one core, so that none
+waits for another; one thread writes. At most a few shards are in memory at once, however many posts there are.
+"""
+
+import csv
+import hashlib
+import io
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline import hdf5
+from pipeline.cache import Cache
+from pipeline.decode import Decoders
+from pipeline.encode import Seconds, ShardJob
+from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.errors import InputError
+from pipeline.files import write_text
+from pipeline.lock import only_writer
+from pipeline.plan import NO_CHANGES, WHOLE, Changes, Part, Plan, feature_bytes, plan, require_space
+from pipeline.records import Post
+from pipeline.stop import StopWish, on_signals
+
+FAILURES = "failures.csv"
+
+# Makes the shards of a plan in a folder, elsewhere than in this process; see pipeline.cluster.
+Engine = Callable[[Plan, Path, dict[str, Any], "tqdm[Any]", StopWish], Seconds]
+
+
+@dataclass
+class ExtractReport:
+    """What an extraction did: counts, reasons of failure, and seconds spent in each step."""
+
+    posts: int = 0
+    encoded: int = 0  # of them in this call
+    failed: dict[str, str] = field(default_factory=dict)  # id -> reason
+    shards_kept: int = 0
+    shards_written: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
+    step: Seconds = field(default_factory=Seconds)
+    seconds: float = 0.0
+    bytes: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """For people and scripts. `posts_per_second` counts the posts of the shards that this call wrote; seconds of
+        decode, encode and waiting are summed over workers and threads.
+        """
+        return {
+            "posts": self.posts,
+            "failed": self.failed,
+            "flags": dict(self.flags),
+            "shards": {"written": self.shards_written, "kept": self.shards_kept},
+            "seconds": {"all": self.seconds, **vars(self.step)},
+            "posts_per_second": self.encoded / self.seconds,
+            "bytes": self.bytes,
+        }
+
+
+def fingerprint(image: ImageEncoder, text: TextEncoder, stored_dtype: str) -> dict[str, Any]:
+    """Everything that changes the meaning of the features; what does not (batch size, workers, folder, device) is left
+    out.
+    """
+    return {"image": image.fingerprint, "text": text.fingerprint, "stored_dtype": stored_dtype}
+
+
+def extract(
+    posts: Sequence[Post],
+    out: Path,
+    image: ImageEncoder,
+    text: TextEncoder,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    stored_dtype: str = "float16",
+    part: Part = WHOLE,
+    changes: Changes = NO_CHANGES,
+    engine: Engine | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> ExtractReport:
+    """Write the cache `out` of `posts`, or a part of it; go on with an unfinished one, or change a finished one.
+
+    Finished shards whose posts, source bytes and fingerprint are unchanged are kept. `engine` makes the shards
+    elsewhere than in this process. Raises InputError if what lies there is of something else, if somebody else writes
+    there, if it won't fit, or when stopped by a signal.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    marks = fingerprint(image, text, stored_dtype)
+    with only_writer(out), on_signals() as stop:
+        todo = plan(posts, out, marks, part, changes)
+        needed = feature_bytes(todo, image, text, stored_dtype)
+        free = require_space(needed, out)
+        count = sum(len(todo.shards[number]) for number in todo.todo)
+        say(f"to do: {count} posts, {needed / 2**20:.1f} MiB of features; {free / 2**30:.1f} GiB free")
+        report = ExtractReport(posts=sum(map(len, todo.shards.values())), encoded=count)
+        report.shards_kept, report.shards_written = len(todo.shards) - len(todo.todo), len(todo.todo)
+        if todo.todo:
+            (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
+            with tqdm(total=count, unit="post", desc="extract", disable=quiet) as bar:
+                if engine:
+                    report.step = engine(todo, out, marks, bar, stop)
+                else:
+                    report.step = make_shards(todo, out, image, text, marks, batch_size, workers, bar, stop)
+                _refuse_if_stopped(stop, todo, out)
+        sys.audit("mscf.index", str(out))
+        hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
+        finished = Cache(out)
+        report.failed = {record.id: record.reason for record in finished.records if record.reason}
+        _write_failures(out, finished)
+    report.flags = Counter(flag for record in finished.records for flag in record.flags)
+    report.bytes = finished.bytes_on_disk()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def make_shards(
+    todo: Plan,
+    out: Path,
+    image: ImageEncoder,
+    text: TextEncoder,
+    marks: dict[str, Any],
+    batch_size: int,
+    workers: int,
+    bar: "tqdm[Any]",
+    stop: StopWish,
+) -> Seconds:
+    """Decode, encode and write the shards that are to be made. Returns where the time went."""
+    total, dtype = Seconds(), np.dtype(marks["stored_dtype"])
+    started: deque[tuple[int, ShardJob, list[Future[Seconds]]]] = deque()
+    writing: Future[float] | None = None
+    with (
+        _encoding_threads(image.device) as threads,
+        ThreadPoolExecutor(1, "write") as writer,
+        Decoders(image.transform, image.pixels_shape, batch_size=batch_size, workers=workers) as decoders,
+    ):
+
+        def begin(number: int) -> None:
+            job = ShardJob(todo.shards[number], image, text, dtype)
+            futures = [threads.submit(job.encode_texts, rows) for rows in job.text_batches(batch_size)]
+            for rows in job.image_batches(batch_size):  # waits here while all buffers are taken
+                reading = decoders.read([job.posts[row].image for row in rows])
+                futures.append(threads.submit(job.encode_images, rows, reading, decoders))
+            started.append((number, job, futures))
+
+        def finish() -> None:
+            nonlocal writing
+            number, job, futures = started.popleft()
+            for future in futures:
+                total.add(future.result())
+            bar.update(len(job.posts))
+            features = job.features()
+            if writing:
+                total.write += writing.result()  # at most one finished shard waits in memory
+            writing = writer.submit(_write, out / hdf5.shard_name(number), features, marks)
+
+        try:
+            for number in todo.todo:
+                if stop:
+                    break
+                begin(number)  # the next shard is decoded and begun while this one is still encoded
+                if len(started) > 1:
+                    finish()
+            while started:
+                finish()
+            if writing:
+                total.write += writing.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return total
+
+
+def _refuse_if_stopped(stop: StopWish, todo: Plan, out: Path) -> None:
+    left = sum(not (out / hdf5.shard_name(number)).is_file() for number in todo.shards)
+    if stop and left:
+        raise InputError(
+            f"stopped by {stop.signal}; {len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished; "
+            "the same command goes on from there"
+        )
+
+
+@contextmanager
+def _encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that encode a batch each: on a CPU one per core and each on one core, so that none waits at a barrier;
+    on a GPU two, so that one copies while the other computes.
+    """
+    cores = torch.get_num_threads()
+    count = cores if device.type == "cpu" else 2
+    try:
+        with ThreadPoolExecutor(count, "encode", initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(cores)
+
+
+def _write(path: Path, features: hdf5.ShardFeatures, marks: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    hdf5.write_shard(path, features, marks)
+    return time.perf_counter() - started
+
+
+def _part_marks(todo: Plan) -> dict[str, Any] | None:
+    """What merging must know of a part: which it is, and of which manifest."""
+    if todo.part.of == 1:
+        return None
+    ids = hashlib.sha256("".join(f"{post.id}\n" for post in todo.posts).encode()).hexdigest()
+    return {"number": todo.part.number, "of": todo.part.of, "posts": len(todo.posts), "ids_sha256": ids}
+
+
+def _write_failures(out: Path, cache: Cache) -> None:
+    """The failed posts as CSV, for people; nothing if there are none."""
+    path = out / FAILURES
+    failed = [(row, record) for row, record in enumerate(cache.records) if record.reason]
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    images = hdf5.read_images(out)
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(("id", "reason", "image"))
+    table.writerows((record.id, record.reason, images[row]) for row, record in failed)
+    write_text(path, lines.getvalue())

@@ -1,0 +1,80 @@
+"""Parts of a cache in, one cache out: `extract --part i/n` made them, on one machine or on many."""
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import hdf5
+from pipeline.cache import Cache
+from pipeline.encoders import first_difference
+from pipeline.errors import InputError
+from pipeline.files import complete_or_absent
+from pipeline.lock import only_writer
+from pipeline.records import Post
+
+
+def merge(parts: Sequence[Path], out: Path) -> Cache:
+    """Hard-link the shards of all parts into `out` (copy them across file systems) under one index.
+
+    Every part must be there once, of one manifest, made by the same encoders. Raises InputError naming what differs.
+    The parts stay what they are, and may be deleted afterwards.
+    """
+    _require_all(parts)
+    shards: dict[int, tuple[Path, Sequence[Post]]] = {}
+    for part in parts:
+        shards.update(_shards_of(part))
+    fingerprint = hdf5.read_index(parts[0]).fingerprint
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        for _, (shard, _posts) in sorted(shards.items()):
+            _link(shard, out / shard.name)
+        hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, fingerprint)
+    return Cache(out)
+
+
+def _require_all(parts: Sequence[Path]) -> None:
+    """Every part of one manifest once, whole, by the same encoders."""
+    seen: dict[int, Path] = {}
+    first = None
+    for folder in parts:
+        index = Cache(folder).index  # opening it checks that its shards are there
+        if index.part is None:
+            raise InputError(f"{folder}: a whole cache and no part of one; parts are made by `extract --part i/n`")
+        number = index.part["number"]
+        if number in seen:
+            raise InputError(f"{folder}: part {number}, as {seen[number]} is")
+        seen[number] = folder
+        first = first or index
+        if difference := first_difference(first.fingerprint, index.fingerprint):
+            raise InputError(f"{folder}: made by other encoders than {parts[0]}; {difference}")
+        if difference := first_difference({**first.part, "number": 0}, {**index.part, "number": 0}):  # type: ignore[dict-item]
+            raise InputError(f"{folder}: a part of another manifest or division than {parts[0]}; {difference}")
+    assert first is not None
+    assert first.part is not None
+    if missing := sorted(set(range(1, first.part["of"] + 1)) - seen.keys()):
+        raise InputError(f"part {missing[0]}/{first.part['of']} is missing; {len(missing)} of the parts are not named")
+
+
+def _shards_of(part: Path) -> dict[int, tuple[Path, Sequence[Post]]]:
+    """Shard number -> its file and its posts."""
+    table, posts = hdf5.read_index(part).shards, hdf5.read_posts(part)
+    shards: dict[int, tuple[Path, Sequence[Post]]] = {}
+    start = 0
+    for name, rows in zip(table["name"], table["rows"], strict=True):
+        file = part / name.decode()
+        shards[hdf5.shard_number(file)] = (file, posts[start : start + int(rows)])
+        start += int(rows)
+    return shards
+
+
+def _link(source: Path, target: Path) -> None:
+    with complete_or_absent(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            shutil.copyfile(source, temporary)

@@ -1,0 +1,46 @@
+"""Signals in, a wish to stop out: the first SIGTERM or SIGINT asks to finish the work in hand, the second ends it."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopWish:
+    """Holds the name of the signal that asked to stop; empty until one did."""
+
+    def __init__(self) -> None:
+        self.signal = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)  # what is on disk is whole at any moment; nothing needs to be tidied
+        self.signal = signal.Signals(number).name
+        # os.write and not print: a handler may run in the middle of another print
+        os.write(
+            sys.__stderr__.fileno() if sys.__stderr__ else 2,
+            b"\nfinishing the shard in hand; once more stops at once\n",
+        )
+
+
+@contextmanager
+def on_signals() -> Iterator[StopWish]:
+    """Note SIGTERM and SIGINT while the block runs. Outside the main thread, where signals can't be had, none comes."""
+    wish = StopWish()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    before = {number: signal.signal(number, wish._note) for number in SIGNALS}
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

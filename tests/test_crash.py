@@ -1,0 +1,202 @@
+"""The real `extract` command, killed, stopped and refused: it loses nothing and goes on to the same bytes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache import Cache
+from pipeline.errors import InputError
+from pipeline.hdf5 import INDEX, shard_name
+from pipeline.lock import LOCK
+from pipeline.records import write_manifest
+from tests.test_extract import SHARD, shard_bytes, write_posts
+
+ROOT = Path(__file__).parent.parent
+SHARDS = 9
+
+# The command in shards of seven posts. Given a point, like "mscf.synced shard-00003.h5", it kills itself there and
+# leaves a mark.
+COMMAND = f"""
+import os, signal, sys
+from pipeline import hdf5
+from cli import cli
+
+hdf5.SHARD_POSTS = {SHARD}
+point, mark = sys.argv.pop(1), sys.argv.pop(1)
+
+def watch(event, arguments):
+    if event.startswith("mscf.") and f"{{event}} {{os.path.basename(arguments[0])}}" == point:
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+if __name__ == "__main__":
+    cli()
+"""
+POINTS = (
+    f"mscf.written {shard_name(1)}",
+    f"mscf.synced {shard_name(3)}",
+    f"mscf.renamed {shard_name(5)}",
+    "mscf.index cache",
+    f"mscf.renamed {INDEX}",
+)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "extract.py"
+    path.write_text(COMMAND)
+    return path
+
+
+def start(
+    script: Path, manifest: Path, out: Path, point: str = "", mark: str = "", **options
+) -> "subprocess.Popen[str]":
+    arguments = ("extract", manifest, "--out", out, "--encoders", "packaged", "--device", "cpu", "--quiet")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.Popen(
+        [sys.executable, script, point, mark, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def finish(script: Path, manifest: Path, out: Path) -> None:
+    process = start(script, manifest, out)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, script):
+    """(manifest, its cache made in one go)."""
+    folder = tmp_path_factory.mktemp("kill")
+    write_manifest(folder / "manifest.jsonl", write_posts(folder, SHARDS * SHARD - 2))
+    finish(script, folder / "manifest.jsonl", folder / "whole")
+    assert len(shard_bytes(folder / "whole")) == SHARDS
+    return folder / "manifest.jsonl", folder / "whole"
+
+
+def same(out: Path, whole: Path) -> None:
+    """Byte-equal features, every post once, nothing half-written, no lock left."""
+    assert shard_bytes(out) == shard_bytes(whole)
+    assert Cache(out).ids == Cache(whole).ids
+    assert Cache(out).damage() == []
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_killed_at_every_named_point_it_goes_on_to_the_same_bytes(uninterrupted, script, tmp_path):
+    """One extraction, killed at one point after the other."""
+    manifest, whole = uninterrupted
+    out = tmp_path / "cache"
+    for number, point in enumerate(POINTS):
+        mark = tmp_path / f"reached-{number}"
+        process = start(script, manifest, out, point, str(mark))
+        _, errors = process.communicate(timeout=300)
+        assert mark.exists(), f"{point} was not reached: {errors}"
+        assert process.returncode == -signal.SIGKILL
+        if point.endswith(INDEX):
+            continue
+        with pytest.raises(InputError, match="run `extract` again to finish it"):
+            Cache(out)
+    assert len(Cache(out)) == SHARDS * SHARD - 2  # killed after the index, it is finished
+    (out / INDEX).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.h5")}
+    finish(script, manifest, out)
+    same(out, whole)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.long
+def test_twenty_kills_at_random_moments(uninterrupted, script, tmp_path):
+    """The moments are drawn over the time of a whole run. A run that was quicker than its kill is begun anew."""
+    manifest, whole = uninterrupted
+    draw = random.Random(0)
+    started = time.monotonic()
+    finish(script, manifest, tmp_path / "timed")
+    span = time.monotonic() - started
+    out, kills = tmp_path / "cache", 0
+    while kills < 20:
+        process = start(script, manifest, out)
+        try:
+            _, errors = process.communicate(timeout=draw.uniform(0.3, 1.0) * span)
+            assert process.returncode == 0, errors
+            same(out, whole)
+            for path in out.iterdir():
+                path.unlink()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    if not (out / INDEX).exists():
+        finish(script, manifest, out)
+    same(out, whole)
+
+
+def marked(mark: str) -> list[int]:
+    """Processes with this mark in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and mark.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            pass
+    return found
+
+
+def wait_until(condition, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_asked_to_stop_it_finishes_the_shard_in_hand_and_a_killed_one_leaves_no_process(
+    uninterrupted, script, tmp_path
+):
+    manifest, whole = uninterrupted
+    out = tmp_path / "cache"
+    process = start(script, manifest, out)
+    wait_until(lambda: (out / shard_name(0)).exists() or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    last = errors.splitlines()[-1]
+    done = len(shard_bytes(out))
+    assert 1 <= done < SHARDS
+    assert last.startswith("Error: stopped by SIGTERM; ")
+    assert f"{done} of {SHARDS} shards" in last
+    assert last.endswith("the same command goes on from there")
+    assert not (out / LOCK).exists()
+    mark = f"MSCF_MARK_{os.getpid()}"
+    process = start(script, manifest, out, env={mark: "1"})
+    wait_until(lambda: len(marked(mark)) >= 4 and (out / LOCK).exists())  # itself, the server, two decoders
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not marked(mark))
+    finish(script, manifest, out)
+    same(out, whole)
+
+
+def test_a_second_signal_stops_at_once(uninterrupted, script, tmp_path):
+    manifest, _ = uninterrupted
+    process = start(script, manifest, tmp_path / "cache")
+    wait_until(lambda: (tmp_path / "cache" / shard_name(0)).exists() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "once more stops at once" in errors
+    assert json.loads((tmp_path / "cache" / LOCK).read_text())["pid"] == process.pid  # the next call takes it over
