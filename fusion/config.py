@@ -1,0 +1,148 @@
+"""One validated configuration: presets, YAML files and `key=value` settings in, a checked `Config` out."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError
+from pipeline.files import write_text
+
+PRESET_FOLDER = Path(__file__).parent / "presets"
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Everything that decides a run, apart from its cache. The defaults are the paper's where it gives any."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    # The model
+    width: Count = 768
+    heads: Count = 12
+    layers: Count = 3
+    feedforward: Count | None = None  # None: 4 x width
+    dropout: Fraction = 0.1  # in the Transformer only
+    modalities: Literal["both", "text", "image"] = "both"
+    cross_attention: bool = True  # eqs 7-11; without them pass 1 is [T; I]
+    share_transformer: bool = True  # one T for eqs 12 and 22
+    attention_scale: bool = False  # beyond the paper: eq 7 divided by sqrt(width)
+    segment_embeddings: bool = False  # beyond the paper: a learned vector for each of the four blocks
+    modality_dropout: Fraction = 0.0  # beyond the paper: how often a training post loses one modality
+
+    # The masked-language loss
+    mlm: bool = True
+    mlm_weight: Annotated[float, Field(ge=0)] = 1.0  # eq 13
+    mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    mask_choice: Literal["image", "random"] = "image"  # eqs 18-19, or words at random
+    mask_projection: bool = True  # eq 6 after eq 21; False is eq 21 to the letter and needs D = width
+    mlm_cross: Literal["unmasked", "masked"] = "unmasked"  # beyond the paper: masked keeps hidden words out of eq 22
+    tie_mlm_head: bool = False  # beyond the paper: eq 24 with BERT's input embeddings
+    validate_mlm: bool = False  # also report the loss of eq 25 on validation
+
+    # Training; the paper gives batch size and learning rate, not the rest
+    batch_size: Count = 64
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, over all epochs
+    warmup: Fraction = 0.0  # share of all steps in which the rate rises to lr
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    epochs: Count = 20
+    patience: Count = 5  # epochs without a better validation weighted F1
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, float32 weights
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
+        if self.modalities == "image" and self.mlm:
+            raise ValueError("mlm: there are no words to mask when modalities is image; set mlm to false")
+        if self.modalities == "text" and self.mlm and self.mask_choice == "image":
+            raise ValueError(
+                "mask_choice: no image to choose words by when modalities is text; set mask_choice to random"
+            )
+        if self.modalities != "both" and self.modality_dropout:
+            raise ValueError("modality_dropout: needs modalities both")
+        return self
+
+    @property
+    def feedforward_width(self) -> int:
+        return self.feedforward or 4 * self.width
+
+
+def load_config(preset: str | None = None, file: Path | None = None, settings: tuple[str, ...] = ()) -> Config:
+    """Defaults, then the preset, then the file, then `key=value` settings, each over the one before.
+
+    Raises InputError naming the source, the key and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, found in (
+        (f"--preset {preset}", _read_yaml(_preset_file(preset)) if preset else {}),
+        (str(file), _read_yaml(file) if file else {}),
+        ("--set", dict(_setting(text) for text in settings)),
+    ):
+        values.update(found)
+        origin.update(dict.fromkeys(found, source))
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key; known are {', '.join(Config.model_fields)}"
+        given = f" (given {values[key]!r} in {origin[key]})" if key in values else ""
+        raise InputError(f"config{f', {key}' if key else ''}: {message}{given}") from None
+
+
+def save_config(path: Path, config: Config) -> None:
+    """Write the resolved configuration; `--config` reads it back."""
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship."""
+    return sorted(file.stem for file in PRESET_FOLDER.glob("*.yaml"))
+
+
+def _preset_file(name: str) -> Path:
+    if name not in presets():
+        raise InputError(f"--preset {name}: no such preset; there are {', '.join(presets())}")
+    return PRESET_FOLDER / f"{name}.yaml"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold key: value lines")
+    return {str(key): _number(value) for key, value in values.items()}
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {text}: must be key=value")
+    try:
+        return key.strip(), _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: {value!r} is not a YAML value") from None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 2e-5 (no dot) as a string; people write it for a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,238 @@
+"""A finished run in, what it is worth out: scores with intervals, controls, and the difference to the linear floor."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from fusion.batches import in_order, read_batch
+from fusion.checkpoint import Run
+from fusion.config import Config
+from fusion.model import FusionModel
+from fusion.probe import probe
+from pipeline.cache import Cache
+from pipeline.encoders import first_difference
+from pipeline.errors import InputError
+from pipeline.records import LABELS, read_splits
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+SHUFFLES = 3
+SCORES = ("accuracy", "weighted_f1", "macro_f1")
+_CODES = tuple(range(len(LABELS)))
+
+Scores = dict[str, float]
+
+
+@torch.inference_mode()
+def predict(
+    model: FusionModel,
+    cache: Cache,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    image_rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image."""
+    model.eval()
+    parts = []
+    for at in in_order(np.arange(len(rows)), batch_size):
+        batch = read_batch(cache, rows[at], device, image_rows=None if image_rows is None else image_rows[at])
+        with precision(model.config, device):
+            logits = model(batch)
+        parts.append(logits.double().softmax(dim=1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def precision(config: Config, device: torch.device) -> torch.autocast:
+    """The run's arithmetic, as a context: float32, or bfloat16 products over float32 weights."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
+    """Accuracy, weighted F1 and macro F1 over all three classes; a class never predicted counts as 0."""
+    options: dict[str, Any] = {"labels": _CODES, "zero_division": 0}
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "weighted_f1": float(f1_score(truth, predicted, average="weighted", **options)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", **options)),
+    }
+
+
+def evaluate(
+    run: Run, device: torch.device, *, split: str = "test", splits: Path | None = None, cache_folder: Path | None = None
+) -> dict[str, Any]:
+    """Score a finished run on one split; see `cli.py evaluate --help` for what the result holds.
+
+    Raises InputError if the run is not finished, the cache is of other encoders, or the posts were trained on.
+    """
+    facts = run.facts
+    if not facts["finished"]:
+        raise InputError(f"{run.folder}: training is not finished; go on with `train ... --out {run.folder} --resume`")
+    cache = Cache(cache_folder or Path(facts["cache"]))
+    if difference := first_difference(facts["fingerprint"], cache.fingerprint):
+        raise InputError(f"{cache.folder}: made by other encoders than the run's; {difference}")
+    if splits:
+        cache = cache.with_splits(splits)
+    elif cache.manifest_sha256 == facts["manifest_sha256"]:
+        cache = cache.with_splits(run.splits)
+    rows = cache.rows(split)
+    _refuse_seen(run, cache, rows, split)
+    model = run.load_model(device)
+    truth = cache.labels[rows].astype(np.int64)
+    probabilities = predict(model, cache, rows, device)
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=_CODES, zero_division=0)
+    fresh = ~cache.repeats_training(rows)
+    result: dict[str, Any] = {
+        "split": split,
+        "posts_used": len(rows),
+        "posts_failed": cache.failed(split),
+        **score(truth, predicted),
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted)},
+        "per_class": {
+            label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for label, p, r, f, n in zip(LABELS, precision, recall, f1, support, strict=True)
+        },
+        "confusion": {
+            "rows": "truth",
+            "columns": "predicted",
+            "counts": confusion_matrix(truth, predicted, labels=_CODES).tolist(),
+        },
+        "without_duplicates": {"posts": int(fresh.sum()), **score(truth[fresh], predicted[fresh])}
+        if fresh.any()
+        else None,
+        "controls": controls(model, cache, rows, device),
+        "versus_probe": versus_probe(cache, split, truth, predicted),
+    }
+    result["posts"] = [
+        {
+            "id": cache.ids[row],
+            "label": LABELS[label],
+            "probabilities": dict(zip(LABELS, map(float, values), strict=True)),
+        }
+        for row, label, values in zip(rows, truth, probabilities, strict=True)
+    ]
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as lines for a terminal; shares in percent."""
+    floor, clean = result["versus_probe"], result["without_duplicates"]
+    rows = [
+        ("this model", result),
+        ("  95 % interval", {name: result["interval"][name] for name in SCORES}),
+        ("without duplicates", clean) if clean else ("without duplicates", {}),
+        ("image shuffled", result["controls"]["image_shuffled"]),
+        ("text shuffled", result["controls"]["text_shuffled"]),
+        ("linear probe, both", floor["probe"]),
+        ("model - probe", floor["difference"]),
+        ("  95 % interval", {name: floor["interval"][name] for name in SCORES}),
+    ]
+    lines = [
+        f"{result['split']}: {result['posts_used']} posts used, {result['posts_failed']} failed",
+        f"{'':20}{'accuracy':>16}{'weighted F1':>16}{'macro F1':>16}",
+        *(f"{name:20}" + "".join(f"{_percent(scores.get(key)):>16}" for key in SCORES) for name, scores in rows),
+        f"right where the other is wrong: model {floor['only_model_right']}, probe {floor['only_probe_right']} posts",
+        "",
+        f"{'':10}{'precision':>11}{'recall':>9}{'F1':>9}{'posts':>8}   predicted "
+        + " ".join(f"{label:>9}" for label in LABELS),
+    ]
+    for (label, scores), counts in zip(result["per_class"].items(), result["confusion"]["counts"], strict=True):
+        shares = f"{scores['precision']:>11.1%}{scores['recall']:>9.1%}{scores['f1']:>9.1%}{scores['support']:>8}"
+        lines.append(f"{label:10}{shares}{'':13}{' '.join(f'{count:>9}' for count in counts)}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | list[float] | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
+    return f"{100 * value:.2f}"
+
+
+def controls(model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.device) -> dict[str, Scores]:
+    """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
+
+    A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
+    modality.
+    """
+    shuffles = [_partners(len(rows), np.random.default_rng(number)) for number in range(SHUFFLES)]
+    truth = cache.labels[rows].astype(np.int64)
+    image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
+    text = [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]
+    return {
+        "image_shuffled": _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in image]),
+        "text_shuffled": _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in text]),
+    }
+
+
+def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """The paired difference, model minus the linear probe of both modalities, on the same posts."""
+    floor = probe(cache, "both", split)
+    right, probe_right = predicted == truth, floor.test_predictions == truth
+    probe_scores, ours = score(truth, floor.test_predictions), score(truth, predicted)
+    return {
+        "probe": probe_scores,
+        "difference": {name: ours[name] - probe_scores[name] for name in ours},
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, floor.test_predictions)},
+        "only_model_right": int((right & ~probe_right).sum()),
+        "only_probe_right": int((~right & probe_right).sum()),
+    }
+
+
+def bootstrap(
+    truth: np.ndarray, predicted: np.ndarray, other: np.ndarray | None = None, *, seed: int = 0
+) -> dict[str, list[float]]:
+    """Percentile intervals of each score over resampled posts; with `other`, of the paired difference predicted -
+    other.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(truth), (RESAMPLES, len(truth)))
+    values = _resampled(truth, predicted, draws)
+    if other is not None:
+        against = _resampled(truth, other, draws)
+        values = {name: values[name] - against[name] for name in values}
+    tail = 100 * (1 - LEVEL) / 2
+    return {name: np.percentile(sample, [tail, 100 - tail]).tolist() for name, sample in values.items()}
+
+
+def _resampled(truth: np.ndarray, predicted: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """`score` for every row of `draws` at once, from confusion counts."""
+    k = len(LABELS)
+    cells = (truth * k + predicted)[draws]
+    counts = np.stack([(cells == cell).sum(axis=1) for cell in range(k * k)], axis=1).reshape(-1, k, k).astype(float)
+    hits, actual, guessed = counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
+    f1 = 2 * hits / np.maximum(actual + guessed, 1)  # a class neither there nor guessed counts as 0, as in `score`
+    total = draws.shape[1]
+    return {
+        "accuracy": hits.sum(axis=1) / total,
+        "weighted_f1": (f1 * actual).sum(axis=1) / total,
+        "macro_f1": f1.mean(axis=1),
+    }
+
+
+def _partners(count: int, random: np.random.Generator) -> np.ndarray:
+    """A permutation in which no post (of two or more) keeps its place."""
+    order = random.permutation(count)
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def _mean(scores: list[Scores]) -> Scores:
+    return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+
+
+def _refuse_seen(run: Run, cache: Cache, rows: np.ndarray, split: str) -> None:
+    """Posts that the run learned from or chose by must not be scored under another name."""
+    seen = {id_ for id_, given in read_splits(run.splits).items() if given.split != split and given.split != "test"}
+    if cache.manifest_sha256 == run.facts["manifest_sha256"] and (
+        known := [cache.ids[row] for row in rows if cache.ids[row] in seen]
+    ):
+        raise InputError(
+            f"{len(known)} posts of split {split!r}, {known[0]} among them, were trained or chosen on by this run"
+        )

@@ -1,0 +1,200 @@
+"""The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion.attention import cross_attention
+from fusion.batches import Batch
+from fusion.config import Config
+from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.transformer import Transformer
+
+
+class FrozenText(Protocol):
+    """What pass 2 needs of the frozen text encoder (pipeline.encoders.TextEncoder is one)."""
+
+    mask_id: int
+
+    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids (B, n) under mask (B, n) to last_hidden_state (B, n, D)."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What the encoders fix: image channels C, text width D, vocabulary V, and the number of classes."""
+
+    channels: int
+    text_width: int
+    vocabulary: int
+    classes: int = 3
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over."""
+
+    sentiment: Tensor
+    mlm: Tensor
+    total: Tensor
+    hidden: int
+
+
+class FusionModel(nn.Module):
+    """Multi-scale cross-modal feature fusion (Liu et al. 2024), as configured."""
+
+    def __init__(self, config: Config, dimensions: Dimensions, *, word_embeddings: Tensor | None = None) -> None:
+        """`word_embeddings` (V, D) are needed to train with `tie_mlm_head`, and not otherwise."""
+        super().__init__()
+        self.config = config
+        if config.mlm and not config.mask_projection and dimensions.text_width != config.width:
+            raise ValueError(
+                f"mask_projection: false needs width {dimensions.text_width}, the text encoder's, not {config.width}"
+            )
+        if config.modalities != "text":
+            self.image_projection = nn.Linear(dimensions.channels, config.width)
+        if config.modalities != "image":
+            self.text_projection = nn.Linear(dimensions.text_width, config.width)
+        if config.segment_embeddings:
+            self.segments = nn.Embedding(4, config.width)
+        self.transformer = self._new_transformer()
+        self.sentiment_head = nn.Linear(config.width, dimensions.classes)
+        if config.mlm:
+            self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
+            if config.tie_mlm_head:
+                self.mlm_head: nn.Module = TiedWordHead(config.width, dimensions, word_embeddings)
+            else:
+                self.mlm_head = nn.Linear(config.width, dimensions.vocabulary)
+
+    def _new_transformer(self) -> Transformer:
+        config = self.config
+        return Transformer(
+            width=config.width,
+            heads=config.heads,
+            layers=config.layers,
+            feedforward=config.feedforward_width,
+            dropout=config.dropout,
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sentiment logits (B, classes): pass 1, eqs 3-4, 6-12, 14-15. A post's logits don't depend on its batch."""
+        emb_text, emb_image = self.embed(batch)
+        return self.classify(
+            *self.fuse(self.transformer, emb_text, self.attend(emb_text, emb_image, batch), emb_image, batch)
+        )
+
+    def losses(self, batch: Batch, text_encoder: FrozenText | None) -> Losses:
+        """Both losses of a batch with labels. Without `mlm`, or without a text encoder, pass 2 is left out."""
+        emb_text, emb_image = self.embed(batch)
+        cross = self.attend(emb_text, emb_image, batch)
+        logits = self.classify(*self.fuse(self.transformer, emb_text, cross, emb_image, batch))
+        sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
+        if not self.config.mlm or text_encoder is None:
+            return Losses(sentiment, sentiment.new_zeros(()), sentiment, 0)
+        mlm, hidden = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
+        return Losses(sentiment, mlm, sentiment + self.config.mlm_weight * mlm, hidden)  # eq 13
+
+    def embed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Emb_T (B, n, d) and Emb_I (B, 1+m, d), its first row the projected pooled feature; None for a modality not
+        used.
+        """
+        emb_text = emb_image = None
+        if self.config.modalities != "image":
+            emb_text = self.embed_text(batch.tokens)
+        if self.config.modalities != "text":
+            image_rows = torch.cat([batch.pooled[:, None], batch.patches], dim=1)  # eq 3
+            emb_image = F.gelu(self.image_projection(image_rows))  # eq 4
+        return emb_text, emb_image
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        return F.gelu(self.text_projection(tokens))  # eq 6
+
+    def attend(self, emb_text: Tensor | None, emb_image: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Emb_T' and Emb_I' (eqs 7-11), or None where they are switched off or one modality is missing altogether."""
+        if emb_text is None or emb_image is None or not self.config.cross_attention:
+            return None
+        return cross_attention(emb_text, emb_image, batch.text_mask, scale=self.config.attention_scale)
+
+    def fuse(
+        self,
+        transformer: Transformer,
+        emb_text: Tensor | None,
+        cross: tuple[Tensor, Tensor] | None,
+        emb_image: Tensor | None,
+        batch: Batch,
+    ) -> tuple[Tensor, Tensor]:
+        """T([T; T'; I'; I]) and the mask of its real rows: (B, 2n+2m+2, d) and (B, 2n+2m+2). Eqs 12, 22."""
+        text_mask = batch.text_mask & batch.has_text[:, None]
+        image_mask = batch.has_image[:, None]
+        blocks = [
+            (emb_text, text_mask),
+            (cross and cross[0], text_mask & image_mask),
+            (cross and cross[1], image_mask & batch.has_text[:, None]),
+            (emb_image, image_mask),
+        ]
+        rows, masks = [], []
+        for segment, (block, mask) in enumerate(blocks):
+            if block is not None:
+                rows.append(block + self.segments.weight[segment] if self.config.segment_embeddings else block)
+                masks.append(mask.expand(block.shape[:2]))
+        mask = torch.cat(masks, dim=1)
+        return transformer(torch.cat(rows, dim=1), mask), mask
+
+    def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""
+        pooled = fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
+        return self.sentiment_head(pooled)  # eq 15
+
+    def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
+        """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""
+        candidates = word_pieces(batch.text_mask) & batch.has_text[:, None]
+        if self.config.mask_choice == "random" or emb_image is None:
+            scores = torch.rand(candidates.shape, device=candidates.device)
+        else:
+            scores = image_guidance(emb_image[:, 0], emb_text)
+        return hide_highest(scores, candidates, self.config.mask_rate)
+
+    def mlm_loss(
+        self,
+        batch: Batch,
+        emb_text: Tensor | None,
+        emb_image: Tensor | None,
+        cross: tuple[Tensor, Tensor] | None,
+        text_encoder: FrozenText,
+    ) -> tuple[Tensor, int]:
+        """Guess the hidden words from pass 2 (eqs 18-25): mean cross-entropy over all hidden positions, and their
+        number.
+        """
+        if emb_text is None:
+            raise ValueError("the masked-language loss needs the text modality")
+        hidden = self.choose_hidden(batch, emb_text, emb_image)
+        count = int(hidden.sum())
+        if count == 0:
+            return emb_text.new_zeros(()), 0
+        ids = masked_ids(batch.input_ids, hidden, text_encoder.mask_id)  # eq 20
+        tokens_masked = text_encoder.encode(ids, batch.text_mask)  # eq 21
+        emb_masked = self.embed_text(tokens_masked) if self.config.mask_projection else tokens_masked
+        if self.config.mlm_cross == "masked":
+            cross = self.attend(emb_masked, emb_image, batch)
+        fused, _ = self.fuse(self.mlm_transformer, emb_masked, cross, emb_image, batch)  # eq 22
+        words = fused[:, : hidden.shape[1]]  # eq 23
+        logits = self.mlm_head(words[hidden])  # eq 24, at the hidden positions only
+        return F.cross_entropy(logits, batch.input_ids[hidden]), count  # eq 25
+
+
+class TiedWordHead(nn.Module):
+    """Eq 24 with the text encoder's frozen input embeddings (V, D), after a map d -> D where the widths differ."""
+
+    word_embeddings: Tensor
+
+    def __init__(self, width: int, dimensions: Dimensions, word_embeddings: Tensor | None) -> None:
+        super().__init__()
+        self.map = nn.Identity() if width == dimensions.text_width else nn.Linear(width, dimensions.text_width)
+        self.bias = nn.Parameter(torch.zeros(dimensions.vocabulary))
+        self.register_buffer("word_embeddings", word_embeddings, persistent=False)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return F.linear(self.map(words), self.word_embeddings, self.bias)

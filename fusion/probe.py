@@ -1,0 +1,91 @@
+"""The linear floor: a cache in, how far logistic regression on averaged features gets for text, image and both.
+
+A fusion model that does not clearly beat `both` has learned nothing from fusion.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.cache import Cache
+from pipeline.errors import InputError
+from pipeline.records import LABELS
+
+KINDS = ("text", "image", "both")
+STRENGTHS = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One kind's best classifier by validation accuracy, its scores, and its predictions on the test rows."""
+
+    kind: str
+    strength: float
+    val_accuracy: float
+    test_accuracy: float
+    test_weighted_f1: float
+    test_rows: np.ndarray
+    test_predictions: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        return {
+            "strength": self.strength,
+            "val_accuracy": self.val_accuracy,
+            "test_accuracy": self.test_accuracy,
+            "test_weighted_f1": self.test_weighted_f1,
+        }
+
+
+def probe(cache: Cache, kind: str, test_split: str = "test") -> Probe:
+    """Fit standardised logistic regression on training, choose C on validation accuracy, score the test split once."""
+    require_all_classes(cache)
+    train, val, test = (cache.rows(split) for split in ("train", "val", test_split))
+    features = {"train": features_of(cache, train, kind), "val": features_of(cache, val, kind)}
+    best, best_accuracy, best_strength = None, -1.0, 0.0
+    for strength in STRENGTHS:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)  # a floor that was not found is no floor
+            classifier.fit(features["train"], cache.labels[train])
+        accuracy = accuracy_score(cache.labels[val], classifier.predict(features["val"]))
+        if accuracy > best_accuracy:
+            best, best_accuracy, best_strength = classifier, accuracy, float(strength)
+    assert best is not None
+    predictions = best.predict(features_of(cache, test, kind))
+    truth = cache.labels[test]
+    return Probe(
+        kind=kind,
+        strength=best_strength,
+        val_accuracy=float(best_accuracy),
+        test_accuracy=float(accuracy_score(truth, predictions)),
+        test_weighted_f1=float(f1_score(truth, predictions, average="weighted", zero_division=0)),
+        test_rows=test,
+        test_predictions=predictions,
+    )
+
+
+def features_of(cache: Cache, rows: np.ndarray, kind: str) -> np.ndarray:
+    """Text: mean of all real tokens, with [CLS] and [SEP]; image: mean of patches; both: side by side. (len(rows), D
+    and/or C).
+    """
+    parts = []
+    if kind != "image":
+        parts.append(np.stack([cache.tokens(row).astype(np.float32).mean(axis=0) for row in rows]))
+    if kind != "text":
+        parts.append(np.stack([cache.pooled(row).astype(np.float32) for row in rows]))
+    return np.concatenate(parts, axis=1)
+
+
+def require_all_classes(cache: Cache) -> None:
+    """A class that training never shows can't be learned: say so instead of scoring it."""
+    present = set(cache.labels[cache.rows("train")].tolist())
+    if absent := [name for code, name in enumerate(LABELS) if code not in present]:
+        raise InputError(
+            f"{cache.folder}: no training post is labelled {' or '.join(absent)}; check the labels and the split"
+        )

@@ -1,0 +1,212 @@
+"""The paper written out slowly: one post's features in, logits, hidden words and both losses out.
+
+Every equation in plain loops over words, patches and rows, in float64, without padding or batches; only products with
+one vector and elementwise functions are taken from torch, which also gives the gradients. The real model must agree
+with this.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+Rows = list[Tensor]
+Reencode = Callable[[Tensor], Tensor]  # ids (n,) -> last_hidden_state (n, D) of the frozen text encoder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the oracle must know of a configuration."""
+
+    layers: int
+    heads: int
+    modalities: str = "both"
+    cross_attention: bool = True
+    share_transformer: bool = True
+    segment_embeddings: bool = False
+    attention_scale: bool = False
+    mlm: bool = True
+    mlm_weight: float = 1.0
+    mask_rate: float = 0.25
+    mlm_cross: str = "unmasked"
+    mask_projection: bool = True
+    tie_mlm_head: bool = False
+
+
+@dataclass(frozen=True)
+class Post:
+    """patches (m, C): eq 1; tokens (n, D): eq 5, with [CLS] and [SEP]; input_ids (n,): eq 17; label 0, 1 or 2."""
+
+    patches: Tensor
+    tokens: Tensor
+    input_ids: Tensor
+    label: int
+
+
+def logits(p: Parameters, s: Settings, post: Post) -> Tensor:
+    """Sentiment logits (3,): eqs 2-4, 6-12, 14-15 without its softmax."""
+    rows = fused(p, s, "transformer", *embeddings(p, s, post), *cross(p, s, *embeddings(p, s, post)))
+    largest = rows[0]
+    for row in rows[1:]:
+        largest = torch.where(row > largest, row, largest)  # eq 14
+    return linear(p, "sentiment_head", largest)  # eq 15
+
+
+def sentiment_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
+    """Mean over posts of the cross-entropy (eq 16)."""
+    return sum(
+        (cross_entropy(logits(p, s, post), post.label) for post in posts), torch.zeros((), dtype=torch.float64)
+    ) / len(posts)
+
+
+def hidden_positions(p: Parameters, s: Settings, post: Post) -> list[int]:
+    """Which words to hide (eqs 18-19), without gradient."""
+    text, image = embeddings(p, s, post)
+    similarity = softmax(
+        [torch.dot(image[0], word).detach() for word in text]
+    )  # eq 18: Emb_global is Emb_I's first row
+    candidates = list(range(1, len(text) - 1))  # neither [CLS] nor [SEP]
+    k = max(1, math.floor(s.mask_rate * len(candidates))) if candidates else 0
+    best = sorted(candidates, key=lambda position: (-float(similarity[position]), position))
+    return sorted(best[:k])  # eq 19
+
+
+def mlm_loss(
+    p: Parameters,
+    s: Settings,
+    posts: list[Post],
+    mask_id: int,
+    reencode: Reencode,
+    word_embeddings: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy at the hidden positions: sum over all posts' over their number; 0 if there are none (eqs 20-25)."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for post in posts:
+        hidden = hidden_positions(p, s, post)
+        ids = post.input_ids.clone()
+        for position in hidden:
+            ids[position] = mask_id  # eq 20
+        encoded = reencode(ids)  # eq 21
+        masked = [gelu(linear(p, "text_projection", token)) if s.mask_projection else token for token in encoded]
+        text, image = embeddings(p, s, post)
+        seen = cross(p, s, masked if s.mlm_cross == "masked" else text, image)
+        which = "transformer" if s.share_transformer else "mlm_transformer"
+        words = fused(p, s, which, masked, image, *seen)[: len(masked)]  # eqs 22-23
+        for position in hidden:
+            total = total + cross_entropy(
+                word_logits(p, s, words[position], word_embeddings), int(post.input_ids[position])
+            )
+            count += 1
+    return total / count if count else total
+
+
+def total_loss(
+    p: Parameters,
+    s: Settings,
+    posts: list[Post],
+    mask_id: int,
+    reencode: Reencode,
+    word_embeddings: Tensor | None = None,
+) -> Tensor:
+    """Eq 13."""
+    loss = sentiment_loss(p, s, posts)
+    return loss + s.mlm_weight * mlm_loss(p, s, posts, mask_id, reencode, word_embeddings) if s.mlm else loss
+
+
+def embeddings(p: Parameters, s: Settings, post: Post) -> tuple[Rows, Rows]:
+    """Emb_T, n rows of d, and Emb_I, 1 + m rows of d; no rows for a modality that is left out."""
+    text: Rows = []
+    image: Rows = []
+    if s.modalities != "image":
+        text = [gelu(linear(p, "text_projection", token)) for token in post.tokens]  # eq 6
+    if s.modalities != "text":
+        pooled = torch.zeros_like(post.patches[0])
+        for patch in post.patches:
+            pooled = pooled + patch / len(post.patches)  # eq 2
+        image = [gelu(linear(p, "image_projection", row)) for row in [pooled, *post.patches]]  # eqs 3-4
+    return text, image
+
+
+def cross(p: Parameters, s: Settings, text: Rows, image: Rows) -> tuple[Rows, Rows]:
+    """Emb_T' and Emb_I' (eqs 7-11); no rows where they are switched off or a modality is missing."""
+    if not (s.cross_attention and text and image):
+        return [], []
+    scale = 1 / math.sqrt(len(text[0])) if s.attention_scale else 1.0
+    scores = [[torch.dot(word, row) * scale for row in image] for word in text]  # eq 7
+    text_seen = [weighted(softmax(scores[i]), image) for i in range(len(text))]  # eqs 8-9
+    image_seen = [weighted(softmax([scores[i][j] for i in range(len(text))]), text) for j in range(len(image))]  # 10-11
+    return text_seen, image_seen
+
+
+def fused(p: Parameters, s: Settings, which: str, text: Rows, image: Rows, text_seen: Rows, image_seen: Rows) -> Rows:
+    """T([T; T'; I'; I]) (eqs 12, 22)."""
+    rows: Rows = []
+    for segment, block in enumerate((text, text_seen, image_seen, image)):
+        for row in block:
+            rows.append(row + p["segments.weight"][segment] if s.segment_embeddings else row)
+    for number in range(s.layers):
+        rows = encoder_layer(p, s, f"{which}.layers.{number}", rows)
+    return rows
+
+
+def encoder_layer(p: Parameters, s: Settings, name: str, rows: Rows) -> Rows:
+    """One post-norm encoder layer (Vaswani et al. 2017)."""
+    width = len(rows[0])
+    size = width // s.heads
+    triples = [linear(p, f"{name}.qkv", row) for row in rows]
+    queries, keys, values = ([t[part * width : (part + 1) * width] for t in triples] for part in range(3))
+    out = []
+    for i, row in enumerate(rows):
+        heads = []
+        for head in range(s.heads):
+            part = slice(head * size, (head + 1) * size)
+            weights = softmax([torch.dot(queries[i][part], key[part]) / math.sqrt(size) for key in keys])
+            heads.append(weighted(weights, [value[part] for value in values]))
+        x = layer_norm(p, f"{name}.norm1", row + linear(p, f"{name}.out", torch.cat(heads)))
+        out.append(layer_norm(p, f"{name}.norm2", x + linear(p, f"{name}.down", gelu(linear(p, f"{name}.up", x)))))
+    return out
+
+
+def word_logits(p: Parameters, s: Settings, word: Tensor, word_embeddings: Tensor | None) -> Tensor:
+    """Eq 24 without its softmax, (V,); with a tied head over the text encoder's input embeddings."""
+    if not s.tie_mlm_head:
+        return linear(p, "mlm_head", word)
+    assert word_embeddings is not None
+    mapped = linear(p, "mlm_head.map", word) if "mlm_head.map.weight" in p else word
+    return torch.stack([torch.dot(row, mapped) for row in word_embeddings]) + p["mlm_head.bias"]
+
+
+def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
+    return torch.stack([torch.dot(row, x) for row in p[f"{name}.weight"]]) + p[f"{name}.bias"]
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def layer_norm(p: Parameters, name: str, x: Tensor) -> Tensor:
+    mean = x.sum() / len(x)
+    variance = ((x - mean) ** 2).sum() / len(x)
+    return (x - mean) / torch.sqrt(variance + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def softmax(scores: list[Tensor]) -> list[Tensor]:
+    largest = max(float(score.detach()) for score in scores)
+    powers = [torch.exp(score - largest) for score in scores]
+    total = sum(powers, torch.zeros((), dtype=torch.float64))
+    return [power / total for power in powers]
+
+
+def weighted(weights: list[Tensor], rows: Rows) -> Tensor:
+    total = torch.zeros_like(rows[0])
+    for weight, row in zip(weights, rows, strict=True):
+        total = total + weight * row
+    return total
+
+
+def cross_entropy(scores: Tensor, target: int) -> Tensor:
+    """-log softmax(scores)[target] (eqs 16, 25)."""
+    return -torch.log(softmax(list(scores))[target])

@@ -1,0 +1,96 @@
+"""Small stand-ins for tests: a cache of random features, and a text encoder that is a table of word vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.batches import Batch
+from pipeline import hdf5
+from pipeline.cache import Cache
+from pipeline.records import LABELS, SPLITS, Post
+
+CLS, SEP, MASK, VOCABULARY = 2, 3, 5, 31
+FINGERPRINT = {"image": {"name": "toy"}, "text": {"name": "toy"}, "stored_dtype": "float32"}
+
+
+class ToyText:
+    """A frozen text encoder: every id has its vector, and every token sees the mean of its text."""
+
+    mask_id = MASK
+    vocabulary = VOCABULARY
+    parameters = 0
+
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.word_embeddings = torch.randn(VOCABULARY, width, generator=generator, dtype=dtype)
+
+    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        words = self.word_embeddings[input_ids]
+        real = mask[:, :, None].to(words.dtype)
+        return words + (words * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+
+
+def write_cache(
+    folder: Path,
+    *,
+    posts: int = 60,
+    m: int = 5,
+    channels: int = 11,
+    width: int = 7,
+    seed: int = 0,
+    strength: float = 1.0,
+    fingerprint: dict[str, Any] = FINGERPRINT,
+) -> Cache:
+    """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each."""
+    random = np.random.default_rng(seed)
+    text_encoder = ToyText(width)
+    labels = np.arange(posts) % 3
+    splits = np.array([0, 0, 0, 1, 2])[np.arange(posts) // 3 % 5]
+    ids = [np.array([CLS, *random.integers(6, VOCABULARY, random.integers(0, 9)), SEP]) for _ in range(posts)]
+    tokens = []
+    for number, row in enumerate(ids):
+        states = text_encoder.encode(torch.from_numpy(row)[None], torch.ones(1, len(row), dtype=torch.bool))[0].numpy()
+        states[:, 0] += strength * (labels[number] == 1)
+        tokens.append(states.astype(np.float32))
+    patches = random.normal(size=(posts, m, channels)).astype(np.float32)
+    patches[:, :, 0] += strength * labels[:, None]
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [hdf5.PostRecord(str(number), f"{number:064x}", f"{number + posts:064x}") for number in range(posts)]
+    for start in range(0, posts, hdf5.SHARD_POSTS):
+        part = slice(start, start + hdf5.SHARD_POSTS)
+        features = hdf5.ShardFeatures(records[part], patches[part], patches[part].mean(axis=1), tokens[part], ids[part])
+        hdf5.write_shard(folder / hdf5.shard_name(start // hdf5.SHARD_POSTS), features, fingerprint)
+    listed = [
+        Post(str(number), f"text number {number} of the toy", Path(f"{number}.jpg"), LABELS[label], SPLITS[split])
+        for number, (label, split) in enumerate(zip(labels, splits, strict=True))
+    ]
+    hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint)
+    return Cache(folder)
+
+
+def random_batch(
+    lengths: list[int], *, m: int, channels: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Batch:
+    """Posts of the given text lengths, padded with values that must never matter."""
+    generator = torch.Generator().manual_seed(seed)
+    longest, count = max(lengths), len(lengths)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    input_ids = torch.randint(6, VOCABULARY, (count, longest), generator=generator)
+    input_ids[:, 0] = CLS
+    input_ids[torch.arange(count), torch.tensor(lengths) - 1] = SEP
+    patches = torch.randn(count, m, channels, generator=generator, dtype=dtype)
+    everyone = torch.ones(count, dtype=torch.bool)
+    return Batch(
+        rows=np.arange(count),
+        patches=patches,
+        pooled=patches.mean(dim=1),
+        tokens=torch.randn(count, longest, width, generator=generator, dtype=dtype),
+        input_ids=input_ids,
+        text_mask=mask,
+        labels=torch.randint(0, 3, (count,), generator=generator),
+        has_text=everyone,
+        has_image=everyone,
+    )
