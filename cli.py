@@ -1,0 +1,466 @@
+"""The commands, and nothing else: a body builds a config, calls one function and prints what came of it."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import InputError
+from pipeline.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+PATH = click.Path(path_type=Path)
+
+
+class Commands(click.Group):
+    """Turns a problem of the user's input into one line and exit code 1; usage errors stay click's own (2)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:  # a full disk, a folder that may not be written
+            raise click.ClickException(
+                f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+            ) from None
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+def cli() -> None:
+    """Image-text sentiment: encode a data set once, then train fusion models from the cache again and again."""
+
+
+def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command takes."""
+    command = click.option("--json", "json_file", type=PATH, help="Also write the result here, for scripts.")(command)
+    return click.option("--quiet", is_flag=True, help="Print nothing but problems.")(command)
+
+
+def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which encoders: what pipeline.encoders.EncoderChoice holds."""
+    for option in (
+        click.option("--max-tokens", default=128, help="Longer texts are cut by the tokenizer."),
+        click.option("--text-encoder", "text", help="A BERT-family model by hub name, or a local folder."),
+        click.option("--image-weights", type=PATH, help="Its weights from a local .safetensors or .pth file."),
+        click.option("--image-encoder", "image", help="A timm model with a patch grid, in place of the pair's."),
+        click.option(
+            "--encoders", "preset", type=click.Choice(["paper", "packaged"]), default="paper", help="The pair."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what an earlier call finished there.")
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+splits_option = click.option(
+    "--splits", type=PATH, help="CSV id,label,split in place of the cache's own labels and splits."
+)
+
+
+@cli.command()
+@click.argument("mvsa_dir", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The manifest to write (JSONL).")
+@click.option("--splits", type=PATH, help="CSV id,label,split; without it a stratified split is made.")
+@click.option("--ratios", default="8:1:1", help="Shares of train, val and test.")
+@click.option("--seed", default=0, help="Seed of the stratified split.")
+@click.option("--encoding", default="gb18030", help="Encoding of the texts, as the data set says; never guessed.")
+@overwrite_option
+@result_options
+def prepare(
+    mvsa_dir: Path,
+    out: Path,
+    splits: Path | None,
+    ratios: str,
+    seed: int,
+    encoding: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Read an MVSA folder: label rule, split, duplicates; write a manifest."""
+    from pipeline import mvsa, records
+
+    _refuse_finished(out, out.exists(), overwrite)
+    try:
+        shares = [float(part) for part in ratios.split(":")]
+    except ValueError:
+        raise click.BadParameter(f"{ratios!r} is not like 8:1:1", param_hint="--ratios") from None
+    prepared = mvsa.prepare(mvsa_dir, splits=splits, ratios=shares, seed=seed, encoding=encoding)
+    records.write_manifest(out, prepared.posts)
+    _report(prepared.summary, json_file, quiet)
+    _say(quiet, f"wrote {out}: {len(prepared.posts)} posts")
+
+
+@cli.command()
+@click.argument("manifest", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The cache folder to write.")
+@encoder_options
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Posts encoded at once.")
+@click.option("--workers", type=click.IntRange(1), default=2, help="Processes that decode images.")
+@device_option
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Precision of the encoders."
+)
+@click.option(
+    "--store",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    help="Precision on disk (HDF5 has no bfloat16).",
+)
+@click.option(
+    "--max-fail-rate", type=click.FloatRange(0, 1), default=0.05, help="Exit 1 if more posts than this failed."
+)
+@click.option("--append", is_flag=True, help="Add the posts of a larger manifest to a finished cache.")
+@click.option("--retry-failed", is_flag=True, help="Make the shards with failed posts again.")
+@click.option("--repair", is_flag=True, help="Check every shard's bytes, and make damaged ones again.")
+@click.option("--part", default="1/1", help="i/n: make part i of n only, for `merge`.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray (experimental): workers of a cluster."
+)
+@click.option("--address", help="The Ray cluster's; without it one is started here.")
+@overwrite_option
+@result_options
+def extract(
+    manifest: Path,
+    out: Path,
+    device: str,
+    store: str,
+    batch_size: int,
+    workers: int,
+    max_fail_rate: float,
+    append: bool,
+    retry_failed: bool,
+    repair: bool,
+    part: str,
+    engine: str,
+    address: str | None,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+    **encoders: Any,
+) -> None:
+    """Run both encoders once over a manifest's posts; write a feature cache. The same command goes on after a kill."""
+    from pipeline import cache, records
+    from pipeline import extract as extraction
+    from pipeline.decode import start_server
+    from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
+    from pipeline.plan import Changes, Part
+
+    posts, changes = records.read_manifest(manifest), Changes(append, retry_failed, repair)
+    share = Part.parse(part)
+    _refuse_finished(out, (out / "index.h5").exists() and not any((append, retry_failed, repair)), overwrite)
+    chosen = _device(device, quiet)
+    start_server()
+    choice = EncoderChoice(**encoders, device=str(chosen))
+    image, text = load_image_encoder(choice), load_text_encoder(choice)
+    if overwrite:
+        cache.clear(out)
+    _say(quiet, f"encoders: {image.describe()} and {text.describe()}")
+    with contextlib.ExitStack() as stack:
+        elsewhere = None
+        if engine == "ray":
+            from pipeline.cluster import cluster, engine_on
+
+            ray = stack.enter_context(cluster(address))
+            elsewhere = engine_on(
+                ray, choice, batch_size=batch_size, workers=workers, log=lambda line: _say(quiet, line)
+            )
+        report = extraction.extract(
+            posts,
+            out,
+            image,
+            text,
+            batch_size=batch_size,
+            workers=workers,
+            stored_dtype=store,
+            part=share,
+            changes=changes,
+            engine=elsewhere,
+            quiet=quiet,
+            say=lambda line: _say(quiet, line),
+        )
+    _report(report.summary(), json_file, quiet)
+    _say(
+        quiet,
+        f"wrote {out}: {report.posts - len(report.failed)} of {report.posts} posts, {report.bytes / 2**20:.0f} MiB",
+    )
+    if len(report.failed) > max_fail_rate * report.posts:
+        raise InputError(
+            f"{len(report.failed)} of {report.posts} posts failed, over --max-fail-rate {max_fail_rate:g}; "
+            f"{out / extraction.FAILURES} says why"
+        )
+
+
+@cli.command()
+@encoder_options
+@click.option("--out", type=PATH, default=Path(), help="Where a cache is to be written.")
+@click.option("--offline", is_flag=True, help="Don't ask the hub, only its local cache.")
+@result_options
+def doctor(out: Path, json_file: Path | None, quiet: bool, **encoders: Any) -> None:
+    """Say whether all that `extract` needs is here: weights, devices, memory, disk."""
+    from pipeline.doctor import examine
+    from pipeline.encoders import EncoderChoice
+
+    findings = list(examine(EncoderChoice(**encoders), out))
+    for finding in findings:
+        _say(quiet, f"{finding.mark:4} {finding.what}: {finding.found}")
+    if json_file:
+        write_json(json_file, [vars(finding) for finding in findings])
+    missing = [finding.what for finding in findings if finding.ok is False]
+    if missing:
+        raise InputError(f"not ready: {', '.join(missing)}")
+
+
+@cli.command()
+@click.argument("parts", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="The cache folder to write.")
+@overwrite_option
+@result_options
+def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, json_file: Path | None, quiet: bool) -> None:
+    """Make one cache of the parts that `extract --part i/n` made."""
+    from pipeline import cache
+    from pipeline.merge import merge as merge_parts
+
+    _refuse_finished(out, (out / "index.h5").exists(), overwrite)
+    if overwrite:
+        cache.clear(out)
+    merged = merge_parts(parts, out)
+    _report(merged.summary(), json_file, quiet)
+    _say(quiet, f"wrote {out}: {len(merged)} posts of {len(parts)} parts")
+
+
+@cli.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--verify", is_flag=True, help="Read everything: checksums, offsets, finiteness, manifest hash.")
+@click.option("--re-encode", default=0, metavar="K", help="Also encode K random posts again and compare.")
+@click.option("--image-weights", type=PATH, help="For --re-encode: the image encoder's weights, if from a local file.")
+@click.option("--text-encoder", help="For --re-encode: the text encoder's folder, if from local files.")
+@device_option
+@result_options
+def inspect(
+    cache_dir: Path,
+    verify: bool,
+    re_encode: int,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Say what is in a cache, how big it is, and whether it is whole."""
+    from pipeline.cache import Cache
+
+    cache = Cache(cache_dir)
+    problems = cache.damage() if verify else []
+    if re_encode:
+        from pipeline import check
+
+        encoders = check.load_encoders(cache, str(_device(device, quiet)), image_weights, text_encoder)
+        problems += check.encode_again(cache, *encoders, re_encode)
+    checked = {"problems": problems} if verify or re_encode else {}
+    _report(cache.summary() | checked, json_file, quiet)
+    if problems:
+        raise InputError(
+            f"{cache_dir}: damaged; {'; '.join(problems)}; `extract` with --repair makes damaged shards again"
+        )
+
+
+@cli.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@splits_option
+@result_options
+def probe(cache_dir: Path, splits: Path | None, json_file: Path | None, quiet: bool) -> None:
+    """The linear floor: logistic regression on averaged features of text, image and both."""
+    from fusion import probe as floor
+    from pipeline.cache import Cache
+
+    cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
+    rows = {kind: floor.probe(cache, kind).summary() for kind in floor.KINDS}
+    if json_file:
+        write_json(json_file, rows)
+    _say(quiet, f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
+    for kind, row in rows.items():
+        scores = f"{row['val_accuracy']:>14.4f}{row['test_accuracy']:>15.4f}{row['test_weighted_f1']:>18.4f}"
+        _say(quiet, f"{kind:8}{scores}{row['strength']:>10.2g}")
+
+
+@cli.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The run folder to write.")
+@click.option("--preset", help="A shipped configuration: demo, packaged, mvsa-single, mvsa-multiple.")
+@click.option("--config", "config_file", type=PATH, help="A YAML file of settings, over the preset.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, over preset and file; repeatable."
+)
+@splits_option
+@click.option("--seed", type=int, help="Same as --set seed=N.")
+@click.option("--text-encoder", help="Where the cache's text encoder lies, if not where it did.")
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run at --out, with its own configuration.")
+@device_option
+@overwrite_option
+@result_options
+def train(
+    cache_dir: Path,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    splits: Path | None,
+    seed: int | None,
+    text_encoder: str | None,
+    resume: bool,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Train the fusion model from a cache; write a run folder."""
+    from fusion import train as training
+    from fusion.checkpoint import Run
+    from fusion.config import load_config
+    from pipeline.cache import Cache
+
+    run = Run(out)
+    _refuse_finished(out, run.finished, overwrite)
+    settings = (*settings, *([f"seed={seed}"] if seed is not None else []))
+    own = run.resumable_config() if resume else None
+    given = preset or config_file or settings
+    config = load_config(preset, config_file, settings) if given or own is None else own
+    cache = Cache(cache_dir)
+    if overwrite:
+        run.clear()
+    cache = run.take_up(config, cache, splits)
+    chosen = _device(device, quiet)
+    encoder = training.masking_encoder(cache, chosen, text_encoder) if config.mlm else None
+    result = training.train(cache, config, run, chosen, text_encoder=encoder, quiet=quiet)
+    _report(result.summary(), json_file, quiet)
+    _say(quiet, f"wrote {out}: best epoch {result.best_epoch} of {result.epochs}")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which posts to score.")
+@splits_option
+@click.option("--cache", "cache_dir", type=PATH, help="A cache of the same encoders, in place of the run's.")
+@device_option
+@overwrite_option
+@result_options
+def evaluate(
+    run_dir: Path,
+    split: str,
+    splits: Path | None,
+    cache_dir: Path | None,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Score a finished run: intervals, classes, without duplicates, shuffled partners, against the linear floor."""
+    from fusion import evaluate as evaluation
+    from fusion.checkpoint import Run
+
+    path = run_dir / f"evaluation-{split}.json"
+    _refuse_finished(path, path.exists(), overwrite)
+    result = evaluation.evaluate(
+        Run(run_dir), _device(device, quiet), split=split, splits=splits, cache_folder=cache_dir
+    )
+    write_json(path, result)
+    if json_file:
+        write_json(json_file, result)
+    _say(quiet, evaluation.table(result))
+    _say(quiet, f"wrote {path}")
+
+
+@cli.command()
+@click.option(
+    "--out", type=PATH, default=Path("artifacts/demo"), help="Its folder; only what a demo wrote is replaced."
+)
+@click.option("--posts", type=click.IntRange(50), default=1000, help="How many posts to draw.")
+@click.option("--seed", default=0, help="Seed of the drawing and of the training.")
+@device_option
+@click.pass_context
+def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> None:
+    """Draw a data set, then prepare, extract, train and evaluate it: the whole job in minutes, on a CPU."""
+    from fusion.checkpoint import Run
+    from fusion.report.figures import draw_run
+    from pipeline import drawn
+
+    started = time.perf_counter()
+    folder, manifest, cache, run = (out / name for name in ("mvsa", "manifest.jsonl", "cache", "run"))
+    click.echo(f"== draw {posts} posts into {folder}")
+    drawn.replace(folder, posts=posts, seed=seed)
+    for command, options in (
+        (prepare, {"mvsa_dir": folder, "out": manifest, "ratios": "6:2:2", "seed": seed}),
+        (extract, {"manifest": manifest, "out": cache, "preset": "packaged", "device": device}),
+        (train, {"cache_dir": cache, "out": run, "preset": "demo", "seed": seed, "device": device}),
+        (evaluate, {"run_dir": run, "device": device}),
+    ):
+        click.echo(f"== {command.name}")
+        ctx.invoke(command, overwrite=True, **options)
+    figure = run / "figure.png"
+    draw_run(Run(run), Run(run).evaluation("test"), figure)
+    click.echo(
+        f"\ndone in {time.perf_counter() - started:.0f} s; look at the figure, and at the pictures in mvsa/data\nfiles:"
+    )
+    for path in (folder, manifest, cache, run / "model.safetensors", run / "evaluation-test.json", figure):
+        click.echo(f"  {path}")
+
+
+def _device(name: str, quiet: bool) -> "torch.device":
+    """The device to use, said at start; a fall back from a GPU is said even when quiet."""
+    from pipeline.encoders import resolve_device
+
+    device = resolve_device(name)
+    if name == "auto" and device.type == "cpu":
+        click.echo("device: cpu (no CUDA GPU found; all work runs on the processor)", err=True)
+    else:
+        _say(quiet, f"device: {device}")
+    return device
+
+
+def _refuse_finished(path: Path, finished: bool, overwrite: bool) -> None:
+    if finished and not overwrite:
+        raise InputError(f"{path}: is there already; give another name, or --overwrite")
+
+
+def _report(summary: dict[str, Any], json_file: Path | None, quiet: bool) -> None:
+    if json_file:
+        write_json(json_file, summary)
+    for key, value in summary.items():
+        _print_entry(key, value, quiet)
+
+
+def _print_entry(key: str, value: Any, quiet: bool, indent: int = 0) -> None:
+    name = " " * indent + str(key).replace("_", " ")
+    if isinstance(value, dict) and value:
+        _say(quiet, f"{name}:")
+        for inner, entry in value.items():
+            _print_entry(inner, entry, quiet, indent + 2)
+    elif value not in ({}, [], None):
+        shown = (
+            f"{value:.4g}"
+            if isinstance(value, float)
+            else ", ".join(map(str, value))
+            if isinstance(value, list)
+            else value
+        )
+        _say(quiet, f"{name}: {shown}")
+
+
+def _say(quiet: bool, line: str) -> None:
+    if not quiet:
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,61 @@
+"""The demonstration, end to end with real encoders: it runs, and on its data fusion is worth something."""
+
+import json
+
+import pytest
+
+from tests.test_cli import invoke
+
+MARGIN, CEILING = 0.05, 0.80
+
+
+@pytest.fixture(scope="module")
+def demo_cache(tmp_path_factory):
+    """The demo's own data and cache."""
+    from pipeline import drawn
+
+    folder = tmp_path_factory.mktemp("demo")
+    drawn.replace(folder / "mvsa", posts=1000, seed=0)
+    invoke("prepare", folder / "mvsa", "--out", folder / "manifest.jsonl", "--ratios", "6:2:2", "--quiet")
+    invoke("extract", folder / "manifest.jsonl", "--out", folder / "cache", "--encoders", "packaged", "--quiet")
+    return folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def floors(demo_cache, tmp_path_factory):
+    file = tmp_path_factory.mktemp("probe") / "probe.json"
+    invoke("probe", demo_cache, "--json", file, "--quiet")
+    return json.loads(file.read_text())
+
+
+def test_neither_modality_alone_is_enough(floors):
+    assert max(floors["text"]["test_accuracy"], floors["image"]["test_accuracy"]) <= CEILING
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_fusion_clearly_beats_both_single_modalities(demo_cache, floors, seed, tmp_path):
+    """The demo's preset, in four passes for six: they are enough for this."""
+    settings = ("--preset", "demo", "--set", "epochs=4", "--seed", seed)
+    invoke("train", demo_cache, "--out", tmp_path / "run", *settings, "--quiet")
+    invoke("evaluate", tmp_path / "run", "--json", tmp_path / "result.json", "--quiet")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["posts_used"] >= 200
+    for kind in ("text", "image"):
+        assert result["accuracy"] >= floors[kind]["test_accuracy"] + MARGIN
+    for control in ("image_shuffled", "text_shuffled"):
+        assert result["controls"][control]["accuracy"] < result["accuracy"] - 0.1
+
+
+def test_the_demo_command_ends_by_naming_files_that_are_there(tmp_path):
+    output = invoke("demo", "--out", tmp_path, "--posts", "60")
+    named = [line.strip() for line in output.splitlines()[output.splitlines().index("files:") + 1 :]]
+    assert {name.removeprefix(f"{tmp_path}/") for name in named} >= {
+        "mvsa",
+        "manifest.jsonl",
+        "cache",
+        "run/figure.png",
+    }
+    assert all((tmp_path / name).exists() for name in named)
+    assert (tmp_path / "run" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    # a second time replaces what the first one made, and stops at nothing
+    invoke("demo", "--out", tmp_path, "--posts", "60", "--seed", "1")
