@@ -9,8 +9,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 
 from fusion.batches import in_order, read_batch
 from fusion.checkpoint import Run
-from fusion.config import Config
 from fusion.model import FusionModel
+from fusion.precision import precision
 from fusion.probe import probe
 from pipeline.cache import Cache
 from pipeline.encoders import first_difference
@@ -45,11 +45,6 @@ def predict(
             logits = model(batch)
         parts.append(logits.double().softmax(dim=1).cpu().numpy())
     return np.concatenate(parts)
-
-
-def precision(config: Config, device: torch.device) -> torch.autocast:
-    """The run's arithmetic, as a context: float32, or bfloat16 products over float32 weights."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:

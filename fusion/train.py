@@ -20,8 +20,9 @@ from tqdm import tqdm
 from fusion.batches import Batch, in_order, read_batch, shuffled
 from fusion.checkpoint import Progress, Run
 from fusion.config import Config
-from fusion.evaluate import precision, predict, score
+from fusion.evaluate import predict, score
 from fusion.model import Dimensions, FusionModel
+from fusion.precision import precision
 from fusion.probe import require_all_classes
 from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, TextEncoder, first_difference, load_text_encoder
