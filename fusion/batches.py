@@ -1,7 +1,7 @@
 """Rows of a cache in, padded batches of tensors on the device out."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
     rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, C), tokens (B, n, D) float32; input_ids (B,
-    n); text_mask (B, n); labels (B,), -1 where unknown; has_text, has_image (B,): False where a modality is left out.
+    n); text_mask (B, n); labels (B,), -1 where unknown; has_text, has_image (B,): False where a modality is left out;
+    words (B,), on the host: how many word pieces may be hidden.
     """
 
     rows: np.ndarray
@@ -31,9 +32,23 @@ class Batch:
     labels: Tensor
     has_text: Tensor
     has_image: Tensor
+    words: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, part: slice) -> "Batch":
+        """Some of the posts, padded as the whole is."""
+        return Batch(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from pinned memory without waiting for it."""
+        return Batch(
+            **{
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in vars(self).items()
+            }
+        )
 
 
 def read_batch(
@@ -65,6 +80,7 @@ def read_batch(
         labels=torch.from_numpy(cache.labels[rows].astype(np.int64)).to(device),
         has_text=everyone,
         has_image=everyone,
+        words=lengths - 2,
     )
 
 

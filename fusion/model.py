@@ -42,6 +42,13 @@ class Losses:
     total: Tensor
     hidden: int
 
+    def share(self, posts: float, hidden: float, mlm_weight: float) -> Tensor:
+        """What this part of a batch adds to the batch's total: eqs 16 and 25 are means over all of its posts and words.
+
+        posts, hidden: the part's shares of the batch's posts and of its hidden positions.
+        """
+        return (self.total - mlm_weight * self.mlm) * posts + mlm_weight * hidden * self.mlm
+
 
 class FusionModel(nn.Module):
     """Multi-scale cross-modal feature fusion (Liu et al. 2024), as configured."""
@@ -65,7 +72,7 @@ class FusionModel(nn.Module):
         if config.mlm:
             self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
             if config.tie_mlm_head:
-                self.mlm_head: nn.Module = TiedWordHead(config.width, dimensions, word_embeddings)
+                self.mlm_head: TiedWordHead | nn.Linear = TiedWordHead(config.width, dimensions, word_embeddings)
             else:
                 self.mlm_head = nn.Linear(config.width, dimensions.vocabulary)
 
@@ -127,21 +134,29 @@ class FusionModel(nn.Module):
         batch: Batch,
     ) -> tuple[Tensor, Tensor]:
         """T([T; T'; I'; I]) and the mask of its real rows: (B, 2n+2m+2, d) and (B, 2n+2m+2). Eqs 12, 22."""
-        text_mask = batch.text_mask & batch.has_text[:, None]
-        image_mask = batch.has_image[:, None]
-        blocks = [
-            (emb_text, text_mask),
-            (cross and cross[0], text_mask & image_mask),
-            (cross and cross[1], image_mask & batch.has_text[:, None]),
-            (emb_image, image_mask),
-        ]
-        rows, masks = [], []
-        for segment, (block, mask) in enumerate(blocks):
-            if block is not None:
-                rows.append(block + self.segments.weight[segment] if self.config.segment_embeddings else block)
-                masks.append(mask.expand(block.shape[:2]))
+        rows, masks = zip(*self.blocks(emb_text, cross, emb_image, batch), strict=True)
         mask = torch.cat(masks, dim=1)
         return transformer(torch.cat(rows, dim=1), mask), mask
+
+    def blocks(
+        self, emb_text: Tensor | None, cross: tuple[Tensor, Tensor] | None, emb_image: Tensor | None, batch: Batch
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Those of T, T', I', I that there are, each with the mask of its real rows: (B, r, d) and (B, r)."""
+        text_mask = batch.text_mask & batch.has_text[:, None]
+        image_mask = batch.has_image[:, None]
+        found = []
+        for segment, (block, mask) in enumerate(
+            (
+                (emb_text, text_mask),
+                (cross and cross[0], text_mask & image_mask),
+                (cross and cross[1], image_mask & batch.has_text[:, None]),
+                (emb_image, image_mask),
+            )
+        ):
+            if block is not None:
+                block = block + self.segments.weight[segment] if self.config.segment_embeddings else block
+                found.append((block, mask.expand(block.shape[:2])))
+        return found
 
     def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
         """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""

@@ -211,8 +211,11 @@ def _validate(
 
 def drop_modalities(batch: Batch, rate: float) -> Batch:
     """Take one modality, text or image with equal chance, from each post with probability `rate`."""
-    chance = torch.rand(len(batch), device=batch.labels.device)
-    return replace(batch, has_text=chance >= rate / 2, has_image=(chance < rate / 2) | (chance >= rate))
+    chance = torch.rand(len(batch))
+    has_text, has_image = chance >= rate / 2, (chance < rate / 2) | (chance >= rate)
+    device = batch.labels.device
+    words = np.where(has_text.numpy(), batch.words, 0)
+    return replace(batch, has_text=has_text.to(device), has_image=has_image.to(device), words=words)
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
