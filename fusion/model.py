@@ -1,7 +1,6 @@
 """The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +10,8 @@ from fusion.attention import cross_attention
 from fusion.batches import Batch
 from fusion.config import Config
 from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.reencoding import FrozenText
 from fusion.transformer import Transformer
-
-
-class FrozenText(Protocol):
-    """What pass 2 needs of the frozen text encoder (pipeline.encoders.TextEncoder is one)."""
-
-    mask_id: int
-
-    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids (B, n) under mask (B, n) to last_hidden_state (B, n, D)."""
 
 
 @dataclass(frozen=True)
