@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pipeline.encode import Seconds
 from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.errors import InputError
 from pipeline.plan import Plan
+from pipeline.progress import Progress
 from pipeline.stop import StopWish
 
 _LOSSES_A_SHARD = 3  # a shard that has cost so many workers is not the workers' fault
@@ -55,20 +55,20 @@ class ShardMaker:
         """Write one shard; returns where the time went."""
         from pipeline.extract import make_shards
 
-        with tqdm(disable=True) as bar:
-            only = Plan(plan.posts, plan.shards, [number], plan.part)
-            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, bar, StopWish())
+        only = Plan(plan.posts, plan.shards, [number], plan.part)
+        with Progress(only, quiet=True, say=lambda line: None) as progress:
+            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, progress, StopWish())
 
 
 def engine_on(
     ray: Any, choice: EncoderChoice, *, batch_size: int, workers: int, log: Callable[[str], None]
-) -> Callable[[Plan, Path, dict[str, Any], "tqdm[Any]", StopWish], Seconds]:
+) -> Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]:
     """An engine for pipeline.extract: `workers` workers of the cluster make a plan's shards; `log` hears who began,
     finished and was lost.
     """
 
-    def make(plan: Plan, out: Path, marks: dict[str, Any], bar: "tqdm[Any]", stop: StopWish) -> Seconds:
-        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, bar, stop, log)
+    def make(plan: Plan, out: Path, marks: dict[str, Any], progress: Progress, stop: StopWish) -> Seconds:
+        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, progress, stop, log)
 
     return make
 
@@ -81,7 +81,7 @@ def _make_shards_on(
     marks: dict[str, Any],
     batch_size: int,
     workers: int,
-    bar: "tqdm[Any]",
+    progress: Progress,
     stop: StopWish,
     log: Callable[[str], None],
 ) -> Seconds:
@@ -124,7 +124,7 @@ def _make_shards_on(
             else:
                 log(f"shard {number} written by {names[worker]}")
                 total.add(said)
-                bar.update(len(plan.shards[number]))
+                progress.done(number)
             if waiting and not stop:
                 number = waiting.pop()
                 log(f"shard {number} begun by {names[worker]}")

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pipeline import hdf5
 from pipeline.cache import Cache
@@ -30,13 +29,14 @@ from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.lock import only_writer
 from pipeline.plan import NO_CHANGES, WHOLE, Changes, Part, Plan, feature_bytes, plan, require_space
+from pipeline.progress import Progress
 from pipeline.records import Post
 from pipeline.stop import StopWish, on_signals
 
 FAILURES = "failures.csv"
 
 # Makes the shards of a plan in a folder, elsewhere than in this process; see pipeline.cluster.
-Engine = Callable[[Plan, Path, dict[str, Any], "tqdm[Any]", StopWish], Seconds]
+Engine = Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]
 
 
 @dataclass
@@ -109,12 +109,12 @@ def extract(
         report.shards_kept, report.shards_written = len(todo.shards) - len(todo.todo), len(todo.todo)
         if todo.todo:
             (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
-            with tqdm(total=count, unit="post", desc="extract", disable=quiet) as bar:
+            with Progress(todo, quiet=quiet, say=say) as progress:
                 if engine:
-                    report.step = engine(todo, out, marks, bar, stop)
+                    report.step = engine(todo, out, marks, progress, stop)
                 else:
-                    report.step = make_shards(todo, out, image, text, marks, batch_size, workers, bar, stop)
-                _refuse_if_stopped(stop, todo, out)
+                    report.step = make_shards(todo, out, image, text, marks, batch_size, workers, progress, stop)
+            _refuse_if_stopped(stop, todo, progress, out)
         sys.audit("mscf.index", str(out))
         hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
         finished = Cache(out)
@@ -134,7 +134,7 @@ def make_shards(
     marks: dict[str, Any],
     batch_size: int,
     workers: int,
-    bar: "tqdm[Any]",
+    progress: Progress,
     stop: StopWish,
 ) -> Seconds:
     """Decode, encode and write the shards that are to be made. Returns where the time went."""
@@ -160,11 +160,10 @@ def make_shards(
             number, job, futures = started.popleft()
             for future in futures:
                 total.add(future.result())
-            bar.update(len(job.posts))
             features = job.features()
             if writing:
                 total.write += writing.result()  # at most one finished shard waits in memory
-            writing = writer.submit(_write, out / hdf5.shard_name(number), features, marks)
+            writing = writer.submit(_write, out, number, features, marks, progress)
 
         try:
             for number in todo.todo:
@@ -183,9 +182,9 @@ def make_shards(
     return total
 
 
-def _refuse_if_stopped(stop: StopWish, todo: Plan, out: Path) -> None:
-    left = sum(not (out / hdf5.shard_name(number)).is_file() for number in todo.shards)
-    if stop and left:
+def _refuse_if_stopped(stop: StopWish, todo: Plan, progress: Progress, out: Path) -> None:
+    left = len(todo.todo) - len(progress.made)  # an older shard may lie where one is still to be made
+    if left:
         raise InputError(
             f"stopped by {stop.signal}; {len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished; "
             "the same command goes on from there"
@@ -206,9 +205,10 @@ def _encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(cores)
 
 
-def _write(path: Path, features: hdf5.ShardFeatures, marks: dict[str, Any]) -> float:
+def _write(out: Path, number: int, features: hdf5.ShardFeatures, marks: dict[str, Any], progress: Progress) -> float:
     started = time.perf_counter()
-    hdf5.write_shard(path, features, marks)
+    hdf5.write_shard(out / hdf5.shard_name(number), features, marks)
+    progress.done(number)
     return time.perf_counter() - started
 
 

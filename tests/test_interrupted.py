@@ -1,0 +1,99 @@
+"""What happens half-way: changes to a finished cache that are stopped, killed or run into a full disk lose nothing."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import hdf5
+from pipeline.cache import Cache
+from pipeline.errors import InputError
+from pipeline.extract import extract
+from pipeline.plan import Changes
+from pipeline.records import Post
+from tests.test_extract import SHARD, shard_bytes
+from tests.test_fuzz import TinyImage, TinyText
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(hdf5, "SHARD_POSTS", SHARD)
+
+
+def make(posts, out, *, image=None, **options):
+    return extract(posts, out, image or TinyImage(), TinyText(), **{"batch_size": 3, "quiet": True, **options})
+
+
+def tiny_posts(folder: Path, count: int) -> list[Post]:
+    """Posts with pictures of 2 x 2 pixels, no two alike."""
+    folder.mkdir(exist_ok=True)
+    random = np.random.default_rng(3)
+    posts = [Post(str(number), f"text {number}", folder / f"{number}.png") for number in range(count)]
+    for post in posts:
+        Image.fromarray(random.integers(0, 256, (2, 2, 3), np.uint8)).save(post.image)
+    return posts
+
+
+def stop_after(shards: int, monkeypatch) -> None:
+    """SIGTERM arrives while shard number `shards` (of those made, from 1) is written."""
+    write, count = hdf5.write_shard, []
+
+    def watched(path, *rest):
+        count.append(path)
+        if len(count) == shards:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(path, *rest)
+
+    monkeypatch.setattr(hdf5, "write_shard", watched)
+
+
+def test_a_retry_that_is_stopped_says_so_and_goes_on(tmp_path, monkeypatch):
+    """The shards with failed posts are there all the while: that they are is no sign that the retry is done."""
+    posts = tiny_posts(tmp_path / "posts", 6 * SHARD)
+    out = tmp_path / "cache"
+    make(posts, tmp_path / "whole")
+    good = {post.image: post.image.read_bytes() for post in posts[::SHARD]}  # one post in every shard
+    for image in good:
+        image.write_bytes(b"")
+    assert len(make(posts, out).failed) == 6
+    for image, data in good.items():
+        image.write_bytes(data)
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(InputError, match=r"stopped by SIGTERM; [1-5] of 6 shards of .* the same command goes on"):
+            make(posts, out, changes=Changes(retry_failed=True))
+    assert not (out / hdf5.INDEX).exists()
+    assert make(posts, out, changes=Changes(retry_failed=True)).failed == {}
+    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+
+
+def test_an_append_that_is_stopped_before_the_last_shard_is_refilled_goes_on(tmp_path, monkeypatch):
+    posts = tiny_posts(tmp_path / "posts", 6 * SHARD - 1)
+    out = tmp_path / "cache"
+    make(posts, tmp_path / "whole")
+    make(posts[:-2], out)
+    posts[0].image.write_bytes(posts[1].image.read_bytes())  # so that there are shards to make before the last
+    posts[SHARD].image.write_bytes(posts[1].image.read_bytes())
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(InputError, match="stopped by SIGTERM"):
+            make(posts, out, changes=Changes(append=True))
+    make(posts, out, changes=Changes(append=True))
+    assert Cache(out).ids == [post.id for post in posts]
+    assert Cache(out).damage() == []
+    assert list(shard_bytes(out).values())[2:] == list(shard_bytes(tmp_path / "whole").values())[2:]
+
+
+def test_it_says_once_after_the_first_shard_how_long_the_rest_will_take(tmp_path):
+    said = []
+    make(tiny_posts(tmp_path / "posts", 4 * SHARD + 2), tmp_path / "cache", say=said.append)
+    assert said[0].startswith("to do: 30 posts, ")
+    (estimate,) = said[1:]
+    assert estimate.startswith("first shard: ")
+    assert " posts/s; 4 shards left, 23 posts, about " in estimate
+    said.clear()
+    make(tiny_posts(tmp_path / "few", SHARD), tmp_path / "one", say=said.append)
+    assert len(said) == 1  # nothing is left after the first
