@@ -108,6 +108,8 @@ def extract(
         report = ExtractReport(posts=sum(map(len, todo.shards.values())), encoded=count)
         report.shards_kept, report.shards_written = len(todo.shards) - len(todo.todo), len(todo.todo)
         if todo.todo:
+            for number in todo.todo if changes.repair else ():  # without the index nobody could tell that they are bad
+                (out / hdf5.shard_name(number)).unlink(missing_ok=True)
             (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
             with Progress(todo, quiet=quiet, say=say) as progress:
                 if engine:

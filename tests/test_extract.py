@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -309,10 +310,14 @@ def test_a_larger_manifest_is_appended_behind_what_is_there(run, tmp_path):
     Image.new("RGB", (70, 70), "blue").save(posts[2].image)
     report = run(larger, out, **changes(append=True))
     assert (report.shards_kept, report.shards_written) == (2, 1)  # a changed image: its shard alone
+    larger = [replace(post, text="another text") if post.id == "9" else post for post in larger]
+    report = run(larger, out, **changes(append=True))
+    assert (report.shards_kept, report.shards_written) == (2, 1)  # and a changed text
+    assert Cache(out).texts[9] == "another text"
     with pytest.raises(
         InputError, match=r"1 of its posts, '4' among them, are not in the manifest; --append only adds"
     ):
-        run([post for post in posts if post.id != "4"], out, **changes(append=True))
+        run([post for post in larger if post.id != "4"], out, **changes(append=True))
     assert Cache(out).damage() == []
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +13,8 @@ from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.errors import InputError
 from pipeline.extract import extract
-from pipeline.plan import Changes
+from pipeline.hdf5 import shard_name
+from pipeline.plan import Changes, Part
 from pipeline.records import Post
 from tests.test_extract import SHARD, shard_bytes
 from tests.test_fuzz import TinyImage, TinyText
@@ -97,3 +99,87 @@ def test_it_says_once_after_the_first_shard_how_long_the_rest_will_take(tmp_path
     said.clear()
     make(tiny_posts(tmp_path / "few", SHARD), tmp_path / "one", say=said.append)
     assert len(said) == 1  # nothing is left after the first
+
+
+def flip_a_bit(shard: Path) -> None:
+    """In the last patch value: a damage that only the checksum shows."""
+    with h5py.File(shard) as file:
+        dataset = file["/image/patches"]
+        place = dataset.id.get_offset() + dataset.nbytes - 1
+    data = bytearray(shard.read_bytes())
+    data[place] ^= 1
+    shard.write_bytes(data)
+
+
+def test_a_repair_that_is_killed_leaves_no_damaged_shard_behind_that_passes_for_whole(tmp_path, monkeypatch):
+    """The checksums are in the index, and the index goes when the first shard changes."""
+    posts = tiny_posts(tmp_path / "posts", 5 * SHARD)
+    out = tmp_path / "cache"
+    make(posts, out)
+    whole = shard_bytes(out)
+    for number in (1, 3, 4):
+        flip_a_bit(out / shard_name(number))
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(posts, out, changes=Changes(repair=True))
+    make(posts, out)
+    assert shard_bytes(out) == whole
+    assert Cache(out).damage() == []
+
+
+@pytest.mark.parametrize("changes", [Changes(), Changes(append=True), Changes(repair=True), Changes(retry_failed=True)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_wrong_manifest_does_not_cost_a_cache(changes, finished, tmp_path):
+    posts = tiny_posts(tmp_path / "posts", 3 * SHARD)
+    out = tmp_path / "cache"
+    make(posts, out)
+    if not finished:
+        (out / hdf5.INDEX).unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = [Post(f"other {post.id}", post.text, post.image) for post in posts]
+    for wrong in (other, posts[: SHARD + 2]):
+        with pytest.raises(InputError, match=r"--overwrite"):
+            make(wrong, out, changes=changes)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_finished_caches_own_order_stays_when_the_manifests_changes(tmp_path):
+    posts = tiny_posts(tmp_path / "posts", 2 * SHARD)
+    out = tmp_path / "cache"
+    make(posts, out)
+    report = make(posts[::-1], out, changes=Changes(repair=True))
+    assert (report.shards_kept, report.shards_written) == (2, 0)
+    assert Cache(out).ids == [post.id for post in posts]
+    with pytest.raises(InputError, match=r"lacks 1 of the manifest's posts, 'new' among them; --append adds them"):
+        make([*posts, Post("new", "", posts[0].image)], out, changes=Changes(repair=True))
+
+
+def test_an_append_goes_on_whichever_of_its_shards_are_there(tmp_path):
+    """A cluster's workers finish shards in any order; the last old shard may still be the short one."""
+    posts = tiny_posts(tmp_path / "posts", 5 * SHARD)
+    old, larger = posts[: SHARD + 2], [*posts[SHARD + 2 :], *posts[: SHARD + 2]]
+    make(old, tmp_path / "cache")
+    short = shard_bytes(tmp_path / "cache")[shard_name(1)]
+    make(larger, tmp_path / "cache", changes=Changes(append=True))
+    whole, ids = shard_bytes(tmp_path / "cache"), Cache(tmp_path / "cache").ids
+    (tmp_path / "cache" / hdf5.INDEX).unlink()
+    (tmp_path / "cache" / shard_name(1)).write_bytes(short)
+    (tmp_path / "cache" / shard_name(3)).unlink()
+    report = make(larger, tmp_path / "cache", changes=Changes(append=True))
+    assert (report.shards_kept, report.shards_written) == (3, 2)
+    assert shard_bytes(tmp_path / "cache") == whole
+    assert Cache(tmp_path / "cache").ids == ids
+
+
+def test_a_part_can_not_be_appended_to(tmp_path):
+    with pytest.raises(InputError, match=r"--append --part 2/3: parts can't grow"):
+        make(tiny_posts(tmp_path / "posts", 5), tmp_path / "cache", part=Part(2, 3), changes=Changes(append=True))
+
+
+def test_an_index_is_never_written_over_shards_of_other_posts(tmp_path):
+    posts = tiny_posts(tmp_path / "posts", 2 * SHARD)
+    make(posts, tmp_path / "cache")
+    shifted = hdf5.in_shards([*posts[1:], posts[0]])
+    with pytest.raises(InputError, match=r"shard-00000\.h5: holds other posts than it should"):
+        hdf5.write_index(tmp_path / "cache", shifted, Cache(tmp_path / "cache").fingerprint)
