@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from pipeline import hdf5
-from pipeline.cache import Cache
+from pipeline.cache import Cache, clear
 from pipeline.decode import Decoders
 from pipeline.encode import Seconds, ShardJob
 from pipeline.encoders import ImageEncoder, TextEncoder
@@ -86,20 +86,23 @@ def extract(
     stored_dtype: str = "float16",
     part: Part = WHOLE,
     changes: Changes = NO_CHANGES,
+    overwrite: bool = False,
     engine: Engine | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExtractReport:
     """Write the cache `out` of `posts`, or a part of it; go on with an unfinished one, or change a finished one.
 
-    Finished shards whose posts, source bytes and fingerprint are unchanged are kept. `engine` makes the shards
-    elsewhere than in this process. Raises InputError if what lies there is of something else, if somebody else writes
-    there, if it won't fit, or when stopped by a signal.
+    Finished shards whose posts, source bytes and fingerprint are unchanged are kept, but for `overwrite`, which begins
+    anew. `engine` makes the shards elsewhere than in this process. Raises InputError if what lies there is of something
+    else, if somebody else writes there, if it won't fit, or when stopped by a signal.
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     marks = fingerprint(image, text, stored_dtype)
     with only_writer(out), on_signals() as stop:
+        if overwrite:
+            clear(out)
         todo = plan(posts, out, marks, part, changes)
         needed = feature_bytes(todo, image, text, stored_dtype)
         free = require_space(needed, out)
