@@ -18,7 +18,7 @@ from pipeline import hdf5
 from pipeline.encode import text_problem, text_sha256
 from pipeline.encoders import ImageEncoder, TextEncoder, first_difference
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
+from pipeline.files import regular_bytes, sha256_of_file
 from pipeline.records import Post
 
 _TOKENIZED_AT_ONCE = 1024
@@ -207,6 +207,6 @@ def _recorded_sha256(index: hdf5.Index) -> dict[str, str]:
 
 def _image_sha256(post: Post) -> str:
     try:
-        return hashlib.sha256(post.image.read_bytes()).hexdigest()
+        return hashlib.sha256(regular_bytes(post.image)).hexdigest()
     except OSError:
         return ""
