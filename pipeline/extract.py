@@ -114,17 +114,17 @@ def extract(
             for number in todo.todo if changes.repair else ():  # without the index nobody could tell that they are bad
                 (out / hdf5.shard_name(number)).unlink(missing_ok=True)
             (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
-            with Progress(todo, quiet=quiet, say=say) as progress:
-                if engine:
-                    report.step = engine(todo, out, marks, progress, stop)
-                else:
-                    report.step = make_shards(todo, out, image, text, marks, batch_size, workers, progress, stop)
+        with Progress(todo, quiet=quiet, say=say) as progress, _broken_off_in_one_line(todo, progress, out):
+            if todo.todo and engine:
+                report.step = engine(todo, out, marks, progress, stop)
+            elif todo.todo:
+                report.step = make_shards(todo, out, image, text, marks, batch_size, workers, progress, stop)
             _refuse_if_stopped(stop, todo, progress, out)
-        sys.audit("mscf.index", str(out))
-        hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
+            _write_failures(todo, out)
+            sys.audit("mscf.index", str(out))
+            hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
         finished = Cache(out)
-        report.failed = {record.id: record.reason for record in finished.records if record.reason}
-        _write_failures(out, finished)
+    report.failed = {record.id: record.reason for record in finished.records if record.reason}
     report.flags = Counter(flag for record in finished.records for flag in record.flags)
     report.bytes = finished.bytes_on_disk()
     report.seconds = time.perf_counter() - started
@@ -182,18 +182,33 @@ def make_shards(
             if writing:
                 total.write += writing.result()
         except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(cancel_futures=True)  # waits: what they read in must not go before they do
             raise
     return total
 
 
 def _refuse_if_stopped(stop: StopWish, todo: Plan, progress: Progress, out: Path) -> None:
-    left = len(todo.todo) - len(progress.made)  # an older shard may lie where one is still to be made
-    if left:
-        raise InputError(
-            f"stopped by {stop.signal}; {len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished; "
-            "the same command goes on from there"
-        )
+    if len(progress.made) < len(todo.todo):  # an older shard may lie where one is still to be made
+        finished = _finished(todo, progress, out)
+        raise InputError(f"stopped by {stop.signal}; {finished}; the same command goes on from there")
+
+
+@contextmanager
+def _broken_off_in_one_line(todo: Plan, progress: Progress, out: Path) -> Iterator[None]:
+    """A full disk, a quota, a folder that can't be written any more, a GPU without room: what, where, what to do."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or out}: {error.strerror or error}; {_finished(todo, progress, out)}"
+        raise InputError(f"{what}; once that is mended the same command goes on from there") from error
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the GPU is out of memory ({reason}); a smaller --batch-size needs less") from error
+
+
+def _finished(todo: Plan, progress: Progress, out: Path) -> str:
+    left = len(todo.todo) - len(progress.made)
+    return f"{len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished"
 
 
 @contextmanager
@@ -225,16 +240,19 @@ def _part_marks(todo: Plan) -> dict[str, Any] | None:
     return {"number": todo.part.number, "of": todo.part.of, "posts": len(todo.posts), "ids_sha256": ids}
 
 
-def _write_failures(out: Path, cache: Cache) -> None:
+def _write_failures(todo: Plan, out: Path) -> None:
     """The failed posts as CSV, for people; nothing if there are none."""
     path = out / FAILURES
-    failed = [(row, record) for row, record in enumerate(cache.records) if record.reason]
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    images = hdf5.read_images(out)
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("id", "reason", "image"))
-    table.writerows((record.id, record.reason, images[row]) for row, record in failed)
-    write_text(path, lines.getvalue())
+    header = lines.tell()
+    for number, posts in todo.shards.items():
+        records, _ = hdf5.read_shard_posts(out / hdf5.shard_name(number))
+        for record, post in zip(records, posts, strict=True):
+            if record.reason:
+                table.writerow((record.id, record.reason, post.image))
+    if lines.tell() > header:
+        write_text(path, lines.getvalue())
+    else:
+        path.unlink(missing_ok=True)

@@ -30,8 +30,10 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         sys.audit("mscf.synced", str(path))
         temporary.replace(path)
         sys.audit("mscf.renamed", str(path))
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the kernel says of a full disk only that it is full
         raise
     _sync_folder(path.parent)
 

@@ -23,7 +23,8 @@ class Progress:
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
-        self._bar: tqdm[Any] = tqdm(total=sum(self._posts.values()), unit="post", desc="extract", disable=self._quiet)
+        disable = self._quiet or not self._posts
+        self._bar: tqdm[Any] = tqdm(total=sum(self._posts.values()), unit="post", desc="extract", disable=disable)
         return self
 
     def __exit__(

@@ -419,29 +419,6 @@ def test_the_bytes_announced_are_the_bytes_of_the_features(run, tmp_path):
     assert f"to do: 10 posts, {features / 2**20:.1f} MiB of features" in said[0]
 
 
-def test_a_full_disk_gives_one_line_and_keeps_what_is_done(run, tmp_path, monkeypatch):
-    posts = write_posts(tmp_path, 3 * SHARD)
-    run(posts, tmp_path / "whole")
-    out = tmp_path / "cache"
-    write, written = Path.write_bytes, []
-
-    def full(self, data):
-        written.append(self)
-        if len(written) == 2:
-            write(self, data[:1000])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return write(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        run(posts, out)
-    assert [path.name for path in out.iterdir()] == [shard_name(0)]
-    monkeypatch.setattr(Path, "write_bytes", write)
-    report = run(posts, out)
-    assert report.shards_kept == 1
-    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
-
-
 def test_a_folder_that_can_not_be_written_gives_one_line(tmp_path):
     write_manifest(tmp_path / "m.jsonl", write_posts(tmp_path, 1))
     arguments = ("extract", tmp_path / "m.jsonl", "--encoders", "packaged", "--quiet")

@@ -1,16 +1,21 @@
 """What happens half-way: changes to a finished cache that are stopped, killed or run into a full disk lose nothing."""
 
+import errno
 import os
 import signal
+import time
+import weakref
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import hdf5
 from pipeline.cache import Cache
+from pipeline.encode import ShardJob
 from pipeline.errors import InputError
 from pipeline.extract import extract
 from pipeline.hdf5 import shard_name
@@ -183,3 +188,82 @@ def test_an_index_is_never_written_over_shards_of_other_posts(tmp_path):
     shifted = hdf5.in_shards([*posts[1:], posts[0]])
     with pytest.raises(InputError, match=r"shard-00000\.h5: holds other posts than it should"):
         hdf5.write_index(tmp_path / "cache", shifted, Cache(tmp_path / "cache").fingerprint)
+
+
+def fill_the_disk(at: int, monkeypatch) -> None:
+    """The disk is full at the `at`-th file (from 1): half of it is written, and as from the kernel no path is named."""
+    write, count = Path.write_bytes, []
+
+    def full(self, data):
+        count.append(self)
+        if len(count) < at:
+            return write(self, data)
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+
+@pytest.mark.parametrize(("at", "done"), [(1, 0), (3, 2), (5, 4)])  # the fifth file is the index
+def test_a_full_disk_gives_one_line_and_keeps_what_is_done(at, done, tmp_path, monkeypatch):
+    posts = tiny_posts(tmp_path / "posts", 4 * SHARD - 3)
+    out = tmp_path / "cache"
+    make(posts, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        fill_the_disk(at, patch)
+        with pytest.raises(InputError) as caught:
+            make(posts, out)
+    message = str(caught.value)
+    where = shard_name(done) if done < 4 else hdf5.INDEX
+    assert message.startswith(f"{out / where}: No space left on device; {done} of 4 shards")
+    assert message.endswith("once that is mended the same command goes on from there")
+    assert "\n" not in message
+    assert sorted(path.name for path in out.iterdir()) == [shard_name(number) for number in range(done)]
+    report = make(posts, out)
+    assert report.shards_kept == done
+    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+    assert Cache(out).damage() == []
+
+
+class SlowImage(TinyImage):
+    """Holds the pixels of its batch for a while."""
+
+    def encode(self, pixels):
+        time.sleep(1.0)
+        return super().encode(pixels)
+
+
+def test_an_error_while_batches_are_encoded_is_told_and_not_what_it_led_to(tmp_path, monkeypatch):
+    """Shared memory can't go while a thread still reads in it."""
+    fill_the_disk(1, monkeypatch)
+    with pytest.raises(InputError, match="No space left on device"):
+        make(tiny_posts(tmp_path / "posts", 3 * SHARD), tmp_path / "cache", image=SlowImage(), batch_size=SHARD)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+class GreedyImage(TinyImage):
+    def encode(self, pixels):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nOf the allocated memory ...")
+
+
+def test_a_gpu_without_room_names_the_way_out(tmp_path):
+    with pytest.raises(
+        InputError, match=r"out of memory .*Tried to allocate 7 GiB.*; a smaller --batch-size needs less"
+    ):
+        make(tiny_posts(tmp_path / "posts", SHARD), tmp_path / "cache", image=GreedyImage())
+
+
+def test_at_most_three_shards_are_in_memory(tmp_path, monkeypatch):
+    """One that is encoded, one begun, one on its way to the disk, however many posts there are."""
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(ShardJob):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr("pipeline.extract.ShardJob", Watched)
+    make(tiny_posts(tmp_path / "posts", 11 * SHARD), tmp_path / "cache")
+    assert len(most) == 11
+    assert max(most) <= 3
