@@ -6,7 +6,7 @@ a worker is lost, its shard goes to another one, and a new worker takes its plac
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def _make_shards_on(
     log: Callable[[str], None],
 ) -> Seconds:
     gpus = 1 if choice.device.startswith("cuda") else 0
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+    cores, workers = _shares(ray.nodes(), min(workers, len(plan.todo)), gpus)
     maker = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(ShardMaker)
     shared = ray.put(Plan([], plan.shards, [], plan.part))
     total, losses = Seconds(), dict.fromkeys(plan.todo, 0)
@@ -98,14 +98,19 @@ def _make_shards_on(
         worker = maker.remote(choice, cores)
         busy[worker.who.remote()] = (worker, None)
 
-    for _ in range(min(workers, len(waiting))):
+    def in_hand() -> bool:
+        return any(number is not None for _, number in busy.values())
+
+    for _ in range(workers):
         hire()
-    while busy:
+    while in_hand() or (waiting and not stop):  # not for workers that are still to come when all is done
         done, _ = ray.wait(list(busy), timeout=_CHECK_SECONDS)
         for answer in done:
             worker, number = busy.pop(answer)
             try:
                 said = ray.get(answer)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # as if it had happened here
             except ray.exceptions.RayActorError as error:
                 if number is None:
                     reason = " ".join(str(error).split())[:300]
@@ -130,3 +135,22 @@ def _make_shards_on(
                 log(f"shard {number} begun by {names[worker]}")
                 busy[worker.make.remote(number, shared, out, marks, batch_size)] = (worker, number)
     return total
+
+
+def _shares(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: int) -> tuple[int, int]:
+    """Cores for each worker, and how many workers there can be: a worker lies on one machine whole, and what fits on
+    none would be waited for for ever. Raises InputError if there is no room for any.
+    """
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    slots = [
+        int(machine.get("GPU", 0)) // gpus if gpus else count for machine, count in zip(machines, cores, strict=True)
+    ]
+
+    def room(share: int) -> int:
+        return sum(min(count // share, slot) for count, slot in zip(cores, slots, strict=True))
+
+    workers = min(workers, room(1))
+    if not workers:
+        raise InputError(f"the Ray cluster has no machine with a core{' and a GPU' if gpus else ''} to spare")
+    return max(share for share in range(1, max(cores) + 1) if room(share) >= workers), workers
