@@ -296,9 +296,7 @@ def test_an_index_cut_short_gives_one_line(cache, share):
 def test_a_shard_that_is_missing_or_cut_short_is_named_with_the_way_out(cache):
     file = cache.folder / shard_name(3)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(
-        InputError, match=r"00003\.h5 \(posts 39 to 51\): cut short or changed .*--repair makes it"
-    ):
+    with pytest.raises(InputError, match=r"00003\.h5 \(posts 39 to 51\): cut short or changed .*--repair makes it"):
         Cache(cache.folder)
     file.unlink()
     with pytest.raises(InputError, match=r"shard-00003\.h5 \(posts 39 to 51\): missing"):
