@@ -28,7 +28,7 @@ from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.lock import only_writer
-from pipeline.plan import NO_CHANGES, WHOLE, Changes, Part, Plan, feature_bytes, plan, require_space
+from pipeline.plan import NO_CHANGES, WHOLE, Changes, Part, Plan, feature_bytes, plan, record_bytes, require_space
 from pipeline.progress import Progress
 from pipeline.records import Post
 from pipeline.stop import StopWish, on_signals
@@ -105,7 +105,7 @@ def extract(
             clear(out)
         todo = plan(posts, out, marks, part, changes)
         needed = feature_bytes(todo, image, text, stored_dtype)
-        free = require_space(needed, out)
+        free = require_space(needed + record_bytes(todo), out)
         count = sum(len(todo.shards[number]) for number in todo.todo)
         say(f"to do: {count} posts, {needed / 2**20:.1f} MiB of features; {free / 2**30:.1f} GiB free")
         report = ExtractReport(posts=sum(map(len, todo.shards.values())), encoded=count)

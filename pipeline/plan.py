@@ -22,7 +22,8 @@ from pipeline.files import regular_bytes, sha256_of_file
 from pipeline.records import Post
 
 _TOKENIZED_AT_ONCE = 1024
-_SPARE_BYTES = 64 << 20  # for records, the index and page alignment
+_RECORD_BYTES = 1536  # at most, in shard and index: a post's hashes, flags and offsets, with their page alignment
+_SPARE_BYTES = 64 << 20  # for the file system's own books
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,19 @@ def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dty
     return len(posts) * (patches + 1) * channels * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
 
 
+def record_bytes(plan: Plan) -> int:
+    """At most the bytes of everything beside the features: records in shards and index, texts, names, paths."""
+    posts = [post for shard in plan.shards.values() for post in shard]
+    strings = sum(len(f"{post.id}{post.text or ''}{post.image}".encode()) for post in posts)
+    return len(posts) * _RECORD_BYTES + 2 * strings
+
+
 def require_space(needed: int, out: Path) -> int:
     """Free bytes where `out` lies. Raises InputError if `needed` won't fit."""
     free = shutil.disk_usage(out).free
     if needed + _SPARE_BYTES > free:
         raise InputError(
-            f"{out}: {needed / 2**30:.2f} GiB of features to write, but {free / 2**30:.2f} GiB are free there"
+            f"{out}: {needed / 2**30:.2f} GiB of features and records, but {free / 2**30:.2f} GiB are free there"
         )
     return free
 

@@ -400,7 +400,7 @@ def test_what_will_not_fit_is_refused_before_anything_is_encoded(run, image_enco
     encoded_posts = []
     monkeypatch.setattr(image_encoder, "encode", encoded_posts.append)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))
-    with pytest.raises(InputError, match=r"0\.00 GiB of features to write, but 0\.00 GiB are free there"):
+    with pytest.raises(InputError, match=r"0\.00 GiB of features and records, but 0\.00 GiB are free there"):
         run(posts, tmp_path / "cache")
     assert encoded_posts == []
 
