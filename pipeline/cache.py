@@ -263,4 +263,4 @@ class Cache:
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     """A contiguous array's bytes, flat, without a copy."""
-    return memoryview(array.view(np.uint8)).cast("B")
+    return array.view(np.uint8).data.cast("B")
