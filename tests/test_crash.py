@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,22 +126,24 @@ def test_twenty_kills_at_random_moments(uninterrupted, script, tmp_path):
     started = time.monotonic()
     finish(script, manifest, tmp_path / "timed")
     span = time.monotonic() - started
-    out, kills = tmp_path / "cache", 0
+    out, kills, states = tmp_path / "cache", 0, set()
     while kills < 20:
         process = start(script, manifest, out)
         try:
             _, errors = process.communicate(timeout=draw.uniform(0.3, 1.0) * span)
             assert process.returncode == 0, errors
-            same(out, whole)
-            for path in out.iterdir():
-                path.unlink()
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             kills += 1
-    if not (out / INDEX).exists():
-        finish(script, manifest, out)
+            states.add(len(shard_bytes(out)))
+        if (out / INDEX).exists():  # finished, or killed when it had finished and was about to end
+            assert shard_bytes(out) == shard_bytes(whole)
+            assert Cache(out).damage() == []
+            shutil.rmtree(out)
+    finish(script, manifest, out)
     same(out, whole)
+    assert len(states) > 3  # kills came before, between and after shards
 
 
 def marked(mark: str) -> list[int]:
