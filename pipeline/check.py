@@ -16,6 +16,7 @@ from pipeline.encoders import (
     load_text_encoder,
 )
 from pipeline.errors import InputError
+from pipeline.files import regular_bytes
 from pipeline.images import ImageProblem, to_rgb
 
 # Another batch, thread count or machine changes features by float16 rounding at most.
@@ -53,7 +54,7 @@ def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: in
     problems = []
     for row in sorted(rows.tolist()):
         try:
-            picture, _ = to_rgb(posts[row].image.read_bytes())
+            picture, _ = to_rgb(regular_bytes(posts[row].image))
         except (OSError, ImageProblem) as error:
             problems.append(f"post {posts[row].id}: its image can't be read any more ({error})")
             continue
