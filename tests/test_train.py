@@ -213,3 +213,32 @@ def test_validation_reports_the_masked_language_loss_on_request(tmp_path, cache)
     value = run.metrics()[0]["val_loss_mlm"]
     assert 0.5 * math.log(25) < value < 2 * math.log(31)
     assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("means", [Means(remember=0), Means(cache_in="ram")], ids=["nothing remembered", "in memory"])
+def test_how_a_run_is_carried_out_does_not_change_its_numbers(tmp_path, cache, means):
+    usual, _ = run_of(tmp_path / "usual", cache, "mask_rate=0.5")
+    other, _ = run_of(tmp_path / "other", cache, "mask_rate=0.5", means=means)
+    assert lines_of(other) == lines_of(usual)
+    assert usual.metrics()[-1]["speed"]["remembered_share"] > 0 or usual.metrics()[-1]["hidden"] == 0
+
+
+@pytest.mark.parametrize(
+    "means", [Means(micro_batch=3), Means(checkpointing=True)], ids=["micro-batches", "checkpoints"]
+)
+def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, means):
+    usual, _ = run_of(tmp_path / "usual", cache, "dropout=0.0", "epochs=2")
+    other, _ = run_of(tmp_path / "other", cache, "dropout=0.0", "epochs=2", means=means)
+    for ours, theirs in zip(lines_of(other), lines_of(usual), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_what_an_observer_raises_ends_the_run_resumably(tmp_path, cache):
+    def stop(line):
+        if line["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "stopped", cache, on_epoch=stop)
+    resumed, _ = run_of(tmp_path / "stopped", cache)
+    assert lines_of(resumed) == lines_of(run_of(tmp_path / "whole", cache)[0])
