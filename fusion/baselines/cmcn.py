@@ -25,7 +25,7 @@ UNIMODAL_WEIGHT = 0.5  # of each modality's own loss; our guess
 
 
 class Cmcn(Baseline):
-    title = "CMCN without captions"
+    title = "CMCN-like without captions"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__(config, dimensions)

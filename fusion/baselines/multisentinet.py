@@ -34,7 +34,8 @@ class MultiSentiNet(Baseline):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
-        states, _ = self.lstm(batch.tokens)  # B, n, d; forward only, so that padding changes no state before it
+        with torch.autocast(batch.tokens.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
+            states, _ = self.lstm(batch.tokens)  # B, n, d; forward only, so that padding changes no state before it
         image = F.relu(self.object(batch.pooled))
         words = self.attention(states, image, batch.text_mask)
         return self.head(self.dropout(F.relu(self.hidden(torch.cat([image, words], dim=1)))))
