@@ -22,6 +22,7 @@ from fusion.models import BASELINES, CLASSES, build_model, model_class
 from fusion.train import train
 from pipeline.errors import InputError
 from tests import baseline_oracle, oracle
+from tests.baseline_parts import Post
 from tests.test_house import imported
 from tests.test_model import BASE, CHANNELS, EXACT, LENGTHS, PATCHES, TEXT_WIDTH, batch_of, select
 from tests.test_train import SMALL
@@ -57,7 +58,7 @@ def test_logits_losses_and_gradients_agree_with_the_loops(name):
     parameters = {key: value.detach().clone().requires_grad_() for key, value in model.named_parameters()}
     settings = oracle.Settings(layers=model.config.layers, heads=model.config.heads)
     posts = [
-        baseline_oracle.Post(batch.patches[i], batch.pooled[i], batch.tokens[i, :n], int(batch.labels[i]))
+        Post(batch.patches[i], batch.pooled[i], batch.tokens[i, :n], int(batch.labels[i]))
         for i, n in enumerate(LENGTHS)
     ]
     logits = baseline_oracle.LOGITS[name]

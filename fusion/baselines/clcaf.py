@@ -1,4 +1,4 @@
-"""CLCAF (Wang, Li and Ren et al., Sensors 23(5):2679, 2023): frozen features in, logits from convolved rows out.
+"""CLCAF (Wang et al., Sensors 23(5):2679, 2023): convolutions over all rows, a Transformer, and a contrast.
 
 From the source (abstract, and the description in Liu et al.): before CLMLF's Transformer, a convolutional
 network over the joined image and text rows captures local detail; supervised contrastive learning drives the

@@ -1,4 +1,4 @@
-"""CLMLF (Li, Xu, Zhu and Zhao, Findings of NAACL 2022): frozen features in, logits from a joint Transformer out.
+"""CLMLF (Li, Xu, Zhu and Zhao, Findings of NAACL 2022): a Transformer over words and image rows, and a contrast.
 
 From the source (the authors' code, github.com/Link-Li/CLMLF): text, patches and pooled feature each through a
 linear layer and gelu; a Transformer of two layers over [pooled; patches]; a fusion Transformer (`layers`; 3

@@ -1,4 +1,4 @@
-"""CMCN (Peng et al., Tsinghua Science and Technology 27(4), 2022): frozen features in, logits from gated fusion out.
+"""CMCN (Peng et al., Tsinghua Science and Technology 27(4), 2022): attention and fusion gated by correlation.
 
 From the source (abstract, and the description in Liu et al.): a feature-attention module driven by an
 image-text correlation generator; fusion in a hierarchy, within modalities and then between them; joint

@@ -1,4 +1,4 @@
-"""CNN-Multi (Cai and Xia, NLPCC 2015): frozen features in, logits from two separately trained networks out.
+"""CNN-Multi (Cai and Xia, NLPCC 2015): two networks trained apart, and a classifier over their vectors.
 
 From the source (as Liu et al. describe it): a text network and an image network are trained first, each alone;
 their vectors, side by side, go into a fully connected layer that classifies.

@@ -1,4 +1,4 @@
-"""Co-MN-Hop (Xu, Mao and Chen, SIGIR 2018): frozen features in, logits from two memories that ask each other out.
+"""Co-MN-Hop (Xu, Mao and Chen, SIGIR 2018): a memory of words and a memory of regions, each read by the other.
 
 From the source (readers' notes, and the description in Liu et al.): an image memory of region vectors and a
 text memory of words; in each hop, each memory is read by attention with the other modality's state as the

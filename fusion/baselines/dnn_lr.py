@@ -1,4 +1,4 @@
-"""DNN-LR (Yu, Lin, Meng and Zhao, Algorithms 9(2):41, 2016): frozen features in, the mean of two predictions out.
+"""DNN-LR (Yu, Lin, Meng and Zhao, Algorithms 9(2):41, 2016): two networks' predictions, averaged.
 
 From the source (abstract, and the description in Liu et al.): a convolutional network over pre-trained word
 vectors and a deep network with dropout over the image each classify alone, and their predictions are averaged

@@ -1,4 +1,4 @@
-"""FENet (Jiang, Wang, Liu and Ling, PAKDD 2020): frozen features in, logits from two sequences that see each other out.
+"""FENet (Jiang, Wang, Liu and Ling, PAKDD 2020): fusion of both sequences in both directions, then extraction.
 
 From the source (a public re-implementation that cites the paper; not the authors'): the image is the sequence
 of its C feature maps, each an m-vector. Interactive fusion in both directions, target X and auxiliary Y: A =

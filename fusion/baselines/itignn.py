@@ -1,4 +1,4 @@
-"""ITIGNN (Liao et al., Applied Intelligence 52, 2022): frozen features in, logits from a graph of rows out.
+"""ITIGNN (Liao et al., Applied Intelligence 52, 2022): graph attention over words and patches.
 
 From the source (abstract): text features from a graph over the text, image features from a pre-trained network;
 both start the nodes of an image-text interaction graph, which graph attention updates; an aggregation layer

@@ -1,4 +1,4 @@
-"""MVCN (Wei et al., ACL 2023): frozen features in, logits from words that attend to few patches out.
+"""MVCN (Wei et al., ACL 2023): words that attend to few patches, a Transformer, and a calibrated loss.
 
 From the source (abstract): a text-guided fusion module with sparse attention against redundant visual elements;
 a sentiment-based congruity constraint against shifts in the representation space; adaptive loss calibration for
