@@ -97,8 +97,7 @@ def supervised_contrastive(vectors: Tensor, labels: Tensor, temperature: float) 
         vectors = F.normalize(vectors, dim=1)
         itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
         scores = vectors @ vectors.T / temperature
-        # the lowest finite value, not -inf: a vector alone in its batch would have a softmax of 0 / 0
-        log_shares = scores.masked_fill(itself, torch.finfo(scores.dtype).min).log_softmax(dim=1)
+        log_shares = scores.masked_fill(itself, -torch.inf).log_softmax(dim=1)
         positives = (labels[:, None] == labels) & ~itself
         count = positives.sum(dim=1)
         losses = -log_shares.masked_fill(~positives, 0).sum(dim=1) / count.clamp(min=1)
