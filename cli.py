@@ -301,6 +301,7 @@ def probe(cache_dir: Path, splits: Path | None, json_file: Path | None, quiet: b
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, over preset and file; repeatable."
 )
 @splits_option
+@click.option("--model", help="Same as --set model=NAME: fusion, or a baseline (docs/baselines.md lists them).")
 @click.option("--seed", type=int, help="Same as --set seed=N.")
 @click.option("--text-encoder", help="Where the cache's text encoder lies, if not where it did.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run at --out, with its own configuration.")
@@ -328,6 +329,7 @@ def train(
     config_file: Path | None,
     settings: tuple[str, ...],
     splits: Path | None,
+    model: str | None,
     seed: int | None,
     text_encoder: str | None,
     resume: bool,
@@ -341,7 +343,7 @@ def train(
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Train the fusion model from a cache; write a run folder. torchrun trains it on several GPUs or hosts."""
+    """Train the fusion model, or a baseline, from a cache; write a run folder. torchrun uses several GPUs or hosts."""
     from fusion import train as training
     from fusion.checkpoint import Run
     from fusion.config import load_config
@@ -350,7 +352,8 @@ def train(
 
     run = Run(out)
     _refuse_finished(out, run.finished, overwrite)
-    settings = (*settings, *([f"seed={seed}"] if seed is not None else []))
+    named = {"model": model, "seed": seed}
+    settings = (*settings, *(f"{key}={value}" for key, value in named.items() if value is not None))
     own = run.resumable_config() if resume else None
     given = preset or config_file or settings
     config = load_config(preset, config_file, settings) if given or own is None else own

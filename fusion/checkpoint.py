@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config, load_config, save_config
 from fusion.model import Dimensions, FusionModel
+from fusion.models import build_model
 from pipeline.cache import Cache
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
@@ -145,7 +146,7 @@ class Run:
 
     def load_model(self, device: torch.device) -> FusionModel:
         """The best epoch's model, ready to predict."""
-        model = FusionModel(self.config, Dimensions(**self.facts["dimensions"]))
+        model = build_model(self.config, Dimensions(**self.facts["dimensions"]))
         path = self.folder / "model.safetensors"
         try:
             model.load_state_dict(_with_shared(model, load_file(path)))

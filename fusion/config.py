@@ -11,6 +11,16 @@ from pipeline.files import write_text
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
+# Settings that say what the fusion model is. Training settings and the sizes mean the same to the baselines.
+_FUSION_ONLY = (
+    "modalities",
+    "cross_attention",
+    "share_transformer",
+    "attention_scale",
+    "segment_embeddings",
+    "modality_dropout",
+)
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -20,7 +30,20 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    # The model
+    # The model: the paper's, or a baseline of its Table 2; fusion/baselines/NAME.py says which settings it reads
+    model: Literal[
+        "fusion",
+        "dnn-lr",
+        "cnn-multi",
+        "multisentinet",
+        "co-mn-hop",
+        "fenet",
+        "itignn",
+        "cmcn",
+        "clmlf",
+        "mvcn",
+        "clcaf",
+    ] = "fusion"
     width: Count = 768
     heads: Count = 12
     layers: Count = 3
@@ -34,7 +57,7 @@ class Config(BaseModel):
     modality_dropout: Fraction = 0.0  # beyond the paper: how often a training post loses one modality
 
     # The masked-language loss
-    mlm: bool = True
+    mlm: bool = True  # the fusion model's alone: with a baseline it is always false
     mlm_weight: Annotated[float, Field(ge=0)] = 1.0  # eq 13
     mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     mask_choice: Literal["image", "random"] = "image"  # eqs 18-19, or words at random
@@ -56,8 +79,17 @@ class Config(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_baseline_hides_words(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values if values.get("model", "fusion") == "fusion" else {**values, "mlm": False}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.model != "fusion":
+            for name in _FUSION_ONLY:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: only the fusion model has it, not {self.model}; leave it out")
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.modalities == "image" and self.mlm:

@@ -132,7 +132,9 @@ class Epoch:
         return [share[start : start + self._micro_batch] for start in range(0, len(share), self._micro_batch)]
 
     def _losses(self, batch: Batch) -> Losses:
-        return fast.losses(self._model, batch, self._reencoder)
+        if self._config.model == "fusion":
+            return fast.losses(self._model, batch, self._reencoder)
+        return self._model.losses(batch, None)
 
     def _require_finite(self, epoch: int, step: int, sentiment: float, mlm: float, rows: np.ndarray) -> None:
         if not math.isfinite(sentiment + mlm):

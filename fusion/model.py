@@ -16,12 +16,13 @@ from fusion.transformer import Transformer
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What the encoders fix: image channels C, text width D, vocabulary V, and the number of classes."""
+    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes."""
 
     channels: int
     text_width: int
     vocabulary: int
     classes: int = 3
+    patches: int = 49
 
 
 @dataclass(frozen=True)

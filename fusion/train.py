@@ -26,6 +26,7 @@ from fusion.epoch import Epoch, Step, new_optimizer
 from fusion.evaluate import predict, score
 from fusion.features import Features, Place
 from fusion.model import Dimensions, FusionModel
+from fusion.models import build_model
 from fusion.parallel import Ranks
 from fusion.precision import resolved
 from fusion.probe import require_all_classes
@@ -113,7 +114,9 @@ def train(
     keep_memory()
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
     torch.manual_seed(config.seed)
-    dimensions = Dimensions(cache.patches_shape[1], cache.text_width, text_encoder.vocabulary if text_encoder else 0)
+    m, channels = cache.patches_shape
+    vocabulary = text_encoder.vocabulary if text_encoder else 0
+    dimensions = Dimensions(channels, cache.text_width, vocabulary, patches=m)
     model = _build(config, dimensions, text_encoder).to(device)
     optimizer = new_optimizer(model, config)
     trainable = sum(parameter.numel() for parameter in model.parameters())
@@ -184,7 +187,7 @@ def _finish(run: Run, progress: Progress, trainable: int, frozen: int, wall: flo
 def _build(config: Config, dimensions: Dimensions, text_encoder: TextEncoder | None) -> FusionModel:
     try:
         words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
-        return FusionModel(config, dimensions, word_embeddings=words)
+        return build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
 

@@ -1,0 +1,40 @@
+"""A configuration's model name in, the model out. Only the module of the model that is asked for is imported."""
+
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from fusion.config import Config
+from fusion.model import Dimensions
+
+CLASSES = {
+    "fusion": "fusion.model.FusionModel",
+    "dnn-lr": "fusion.baselines.dnn_lr.DnnLr",
+    "cnn-multi": "fusion.baselines.cnn_multi.CnnMulti",
+    "multisentinet": "fusion.baselines.multisentinet.MultiSentiNet",
+    "co-mn-hop": "fusion.baselines.co_mn_hop.CoMnHop",
+    "fenet": "fusion.baselines.fenet.FENet",
+    "itignn": "fusion.baselines.itignn.Itignn",
+    "cmcn": "fusion.baselines.cmcn.Cmcn",
+    "clmlf": "fusion.baselines.clmlf.Clmlf",
+    "mvcn": "fusion.baselines.mvcn.Mvcn",
+    "clcaf": "fusion.baselines.clcaf.Clcaf",
+}
+BASELINES = tuple(name for name in CLASSES if name != "fusion")
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model name. A baseline's has a `title` for tables, which says what it is without."""
+    module, _, class_name = CLASSES[name].rpartition(".")
+    return getattr(import_module(module), class_name)
+
+
+def build_model(config: Config, dimensions: Dimensions, *, word_embeddings: Tensor | None = None) -> Any:
+    """The configured model, freshly initialised: a FusionModel, or a fusion.baselines.base.Baseline.
+
+    Both have `config`, `forward(batch)` and `losses(batch, text_encoder)`. `word_embeddings` are the fusion model's,
+    for `tie_mlm_head`. Raises ValueError naming the setting if config and dimensions don't fit.
+    """
+    options = {"word_embeddings": word_embeddings} if config.model == "fusion" else {}
+    return model_class(config.model)(config, dimensions, **options)
