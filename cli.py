@@ -497,7 +497,8 @@ def _say(quiet: bool, line: str) -> None:
     from tqdm import tqdm
 
     if not quiet:
-        tqdm.write(line)
+        with tqdm.external_write_mode():
+            click.echo(line)
 
 
 if __name__ == "__main__":
