@@ -56,7 +56,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Answer:
-    """A post's class probabilities by name, or the reason why there are none.
+    """A post's class probabilities by name, or the reason why there are none. `id` is empty where none was given.
 
     `flags` says what a reader should know: no_text, no_image, empty_text, truncated, rotated, animated, converted.
     """
@@ -74,8 +74,13 @@ class Answer:
     def record(self) -> dict[str, Any]:
         """For JSON."""
         if self.reason:
-            return {"id": self.id, "reason": self.reason}
-        return {"id": self.id, "label": self.label, "probabilities": self.probabilities, "flags": list(self.flags)}
+            return {"id": self.id or None, "reason": self.reason}
+        return {
+            "id": self.id or None,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "flags": list(self.flags),
+        }
 
 
 class Predictor:
@@ -187,6 +192,18 @@ class Predictor:
         )
         flags = [_flags(one, cut) for one, cut in zip(inputs, truncated, strict=True)]
         return batch, flags, finite
+
+
+def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> Answer:
+    """The answer to a text and an image file. Raises InputError saying what is wrong with either."""
+    try:
+        post = RawPost("", text, image.read_bytes() if image else None)
+    except OSError as error:
+        raise InputError(f"--image {image}: {error.strerror or error}") from None
+    (answer,) = predictor.predict([post])
+    if answer.reason:
+        raise InputError(f"{image}: {answer.reason}" if answer.reason.startswith("image:") and image else answer.reason)
+    return answer
 
 
 def missing_problem(config: Config, no_text: bool, no_image: bool) -> str:
