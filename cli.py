@@ -458,6 +458,37 @@ def predict(
 
 
 @cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option(
+    "--host", default="127.0.0.1", help="The address to listen on; the default can't be reached from outside."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@place_options
+@device_option
+@click.option("--quiet", is_flag=True, help="Print nothing but problems.")
+def serve(
+    run_dir: Path,
+    host: str,
+    port: int,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """A page where one drops a photo and types a text, and a JSON endpoint, POST /predict. Needs the extra `web`."""
+    from fusion.checkpoint import Run
+    from fusion.predict import Predictor
+
+    try:
+        from fusion import serve as serving
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'mscf[web]'") from None
+    chosen = _device(device, quiet)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    serving.serve(predictor, host=host, port=port, say=lambda line: _say(quiet, line))
+
+
+@cli.command()
 @click.option(
     "--out", type=PATH, default=Path("artifacts/demo"), help="Its folder; only what a demo wrote is replaced."
 )
