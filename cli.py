@@ -60,6 +60,12 @@ def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a run's encoders lie, if not where they did."""
+    command = click.option("--text-encoder", help="The folder of the run's text encoder, if from local files.")(command)
+    return click.option("--image-weights", type=PATH, help="The file of the run's image weights, if local.")(command)
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what an earlier call finished there.")
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 splits_option = click.option(
@@ -379,6 +385,76 @@ def evaluate(
         write_json(json_file, result)
     _say(quiet, evaluation.table(result))
     _say(quiet, f"wrote {path}")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.argument("posts", required=False, type=PATH)
+@click.option("--image", type=PATH, help="The image file of one post.")
+@click.option("--text", help="The text of one post.")
+@click.option("--out", type=PATH, help="Where the answers to a file of posts go (JSONL).")
+@place_options
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Posts encoded at once.")
+@click.option("--workers", type=click.IntRange(1), default=2, help="Processes that decode images.")
+@click.option(
+    "--max-fail-rate", type=click.FloatRange(0, 1), default=0.05, help="Exit 1 if more posts than this got no answer."
+)
+@device_option
+@overwrite_option
+@result_options
+def predict(
+    run_dir: Path,
+    posts: Path | None,
+    image: Path | None,
+    text: str | None,
+    out: Path | None,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    batch_size: int,
+    workers: int,
+    max_fail_rate: float,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Class probabilities of raw posts: of one by --image and --text, or of POSTS with --out.
+
+    POSTS is a file like a manifest (JSONL); `text` or `image` may be left out where the run was trained for that. After
+    a kill the same command goes on.
+    """
+    from fusion.checkpoint import Run
+    from fusion.predict import Predictor, answer_one
+    from fusion.stream import answer_file, clear
+    from pipeline.decode import start_server
+
+    single = image is not None or text is not None
+    if single == (posts is not None) or (posts is None) != (out is None):
+        raise click.UsageError("give either --image and --text, or POSTS and --out")
+    if out:
+        _refuse_finished(out, out.exists(), overwrite)
+        start_server()
+    chosen = _device(device, quiet)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    if not posts or not out:
+        answer = answer_one(predictor, text, image)
+        if json_file:
+            write_json(json_file, answer.record())
+        for label, probability in answer.probabilities.items():
+            _say(quiet, f"{label:10}{probability:>7.1%}  {'█' * round(40 * probability)}")
+        if answer.flags:
+            _say(quiet, f"flags: {', '.join(answer.flags)}")
+        return
+    if overwrite:
+        clear(out)
+    report = answer_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=quiet)
+    _report(report.summary(), json_file, quiet)
+    _say(quiet, f"wrote {out}: {report.posts} answers, {report.failed} of them the reason why there is none")
+    if report.failed > max_fail_rate * report.posts:
+        raise InputError(
+            f"{report.failed} of {report.posts} posts got no answer, over --max-fail-rate {max_fail_rate:g}; "
+            f"their lines in {out} say why"
+        )
 
 
 @cli.command()

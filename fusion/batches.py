@@ -68,6 +68,40 @@ def read_batch(
     )
 
 
+def collate(
+    patches: np.ndarray,
+    pooled: np.ndarray,
+    tokens: Sequence[np.ndarray],
+    input_ids: Sequence[np.ndarray],
+    device: torch.device,
+    *,
+    has_text: Sequence[bool] | None = None,
+    has_image: Sequence[bool] | None = None,
+) -> Batch:
+    """A batch of features that are not in a cache: patches (B, m, C), pooled (B, C); each text's tokens (n_i, D), and
+    input_ids (n_i,). Labels are unknown, rows count from 0.
+    """
+    lengths = np.array([len(ids) for ids in input_ids])
+    longest = -(-int(lengths.max()) // PAD_TO) * PAD_TO
+    padded_tokens = np.zeros((len(tokens), longest, tokens[0].shape[1]), np.float32)
+    padded_ids = np.zeros((len(tokens), longest), np.int64)
+    for i, length in enumerate(lengths):
+        padded_tokens[i, :length] = tokens[i]
+        padded_ids[i, :length] = input_ids[i]
+    everyone = [True] * len(tokens)
+    return Batch(
+        rows=np.arange(len(tokens)),
+        patches=torch.from_numpy(patches).to(device).float(),
+        pooled=torch.from_numpy(pooled).to(device).float(),
+        tokens=torch.from_numpy(padded_tokens).to(device),
+        input_ids=torch.from_numpy(padded_ids).to(device),
+        text_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).to(device),
+        labels=torch.full((len(tokens),), -1, device=device),
+        has_text=torch.tensor(everyone if has_text is None else list(has_text), device=device),
+        has_image=torch.tensor(everyone if has_image is None else list(has_image), device=device),
+    )
+
+
 def shuffled(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
     """The rows in batches of like text length, in an order that seed and epoch alone decide; one batch may be smaller.
 

@@ -142,7 +142,7 @@ def make_shards(
     started: deque[tuple[int, ShardJob, list[Future[Seconds]]]] = deque()
     writing: Future[float] | None = None
     with (
-        _encoding_threads(image.device) as threads,
+        encoding_threads(image.device) as threads,
         ThreadPoolExecutor(1, "write") as writer,
         Decoders(image.transform, image.pixels_shape, batch_size=batch_size, workers=workers) as decoders,
     ):
@@ -193,7 +193,7 @@ def _refuse_if_stopped(stop: StopWish, todo: Plan, out: Path) -> None:
 
 
 @contextmanager
-def _encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+def encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that encode a batch each: on a CPU one per core and each on one core, so that none waits at a barrier;
     on a GPU two, so that one copies while the other computes.
     """
