@@ -1,0 +1,37 @@
+"""Weights of word pieces in, weights of the words of the text out, as people read it."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+# What stands between spaces is a word, with its punctuation; a Chinese character is one of its own, as BERT has it.
+_IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+_WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\s{_IDEOGRAPH}]+")
+
+Spans = Sequence[tuple[int, int]]
+
+
+def join_words(text: str, spans: Spans, weights: np.ndarray) -> tuple[list[tuple[str, float]], int]:
+    """Each word of the text with the sum of its pieces' weights, and how many words at the end were cut off unread.
+
+    Args:
+        spans: which characters [start, end) each piece stands for; (0, 0) for [CLS] and [SEP], which are no words.
+        weights: (n,), one for each span.
+    """
+    words = list(_WORD.finditer(text))
+    totals = np.zeros(len(words))
+    starts = [word.start() for word in words]
+    for (start, end), weight in zip(spans, weights, strict=True):
+        if end > start and words:
+            # by its last character: some tokenizers count the space before a word to its first piece
+            totals[max(0, bisect_right(starts, end - 1) - 1)] += weight
+    read_to = max((end for _, end in spans), default=0)
+    unread = sum(word.start() >= read_to for word in words)
+    return [(word.group(), float(total)) for word, total in zip(words, totals, strict=True)], unread
+
+
+def word_pieces(spans: Spans) -> np.ndarray:
+    """(n,) bool: which ids stand for characters of the text, so that they can be hidden."""
+    return np.array([end > start for start, end in spans], bool)
