@@ -18,6 +18,9 @@ class Limits:
     requests: int = 32
 
 
+LIMITS = Limits()
+
+
 class Busy(Exception):
     """As many requests as may be are being served."""
 

@@ -9,7 +9,6 @@ import io
 import random
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -34,8 +33,10 @@ _FLAGS = {
     "converted": "The picture was converted to RGB, with white behind what is transparent.",
 }
 
+_EMPTY = '<div class="mscf"><p class="note">The answer, and what it rests on, will stand here.</p></div>'
+
 _STYLE = """
-.mscf { --bar: #4c72b0; font-size: 1rem; line-height: 1.5; color: var(--body-text-color); }
+.mscf { font-size: 1rem; line-height: 1.5; color: var(--body-text-color); }
 .mscf h3 { margin: 1.2em 0 .3em; font-size: 1rem; font-weight: 600; }
 .mscf .label { font-size: 1.6rem; font-weight: 650; margin: 0 0 .4em; }
 .mscf .row { display: grid; grid-template-columns: 5.5em 1fr 4em; align-items: center; gap: .6em; margin: .3em 0; }
@@ -55,20 +56,23 @@ _STYLE = """
 """
 
 
-class Photo(gr.Image):
-    """Gradio's image field, which hands over the uploaded file as it came: the photo is decoded where the limits are,
-    and only what was uploaded here is looked at.
+def photo_field() -> gr.Image:
+    """Gradio's image field, but it hands over the uploaded file as it came, to be decoded within our limits, and takes
+    nothing but uploads.
     """
+    field = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Photo", height=320)
+    move = field.async_move_resource_to_block_cache
 
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload.path if payload else None
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        if str(url_or_file_path).startswith(("http:", "https:")):
+    async def uploads_only(place: str | Path | None) -> str | None:
+        if str(place).startswith(("http:", "https:")):
             raise gr.Error("a photo must be uploaded; addresses are not fetched")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+        return await move(place)
+
+    # Not a subclass: Gradio writes a stub file into the folder of the source of each.
+    vars(field).update(
+        preprocess=lambda payload: payload.path if payload else None, async_move_resource_to_block_cache=uploads_only
+    )
+    return field
 
 
 def mount_page(app: FastAPI, desk: Desk, folder: Path) -> FastAPI:
@@ -102,12 +106,12 @@ def _page(desk: Desk, examples: list[list[str]]) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column():
-                photo = Photo(type="filepath", sources=["upload", "clipboard"], label="Photo", height=320)
+                photo = photo_field()
                 text = gr.Textbox(label="Text", lines=3, max_length=desk.limits.characters)
                 button = gr.Button("Read the post", variant="primary")
                 gr.Examples(examples, [photo, text], label="Drawn examples")
             with gr.Column():
-                result = gr.HTML(label="Answer", elem_id="answer")
+                result = gr.HTML(_EMPTY, elem_id="answer")
         gr.on(
             [button.click, text.submit],
             ask,
@@ -120,7 +124,7 @@ def _page(desk: Desk, examples: list[list[str]]) -> gr.Blocks:
 
 
 def answered(desk: Desk, text: str | None, path: str | None) -> str:
-    """The answer to an uploaded photo and a text as HTML, or a message that says what is wrong; a bad photo is deleted."""
+    """The answer to an uploaded photo and a text as HTML, or what is wrong; a bad photo is deleted."""
     try:
         if problem := desk.text_problem(text):
             return problem_html(problem)

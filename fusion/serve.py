@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Never
@@ -19,14 +19,11 @@ from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fusion.desk import Busy, Desk, Limits
+from fusion.desk import LIMITS, Busy, Desk, Limits
 from fusion.predict import Predictor
 from pipeline.errors import InputError
-
-Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _CONNECTIONS = 128
 # Nothing on the page may come from or go to another place than this server.
@@ -97,10 +94,10 @@ def api(desk: Desk) -> FastAPI:
 class _Guard:
     """Refuses bodies over the limit, said or not said beforehand, and forbids the page to speak with other places."""
 
-    def __init__(self, app: App, most: int) -> None:
+    def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -135,15 +132,14 @@ class _Guard:
                     raise
         if over and not started:
             problem = JSONResponse({"detail": f"over the limit of {self._most} bytes"}, 413, {"Connection": "close"})
-            await problem(scope, receive, send)  # type: ignore[arg-type]
+            await problem(scope, receive, send)
 
 
 def serve(
-    predictor: Predictor, *, host: str, port: int, limits: Limits = Limits(), say: Callable[[str], None] = print
+    predictor: Predictor, *, host: str, port: int, limits: Limits = LIMITS, say: Callable[[str], None] = print
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Port 0 is any free one. Raises InputError if the address can't be had."""
-    listener = _listen(host, port)
-    with listener, _one_folder() as folder:
+    with _until_told(), _listen(host, port) as listener, _one_folder() as folder:
         from fusion.page import mount_page  # Gradio reads from the environment where its files go
 
         cores = torch.get_num_threads()
@@ -165,18 +161,23 @@ def serve(
                 timeout_graceful_shutdown=3,
             )
         )
-        # uvicorn finishes what is in hand and then raises the signal again: here it must end the block, not the process
-        before = signal.signal(signal.SIGTERM, _leave)
-        try:
-            server.run(sockets=[listener])
-        except (KeyboardInterrupt, _Leave):
-            pass
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        server.run(sockets=[listener])  # finishes what is in hand, then raises the signal again
+
+
+@contextmanager
+def _until_told() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the block and not the process, so that what the block holds is given back."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    except (KeyboardInterrupt, _Leave):
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Leave(BaseException):
-    """SIGTERM, after the server has ended."""
+    """SIGTERM has come."""
 
 
 def _leave(*_: object) -> Never:
