@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from fusion.attribution import METHODS, Features, Weights, trace
+from fusion.evaluate import precision
 from fusion.model import FusionModel
+from fusion.predict import Inputs, Predictor
 from fusion.words import Spans, join_words
 from pipeline.cache import Cache
 from pipeline.errors import InputError
@@ -20,7 +22,7 @@ from pipeline.records import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 200 --split val
-DEFAULT_METHOD = "gradient"
+DEFAULT_METHOD = "rollout"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,26 @@ class Explanation:
         }
 
 
-def explain_posts(
+def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str = DEFAULT_METHOD) -> list[Explanation]:
+    """Explain raw posts, with the probabilities that `predictor.answer` gives to the same posts.
+
+    Args:
+        inputs: what `predictor.inputs` made of them. One that has a `reason` raises InputError.
+        method: one of METHODS; their formulas stand in `fusion.attribution`.
+    """
+    batch = predictor.features(inputs)
+    with torch.inference_mode(), precision(predictor.config, predictor.device):
+        answers = predictor.model(batch).double().softmax(dim=1).cpu().numpy()
+    posts = []
+    for i, one in enumerate(inputs):
+        tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
+        seen = one.pixels is not None
+        posts.append(Features(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
+    texts = [one.text for one in inputs]
+    return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=answers)
+
+
+def explain_features(
     model: FusionModel,
     posts: Sequence[Features],
     texts: Sequence[str | None],
@@ -76,7 +97,6 @@ def explain_posts(
 
     Args:
         texts: what the features' tokens were made of; spans: `TextEncoder.spans`.
-        method: one of METHODS; their formulas stand in `fusion.attribution`.
         probabilities: (posts, 3) what was answered before; without it the model is asked here, in float32.
     """
     explanations = []
