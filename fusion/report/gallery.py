@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from fusion.checkpoint import Run
-from fusion.evaluate import predict
-from fusion.explain import DEFAULT_METHOD, Explanation, cached_features, explain_features, explain_posts
+from fusion.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
 from fusion.predict import Predictor, RawPost
 from fusion.report.cards import card, picture_of, render
 from fusion.report.heatmap import overlay
@@ -88,24 +87,9 @@ def look_at_raw(predictors: Sequence[Predictor], text: str | None, image: Path |
     return [Shown(post.id, text, None, picture)], looks
 
 
-def explain_cached(
-    run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
-) -> list[Explanation]:
-    """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
-    model = run.load_model(device)
-    read = model.config.modalities
-    posts = [cached_features(cache, int(row), device) for row in rows]
-    texts = [cache.texts[row] if read != "image" else None for row in rows]
-    answers = predict(model, cache, rows, device)
-    return explain_features(model, posts, texts, text.spans, method=method, probabilities=answers)
-
-
-def cache_of(run: Run, folder: Path | None = None) -> Cache:
-    """The cache that a run was made from, or another of the same encoders. Raises InputError if it is of others."""
-    cache = Cache(folder or Path(run.facts["cache"]))
-    if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
-        raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
-    return cache
+def name_of(run: Run) -> str:
+    """A run's folder with the one above it: many are called `run`."""
+    return "/".join(run.folder.resolve().parts[-2:])
 
 
 def rows_of(cache: Cache, ids: Sequence[str]) -> np.ndarray:
@@ -151,7 +135,7 @@ def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -
 def _look(run: Run, first: Run, explanations: list[Explanation]) -> Look:
     ours, theirs = run.config.model_dump(), first.config.model_dump()
     note = ", ".join(f"{key}: {value}" for key, value in ours.items() if value != theirs[key] and key != "seed")
-    return Look(run.folder.resolve().name, note, explanations, run.facts["fingerprint"]["image"]["transform"])
+    return Look(name_of(run), note, explanations, run.facts["fingerprint"]["image"]["transform"])
 
 
 def _shown(post: Post) -> Shown:

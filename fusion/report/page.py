@@ -7,10 +7,10 @@ import torch
 
 from fusion.checkpoint import Run
 from fusion.config import Config
-from fusion.explain import DEFAULT_METHOD
+from fusion.explain import DEFAULT_METHOD, cache_of, explain_cached
 from fusion.report.calibration import reliability
 from fusion.report.cards import Card, card, picture_of, render
-from fusion.report.gallery import cache_of, explain_cached, most_wrong, rows_of
+from fusion.report.gallery import most_wrong, name_of, rows_of
 from fusion.report.plots import curves, reliability_diagram
 from pipeline import hdf5
 from pipeline.errors import InputError
@@ -46,7 +46,7 @@ def write_report(
     render(
         "report.html.j2",
         path,
-        name=run.folder.resolve().name,
+        name=name_of(run),
         facts=facts,
         result=evaluation,
         scores=SCORES,
