@@ -6,21 +6,26 @@ The weights come from `fusion.attribution`; here they are laid on the words of t
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from fusion.attribution import METHODS, Features, Weights, trace
+from fusion.checkpoint import Run
+from fusion.evaluate import precision, predict
 from fusion.model import FusionModel
+from fusion.predict import Inputs, Predictor
 from fusion.words import Spans, join_words
 from pipeline.cache import Cache
+from pipeline.encoders import TextEncoder, first_difference
 from pipeline.errors import InputError
 from pipeline.records import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 200 --split val
-DEFAULT_METHOD = "gradient"
+DEFAULT_METHOD = "rollout"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,26 @@ class Explanation:
         }
 
 
-def explain_posts(
+def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str = DEFAULT_METHOD) -> list[Explanation]:
+    """Explain raw posts, with the probabilities that `predictor.answer` gives to the same posts.
+
+    Args:
+        inputs: what `predictor.inputs` made of them. One that has a `reason` raises InputError.
+        method: one of METHODS; their formulas stand in `fusion.attribution`.
+    """
+    batch = predictor.features(inputs)
+    with torch.inference_mode(), precision(predictor.config, predictor.device):
+        answers = predictor.model(batch).double().softmax(dim=1).cpu().numpy()
+    posts = []
+    for i, one in enumerate(inputs):
+        tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
+        seen = one.pixels is not None
+        posts.append(Features(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
+    texts = [one.text for one in inputs]
+    return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=answers)
+
+
+def explain_features(
     model: FusionModel,
     posts: Sequence[Features],
     texts: Sequence[str | None],
@@ -76,7 +100,6 @@ def explain_posts(
 
     Args:
         texts: what the features' tokens were made of; spans: `TextEncoder.spans`.
-        method: one of METHODS; their formulas stand in `fusion.attribution`.
         probabilities: (posts, 3) what was answered before; without it the model is asked here, in float32.
     """
     explanations = []
@@ -98,6 +121,26 @@ def weigh(model: FusionModel, post: Features, predicted: int, method: str) -> We
     if method not in METHODS:
         raise InputError(f"--method {method}: no such method; there are {', '.join(METHODS)}")
     return METHODS[method](model, post, predicted)
+
+
+def explain_cached(
+    run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
+) -> list[Explanation]:
+    """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
+    model = run.load_model(device)
+    read = model.config.modalities
+    posts = [cached_features(cache, int(row), device) for row in rows]
+    texts = [cache.texts[row] if read != "image" else None for row in rows]
+    answers = predict(model, cache, rows, device)
+    return explain_features(model, posts, texts, text.spans, method=method, probabilities=answers)
+
+
+def cache_of(run: Run, folder: Path | None = None) -> Cache:
+    """The cache that a run was made from, or another of the same encoders. Raises InputError if it is of others."""
+    cache = Cache(folder or Path(run.facts["cache"]))
+    if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
+        raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
+    return cache
 
 
 def cached_features(cache: Cache, row: int, device: torch.device) -> Features:

@@ -9,15 +9,18 @@ are gone from these, too.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fusion.attribution import Features, methods_for
-from fusion.explain import answer_of, weigh
+from fusion.explain import answer_of, cache_of, weigh
 from fusion.model import FrozenText, FusionModel
+from fusion.predict import Predictor
 from fusion.words import word_pieces
 from pipeline import hdf5
 from pipeline.cache import Cache
@@ -99,6 +102,21 @@ def faithfulness(
     if not count:
         raise InputError("none of the posts' images can be read any more, so nothing can be hidden")
     return _result(methods, drops, count, share, draws)
+
+
+def of_run(
+    predictor: Predictor, split: str, count: int, *, cache_folder: Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """`faithfulness` of a run on at most `count` posts of a split, drawn at random with a fixed seed."""
+    run = predictor.run
+    cache = cache_of(run, cache_folder)
+    if cache.manifest_sha256 == run.facts["manifest_sha256"]:
+        cache = cache.with_splits(run.splits)
+    rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
+    posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)
+    with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:
+        result = faithfulness(predictor.model, bar, predictor.image, predictor.text)
+    return {"run": str(run.folder), "split": split, **result}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -14,22 +14,27 @@ Spans = Sequence[tuple[int, int]]
 
 
 def join_words(text: str, spans: Spans, weights: np.ndarray) -> tuple[list[tuple[str, float]], int]:
-    """Each word of the text with the sum of its pieces' weights, and how many words at the end were cut off unread.
+    """Each word of the text with the mean of its pieces' weights, and how many words at the end were cut off unread.
+
+    The mean and not the sum: a link of twenty pieces is no strong word for its length.
 
     Args:
         spans: which characters [start, end) each piece stands for; (0, 0) for [CLS] and [SEP], which are no words.
         weights: (n,), one for each span.
     """
     words = list(_WORD.finditer(text))
-    totals = np.zeros(len(words))
+    totals, pieces = np.zeros(len(words)), np.zeros(len(words))
     starts = [word.start() for word in words]
     for (start, end), weight in zip(spans, weights, strict=True):
         if end > start and words:
             # by its last character: some tokenizers count the space before a word to its first piece
-            totals[max(0, bisect_right(starts, end - 1) - 1)] += weight
+            word = max(0, bisect_right(starts, end - 1) - 1)
+            totals[word] += weight
+            pieces[word] += 1
     read_to = max((end for _, end in spans), default=0)
     unread = sum(word.start() >= read_to for word in words)
-    return [(word.group(), float(total)) for word, total in zip(words, totals, strict=True)], unread
+    means = totals / np.maximum(pieces, 1)
+    return [(word.group(), float(mean)) for word, mean in zip(words, means, strict=True)], unread
 
 
 def word_pieces(spans: Spans) -> np.ndarray:

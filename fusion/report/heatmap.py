@@ -36,7 +36,7 @@ def overlay(
     values[seen] = resampled[seen[0].start - top : seen[0].stop - top, seen[1].start - left : seen[1].stop - left]
     pixels = np.asarray(picture.convert("RGB"), np.float32)
     looked = ~np.isnan(values)
-    share = np.where(looked, 0.38 + 0.3 * np.nan_to_num(values), 0)[:, :, None]  # strong heat covers more
+    share = np.where(looked, 0.28 + 0.4 * np.nan_to_num(values), 0)[:, :, None]  # strong heat covers more
     shown = pixels * (1 - share) + colours(np.nan_to_num(values)) * share
     grey = pixels.mean(axis=2, keepdims=True) * 0.45 + 120
     out = Image.fromarray(np.where(looked[:, :, None], shown, grey).round().clip(0, 255).astype(np.uint8))
