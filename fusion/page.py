@@ -4,25 +4,23 @@ What is shown is one piece of HTML in which everything that a person typed is es
 that nothing is left on the disk to show it.
 """
 
-import base64
-import io
 import random
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
-from PIL import Image
 
 from fusion.desk import Busy, Desk
 from fusion.explain import Explanation, explain_posts
 from fusion.predict import Answer, Inputs
-from fusion.report.heatmap import overlay
+from fusion.report.cards import data_uri, shaded, shrunk
+from fusion.report.heatmap import MARKED, STOPS, overlay
 from pipeline.drawn import NAMES, write_tweet
 from pipeline.errors import InputError
 from pipeline.pictures import draw_picture
 
-_SHOWN_SIDE = 640
+_SCALE = f"linear-gradient(90deg, {', '.join(f'rgb{colour} {at:.0%}' for at, colour in STOPS)})"
 _KEPT_SECONDS = 900  # an upload is needed again when only the text is changed
 _FLAGS = {
     "no_text": "There is no text: this is what the photo says alone.",
@@ -47,10 +45,11 @@ _STYLE = """
 .mscf .share { text-align: right; font-variant-numeric: tabular-nums; }
 .mscf img { max-width: 100%; max-height: 26rem; border-radius: 8px; display: block; }
 .mscf .legend { display: flex; align-items: center; gap: .6em; font-size: .85rem; margin-top: .4em; }
-.mscf .scale { flex: 0 0 9em; height: .7em; border-radius: 4px;
-  background: linear-gradient(90deg, #8fc3e8, #7ece8c 35%, #fae146 68%, #d7261e); }
+.mscf .scale { flex: 0 0 9em; height: .7em; border-radius: 4px; }
 .mscf .words { line-height: 2; overflow-wrap: anywhere; }
 .mscf .words span { border-radius: 4px; padding: .1em .2em; }
+.mscf .words sup { font-weight: 700; margin-left: .15em; }
+.mscf .unread { opacity: .45; }
 .mscf .note { font-size: .9rem; opacity: .85; margin: .3em 0; }
 .mscf .problem { border-left: 4px solid #c8553d; padding: .5em .9em; }
 """
@@ -159,16 +158,15 @@ def explanation_html(desk: Desk, inputs: Inputs) -> str:
     (found,) = explain_posts(desk.predictor, [inputs])
     parts = []
     if found.heat is not None and inputs.picture is not None:
-        shown = inputs.picture.copy()
-        shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
         view = desk.predictor.image.fingerprint["transform"]
+        picture = data_uri(overlay(shrunk(inputs.picture), found.heat, view))
         parts.append(
-            f'<h3>Where it looked</h3><img alt="the photo under its heat map" '
-            f'src="{_data_uri(overlay(shown, found.heat, view))}"><div class="legend"><span>less</span>'
-            '<div class="scale"></div><span>more; 1, 2, 3 mark the strongest places</span></div>'
+            f'<h3>Where it looked</h3><img alt="the photo under its heat map" src="{picture}">'
+            f'<div class="legend"><span>less</span><div class="scale" style="background:{_SCALE}"></div>'
+            f"<span>more; 1 to {MARKED}: the strongest; grey: cut off by the encoder</span></div>"
         )
     if found.words:
-        parts.append(f'<h3>Which words weighed</h3><p class="words">{_shaded(found)}</p>')
+        parts.append(f'<h3>Which words weighed</h3><p class="words">{_words(found)}</p>')
     return f'<div class="mscf">{"".join(parts)}</div>' if parts else ""
 
 
@@ -176,18 +174,16 @@ def problem_html(problem: str) -> str:
     return f'<div class="mscf"><p class="problem" role="alert">{escape(problem)}</p></div>'
 
 
-def _shaded(found: Explanation) -> str:
-    """The words with their weights; the number is in the title, for eyes that see no colour."""
-    return " ".join(
-        f'<span title="{weight:.2f}" style="background:rgb(245 158 11 / {0.75 * weight:.2f})">{escape(word)}</span>'
-        for word, weight in found.words
-    )
-
-
-def _data_uri(picture: Image.Image) -> str:
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+def _words(found: Explanation) -> str:
+    """The words shaded by weight, the strongest numbered for eyes and printers without colour."""
+    words = []
+    read = len(found.words) - found.unread
+    for place, word in enumerate(shaded(found.words)):
+        rank = f"<sup>{word.rank}</sup>" if word.rank else ""
+        look = f'title="{word.weight:.2f}" style="background:rgb(245 158 11 / {0.75 * word.weight:.2f})"'
+        look = look if place < read else 'class="unread" title="beyond what the encoder reads"'
+        words.append(f"<span {look}>{escape(word.text)}{rank}</span>")
+    return " ".join(words)
 
 
 def _examples(folder: Path) -> list[list[str]]:
