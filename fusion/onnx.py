@@ -40,6 +40,7 @@ class _Logits(nn.Module):
                 labels=nothing,
                 has_text=everyone,
                 has_image=everyone,
+                words=np.zeros(0),
             )
         )
 
@@ -67,9 +68,7 @@ def write_onnx(model: FusionModel, patches_shape: tuple[int, int], text_width: i
             external_data=False,
             verbose=False,
         )
-        worst = max(
-            _difference(logits, temporary, _features(patches_shape, text_width, *size)) for size in _CHECKED
-        )
+        worst = max(_difference(logits, temporary, _features(patches_shape, text_width, *size)) for size in _CHECKED)
         if not worst < TOLERANCE:
             raise InputError(f"{path}: not written; onnxruntime's logits differ by {worst:.2g}, over {TOLERANCE:g}")
     return worst
