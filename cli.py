@@ -618,6 +618,25 @@ def report(
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder to write.")
+@click.option("--onnx", is_flag=True, help="Also the model from features to logits as ONNX, checked. Extra `onnx`.")
+@overwrite_option
+@result_options
+def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, json_file: Path | None, quiet: bool) -> None:
+    """Write all that another machine needs to predict: weights, configuration, fingerprint, model card."""
+    from fusion import export as exporting
+    from fusion.checkpoint import Run
+
+    _refuse_finished(out, Run(out).started, overwrite)
+    files = exporting.export(Run(run_dir), out, onnx=onnx)
+    if json_file:
+        write_json(json_file, {"folder": str(out), "bytes": files})
+    for name, size in files.items():
+        _say(quiet, f"wrote {out / name}: {size / 2**20:.2f} MiB")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option(
     "--host", default="127.0.0.1", help="The address to listen on; the default can't be reached from outside."
 )

@@ -15,8 +15,8 @@ from pipeline.files import complete_or_absent
 
 INPUTS = ("patches", "pooled", "tokens", "text_mask")
 TOLERANCE = 1e-4
-# Posts and tokens of the batches that are compared: other sizes than those that the graph is made from.
-_CHECKED = ((1, 2), (1, 37), (3, 11), (7, 128))
+# Posts, patches and tokens of the batches that are compared: other sizes than those that the graph is made from.
+_CHECKED = ((1, 49, 2), (1, 49, 37), (3, 196, 11), (7, 49, 128))
 
 
 class _Logits(nn.Module):
@@ -45,39 +45,39 @@ class _Logits(nn.Module):
         )
 
 
-def write_onnx(model: FusionModel, patches_shape: tuple[int, int], text_width: int, path: Path) -> float:
+def write_onnx(model: FusionModel, channels: int, text_width: int, path: Path) -> float:
     """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
 
-    Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B
-    and n are free. Output: logits (B, 3). Raises InputError, and leaves no file, if a logit differs by TOLERANCE.
+    Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
+    m and n are free. Output: logits (B, 3). Raises InputError, and leaves no file, if a logit differs by TOLERANCE.
     """
     logits = _Logits(model).eval()
-    posts, length = torch.export.Dim("posts"), torch.export.Dim("tokens")
+    posts, grid, length = (torch.export.Dim(name) for name in ("posts", "grid", "length"))
     text = {0: posts, 1: length}
     with complete_or_absent(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own parts
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             logits,
-            _features(patches_shape, text_width, 2, 5),
+            _features(channels, text_width, 2, 3, 5),
             str(temporary),
             input_names=list(INPUTS),
             output_names=["logits"],
-            dynamic_shapes={"patches": {0: posts}, "pooled": {0: posts}, "tokens": text, "text_mask": text},
+            dynamic_shapes={"patches": {0: posts, 1: grid}, "pooled": {0: posts}, "tokens": text, "text_mask": text},
             dynamo=True,
             external_data=False,
             verbose=False,
         )
-        worst = max(_difference(logits, temporary, _features(patches_shape, text_width, *size)) for size in _CHECKED)
+        worst = max(_difference(logits, temporary, _features(channels, text_width, *size)) for size in _CHECKED)
         if not worst < TOLERANCE:
             raise InputError(f"{path}: not written; onnxruntime's logits differ by {worst:.2g}, over {TOLERANCE:g}")
     return worst
 
 
-def _features(patches_shape: tuple[int, int], text_width: int, posts: int, longest: int) -> tuple[Tensor, ...]:
+def _features(channels: int, text_width: int, posts: int, grid: int, longest: int) -> tuple[Tensor, ...]:
     """Random features; all texts but the first are shorter than the longest."""
     generator = torch.Generator().manual_seed(posts)
-    patches = torch.randn(posts, *patches_shape, generator=generator)
+    patches = torch.randn(posts, grid, channels, generator=generator)
     lengths = torch.randint(2, longest + 1, (posts,), generator=generator)
     lengths[0] = longest
     tokens = torch.randn(posts, longest, text_width, generator=generator)
