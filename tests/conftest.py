@@ -1,5 +1,7 @@
 """What several test files share: the packaged encoders, loaded once, and a tiny run trained on drawn posts."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extract import extract
 from pipeline.records import Post
+from tests.server import serving
 
 CPU = torch.device("cpu")
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
@@ -64,3 +67,13 @@ def tiny_run(drawn_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Ru
 @pytest.fixture(scope="session")
 def predictor(tiny_run: Run, image_encoder: ImageEncoder, text_encoder: TextEncoder) -> Predictor:
     return Predictor(tiny_run, tiny_run.load_model(CPU), image_encoder, text_encoder, CPU)
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
+    """`serve` in a process of its own: its address, the process, and the folder below which its files lie."""
+    temporary = tmp_path_factory.mktemp("server")
+    with serving(tiny_run.folder, temporary) as (address, process):
+        yield address, process, temporary

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from tests.test_predict import raw
 
 CLIENTS, REQUESTS = 8, 200
 LIMITS = Limits(bytes=300_000, pixels=1_000_000, characters=401, requests=3)
-# One post at a time, in a thread or in another: the same arithmetic.
-EQUAL = 1e-5
+# Another number of threads sums in another order and moves a float16 feature by a step now and then: 1.2e-5 was seen.
+EQUAL = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,6 @@ def desk(predictor):
 def client(desk):
     with TestClient(api(desk)) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def server(tiny_run, tmp_path_factory):
-    temporary = tmp_path_factory.mktemp("server")
-    with serving(tiny_run.folder, temporary) as (address, process):
-        yield address, process, temporary
 
 
 def ask(client, image=None, text=None, address=""):
@@ -210,6 +204,10 @@ def test_nothing_is_asked_of_another_place(server):
     assert "default-src 'self'" in response.headers["content-security-policy"]
 
 
+def files_of(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 def resident(process):
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
@@ -218,27 +216,36 @@ def resident(process):
 def test_two_hundred_requests_of_eight_clients_all_get_their_own_answers(server, predictor, drawn_posts):
     """None is lost or mixed up, and memory stays where it was after the first quarter."""
     address, process, temporary = server
+    there = files_of(temporary)
     posts = drawn_posts[:5]
     expected = predictor.predict([raw(posts[0])]) + [predictor.predict([raw(post)])[0] for post in posts[1:]]
     bytes_ = [post.image.read_bytes() for post in posts]
+
+    took = []
 
     def several(client_number, count):
         with httpx.Client(timeout=120) as client:
             for number in range(count):
                 which = (client_number + number) % len(posts)
+                started = time.perf_counter()
                 response = ask(client, bytes_[which], posts[which].text, address)
+                took.append(time.perf_counter() - started)
                 assert response.status_code == 200, response.text
                 assert response.json()["probabilities"] == pytest.approx(expected[which].probabilities, abs=EQUAL)
-        return count
 
+    started = time.perf_counter()
+    quarter = REQUESTS // CLIENTS // 4
     with ThreadPoolExecutor(CLIENTS) as pool:
-        done = sum(pool.map(several, range(CLIENTS), [REQUESTS // CLIENTS // 4] * CLIENTS))
+        list(pool.map(several, range(CLIENTS), [quarter] * CLIENTS))
         before = resident(process)
-        done += sum(pool.map(several, range(CLIENTS), [REQUESTS // CLIENTS - REQUESTS // CLIENTS // 4] * CLIENTS))
-    assert done == REQUESTS
-    print(f"{before:.0f} MiB after a quarter, {resident(process):.0f} MiB at the end")
-    assert resident(process) < before + 64
-    assert not [path for path in temporary.rglob("*") if path.is_file() and "examples" not in path.parts][3:]
+        list(pool.map(several, range(CLIENTS), [REQUESTS // CLIENTS - quarter] * CLIENTS))
+    after, seconds = resident(process), time.perf_counter() - started
+    middle, late = np.percentile(took, [50, 95])
+    print(f"{len(took)} answers in {seconds:.1f} s; {middle:.2f} s each at the median, {late:.2f} s at 95 %")
+    print(f"memory: {before:.0f} MiB after a quarter, {after:.0f} MiB at the end")
+    assert len(took) == REQUESTS
+    assert after < before + 64
+    assert files_of(temporary) == there
 
 
 def test_it_says_when_the_port_is_taken(tiny_run, server):
@@ -260,4 +267,4 @@ def test_it_ends_when_told_and_leaves_no_file(number, tiny_run, tmp_path):
 def test_probabilities_are_not_all_alike(predictor, drawn_posts):
     """Or the comparisons above would compare nothing."""
     values = [list(one.probabilities.values()) for one in predictor.predict([raw(post) for post in drawn_posts[:5]])]
-    assert np.ptp(values, axis=0).min() > 100 * EQUAL
+    assert np.ptp(values, axis=0).min() > 20 * EQUAL
