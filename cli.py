@@ -158,8 +158,8 @@ def extract(
     **encoders: Any,
 ) -> None:
     """Run both encoders once over a manifest's posts; write a feature cache. The same command goes on after a kill."""
-    from pipeline import cache, records
     from pipeline import extract as extraction
+    from pipeline import records
     from pipeline.decode import start_server
     from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.plan import Changes, Part
@@ -171,8 +171,6 @@ def extract(
     start_server()
     choice = EncoderChoice(**encoders, device=str(chosen))
     image, text = load_image_encoder(choice), load_text_encoder(choice)
-    if overwrite:
-        cache.clear(out)
     _say(quiet, f"encoders: {image.describe()} and {text.describe()}")
     with contextlib.ExitStack() as stack:
         elsewhere = None
@@ -193,6 +191,7 @@ def extract(
             stored_dtype=store,
             part=share,
             changes=changes,
+            overwrite=overwrite,
             engine=elsewhere,
             quiet=quiet,
             say=lambda line: _say(quiet, line),
@@ -236,13 +235,10 @@ def doctor(out: Path, json_file: Path | None, quiet: bool, **encoders: Any) -> N
 @result_options
 def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, json_file: Path | None, quiet: bool) -> None:
     """Make one cache of the parts that `extract --part i/n` made."""
-    from pipeline import cache
     from pipeline.merge import merge as merge_parts
 
     _refuse_finished(out, (out / "index.h5").exists(), overwrite)
-    if overwrite:
-        cache.clear(out)
-    merged = merge_parts(parts, out)
+    merged = merge_parts(parts, out, overwrite=overwrite)
     _report(merged.summary(), json_file, quiet)
     _say(quiet, f"wrote {out}: {len(merged)} posts of {len(parts)} parts")
 

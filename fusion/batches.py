@@ -12,7 +12,7 @@ from pipeline.cache import Cache
 
 WINDOW_BATCHES = 16
 # Texts are padded to a multiple of this: with a new shape for every batch, the process's memory grows and grows.
-PAD_TO = 8
+PAD_TO = 4
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,9 @@ class _TwoPasses:
 
     def _first(self, layer: EncoderLayer, rows: Tensor) -> Tensor:
         """The first layer of both passes, stacked (2B, r, d); queries, keys and values of common rows made once."""
-        q, k, v = layer.in_heads(layer.qkv(rows), 3)
-        attended = [
-            layer.attend(q[:, :, which], k[:, :, which], v[:, :, which], mask)
-            for which, mask in ((self._pass1, self.mask), (self._pass2, self._mask2))
-        ]
-        return layer.finish(torch.cat([rows[:, self._pass1], rows[:, self._pass2]]), torch.cat(attended))
+        passes = ((self._pass1, self.mask), (self._pass2, self._mask2))
+        attended = layer.attend(rows, [(which, which, mask) for which, mask in passes])
+        return layer.finish(torch.cat([rows[:, which] for which, _ in passes]), attended)
 
     def _last(self, layer: EncoderLayer, rows: Tensor) -> Tensor:
         """The last layer of pass 2 at the hidden words: (B, k, d)."""

@@ -21,6 +21,7 @@ from fusion.model import FusionModel
 from pipeline.encode import text_problem
 from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
+from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
 from pipeline.images import MAX_PIXELS, ImageProblem, to_rgb
 from pipeline.records import LABELS, Post
@@ -197,7 +198,7 @@ class Predictor:
 def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> Answer:
     """The answer to a text and an image file. Raises InputError saying what is wrong with either."""
     try:
-        post = RawPost("", text, image.read_bytes() if image else None)
+        post = RawPost("", text, regular_bytes(image) if image else None)
     except OSError as error:
         raise InputError(f"--image {image}: {error.strerror or error}") from None
     (answer,) = predictor.predict([post])

@@ -1,5 +1,7 @@
 """Masked texts in, their encodings by the frozen text encoder out (eqs 20-21), remembered while they stay the same."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -34,6 +36,8 @@ class Reencoder:
         self._encoder = encoder
         self._budget = budget
         self._known: dict[int, tuple[bytes, Tensor]] = {}  # row -> hidden words, tokens (n_i, D)
+        # a group on each core, and each on one core, so that none waits for another at the end of each layer
+        self._threads = ThreadPoolExecutor(torch.get_num_threads(), "reencode", torch.set_num_threads, (1,))
         self.bytes = 0
         self.asked = self.found = 0
 
@@ -55,19 +59,26 @@ class Reencoder:
                 unknown.setdefault(lengths[place], []).append(place)
         self.asked += len(rows)
         self.found += len(encoded)
-        for length, places in unknown.items():
-            for start in range(0, len(places), TOGETHER):
-                group = places[start : start + TOGETHER]
-                full = group + group[-1:] * (TOGETHER - len(group))
-                states = self._encoder.encode(ids[full, :length], torch.ones(TOGETHER, length, dtype=torch.bool))
-                for place, tokens in zip(group, states, strict=False):
-                    encoded[place] = tokens
-                    self._remember(rows[place], keys[place], tokens)
+        groups = [
+            places[start : start + TOGETHER] for places in unknown.values() for start in range(0, len(places), TOGETHER)
+        ]
+        for group, states in zip(
+            groups, self._threads.map(partial(self._encode_group, ids, lengths), groups), strict=True
+        ):
+            for place, tokens in zip(group, states, strict=False):
+                encoded[place] = tokens
+                self._remember(rows[place], keys[place], tokens)
         tokens = next(iter(encoded.values()))
         out = tokens.new_zeros(len(rows), ids.shape[1], tokens.shape[1])
         for place, tokens in encoded.items():
             out[place, : len(tokens)] = tokens
         return out
+
+    def _encode_group(self, ids: Tensor, lengths: list[int], group: list[int]) -> Tensor:
+        """Tokens (TOGETHER, n, D) of texts of one length; the last one fills a group that is not full."""
+        full = group + group[-1:] * (TOGETHER - len(group))
+        length = lengths[group[0]]
+        return self._encoder.encode(ids[full, :length], torch.ones(TOGETHER, length, dtype=torch.bool))
 
     def take_counts(self) -> dict[str, float]:
         """How often an encoding was remembered since the last look, and what the memory holds."""

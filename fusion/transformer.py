@@ -2,7 +2,7 @@
 norm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fusion.kernels import attention, dropout
+from fusion.kernels import Window, add_dropped, attention, feed_forward
 
 
 class Transformer(nn.Module):
@@ -50,27 +50,29 @@ class EncoderLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.in_heads(self.qkv(x), 3)
-        return self.finish(x, self.attend(q, k, v, mask))
+        """x (B, r, d), mask (B, r) with True = real row; returns (B, r, d)."""
+        return self.finish(x, self.attend(x, [(slice(None), slice(None), mask)]))
+
+    def attend(self, x: Tensor, windows: Sequence[Window]) -> Tensor:
+        """Self-attention of the rows x (B, R, d) within each window, one after the other: (windows x B, r, d)."""
+        width = x.shape[2]
+        q, kv = self.qkv(x).split([width, 2 * width], dim=2)
+        return attention(q, kv, self.heads, windows, self.rate)
 
     def rows_for(self, x: Tensor, others: Tensor, mask: Tensor) -> Tensor:
         """What this layer makes of the rows x (B, q, d) among `others` (B, r, d), x's own among them."""
         width = x.shape[2]
-        (q,) = self.in_heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]), 1)
-        k, v = self.in_heads(F.linear(others, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
-        return self.finish(x, self.attend(q, k, v, mask))
-
-    def in_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, r, parts x d) to `parts` of (B, heads, r, d / heads)."""
-        batch, rows, width = x.shape
-        return x.view(batch, rows, parts, self.heads, width // parts // self.heads).permute(2, 0, 3, 1, 4).unbind()
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """(B, heads, r, d / heads) to (B, r, d)."""
-        return attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
+        kv = F.linear(others, self.qkv.weight[width:], self.qkv.bias[width:])
+        attended = attention(q, kv, self.heads, [(slice(None), slice(None), mask)], self.rate)
+        return self.finish(x, attended)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer, row by row: (B, r, d)."""
-        rate = self.dropout if self.training else 0.0
-        x = self.norm1(x + dropout(self.out(attended), rate))
-        return self.norm2(x + dropout(self.down(dropout(F.gelu(self.up(x)), rate)), rate))
+        x = self.norm1(add_dropped(x, self.out(attended), self.rate))
+        return self.norm2(add_dropped(x, feed_forward(x, self.up, self.down, self.rate), self.rate))
+
+    @property
+    def rate(self) -> float:
+        """The dropout of now: none outside training."""
+        return self.dropout if self.training else 0.0

@@ -8,6 +8,7 @@ import torch
 from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
 from pipeline.images import ImageProblem, to_rgb
 
@@ -35,7 +36,7 @@ def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: in
     problems = []
     for row in sorted(rows.tolist()):
         try:
-            picture, _ = to_rgb(posts[row].image.read_bytes())
+            picture, _ = to_rgb(regular_bytes(posts[row].image))
         except (OSError, ImageProblem) as error:
             problems.append(f"post {posts[row].id}: its image can't be read any more ({error})")
             continue

@@ -6,18 +6,18 @@ a worker is lost, its shard goes to another one, and a new worker takes its plac
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pipeline.encode import Seconds
 from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.errors import InputError
 from pipeline.plan import Plan
+from pipeline.progress import Progress
 from pipeline.stop import StopWish
 
 _LOSSES_A_SHARD = 3  # a shard that has cost so many workers is not the workers' fault
@@ -55,20 +55,20 @@ class ShardMaker:
         """Write one shard; returns where the time went."""
         from pipeline.extract import make_shards
 
-        with tqdm(disable=True) as bar:
-            only = Plan(plan.posts, plan.shards, [number], plan.part)
-            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, bar, StopWish())
+        only = Plan(plan.posts, plan.shards, [number], plan.part)
+        with Progress(only, quiet=True, say=lambda line: None) as progress:
+            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, progress, StopWish())
 
 
 def engine_on(
     ray: Any, choice: EncoderChoice, *, batch_size: int, workers: int, log: Callable[[str], None]
-) -> Callable[[Plan, Path, dict[str, Any], "tqdm[Any]", StopWish], Seconds]:
+) -> Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]:
     """An engine for pipeline.extract: `workers` workers of the cluster make a plan's shards; `log` hears who began,
     finished and was lost.
     """
 
-    def make(plan: Plan, out: Path, marks: dict[str, Any], bar: "tqdm[Any]", stop: StopWish) -> Seconds:
-        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, bar, stop, log)
+    def make(plan: Plan, out: Path, marks: dict[str, Any], progress: Progress, stop: StopWish) -> Seconds:
+        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, progress, stop, log)
 
     return make
 
@@ -81,12 +81,12 @@ def _make_shards_on(
     marks: dict[str, Any],
     batch_size: int,
     workers: int,
-    bar: "tqdm[Any]",
+    progress: Progress,
     stop: StopWish,
     log: Callable[[str], None],
 ) -> Seconds:
     gpus = 1 if choice.device.startswith("cuda") else 0
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+    cores, workers = _shares(ray.nodes(), min(workers, len(plan.todo)), gpus)
     maker = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(ShardMaker)
     shared = ray.put(Plan([], plan.shards, [], plan.part))
     total, losses = Seconds(), dict.fromkeys(plan.todo, 0)
@@ -98,14 +98,19 @@ def _make_shards_on(
         worker = maker.remote(choice, cores)
         busy[worker.who.remote()] = (worker, None)
 
-    for _ in range(min(workers, len(waiting))):
+    def in_hand() -> bool:
+        return any(number is not None for _, number in busy.values())
+
+    for _ in range(workers):
         hire()
-    while busy:
+    while in_hand() or (waiting and not stop):  # not for workers that are still to come when all is done
         done, _ = ray.wait(list(busy), timeout=_CHECK_SECONDS)
         for answer in done:
             worker, number = busy.pop(answer)
             try:
                 said = ray.get(answer)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # as if it had happened here
             except ray.exceptions.RayActorError as error:
                 if number is None:
                     reason = " ".join(str(error).split())[:300]
@@ -124,9 +129,28 @@ def _make_shards_on(
             else:
                 log(f"shard {number} written by {names[worker]}")
                 total.add(said)
-                bar.update(len(plan.shards[number]))
+                progress.done(number)
             if waiting and not stop:
                 number = waiting.pop()
                 log(f"shard {number} begun by {names[worker]}")
                 busy[worker.make.remote(number, shared, out, marks, batch_size)] = (worker, number)
     return total
+
+
+def _shares(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: int) -> tuple[int, int]:
+    """Cores for each worker, and how many workers there can be: a worker lies on one machine whole, and what fits on
+    none would be waited for for ever. Raises InputError if there is no room for any.
+    """
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    slots = [
+        int(machine.get("GPU", 0)) // gpus if gpus else count for machine, count in zip(machines, cores, strict=True)
+    ]
+
+    def room(share: int) -> int:
+        return sum(min(count // share, slot) for count, slot in zip(cores, slots, strict=True))
+
+    workers = min(workers, room(1))
+    if not workers:
+        raise InputError(f"the Ray cluster has no machine with a core{' and a GPU' if gpus else ''} to spare")
+    return max(share for share in range(1, max(cores) + 1) if room(share) >= workers), workers

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.shared_memory import SharedMemory
@@ -25,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.files import regular_bytes, sha256_of_file
 from pipeline.images import ImageProblem, to_rgb
 
 Transform = Any  # a picklable callable: an RGB picture in, (3, S, S) uint8 out
@@ -50,11 +52,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Reading:
-    """A batch on its way: the buffer its pixels go into, and what becomes of each file."""
+    """A batch on its way: the buffer its pixels go into, what becomes of each file, and whose processes read it."""
 
     buffer: int
     paths: list[str]
     decoded: "Future[list[Decoded]]"
+    pool: ProcessPoolExecutor
 
 
 class Decoders:
@@ -91,7 +94,7 @@ class Decoders:
         while True:
             pool = self._pool
             try:
-                return Reading(buffer, names, pool.submit(_read_batch, buffer, names))
+                return Reading(buffer, names, pool.submit(_read_batch, buffer, names), pool)
             except BrokenProcessPool:
                 self._renew(pool)
 
@@ -100,11 +103,10 @@ class Decoders:
 
         A file without a picture leaves zeros. A file whose decoding ends its worker process is a failed file too.
         """
-        pool = self._pool
         try:
             decoded = reading.decoded.result()
         except BrokenProcessPool:
-            self._renew(pool)
+            self._renew(reading.pool)
             decoded = [self._read_alone(reading.buffer, place, path) for place, path in enumerate(reading.paths)]
         return self._pixels[reading.buffer, : len(decoded)], decoded
 
@@ -130,7 +132,10 @@ class Decoders:
                 return pool.submit(_read, buffer, place, path).result()
             except BrokenProcessPool:
                 self._pixels[buffer, place] = 0
-                return Decoded("", (), f"image: decoding it ended the decoding process: {path}", 0.0)
+                sha256 = ""
+                with suppress(OSError):
+                    sha256 = sha256_of_file(Path(path))
+                return Decoded(sha256, (), f"image: decoding it ended the decoding process: {path}", 0.0)
 
 
 def _affordable(wanted: int, batch_bytes: int) -> int:
@@ -176,7 +181,7 @@ def _read(buffer: int, place: int, path: str) -> Decoded:
     flags: tuple[str, ...] = ()
     pixels = _worker["pixels"][buffer, place]
     try:
-        data = Path(path).read_bytes()
+        data = regular_bytes(Path(path))
         sha256 = hashlib.sha256(data).hexdigest()
         picture, flags = to_rgb(data)
         pixels[:] = _resized(picture)

@@ -19,24 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pipeline import hdf5
-from pipeline.cache import Cache
+from pipeline.cache import Cache, clear
 from pipeline.decode import Decoders
 from pipeline.encode import Seconds, ShardJob
 from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.lock import only_writer
-from pipeline.plan import NO_CHANGES, WHOLE, Changes, Part, Plan, feature_bytes, plan, require_space
+from pipeline.plan import NO_CHANGES, WHOLE, Changes, Part, Plan, feature_bytes, plan, record_bytes, require_space
+from pipeline.progress import Progress
 from pipeline.records import Post
 from pipeline.stop import StopWish, on_signals
 
 FAILURES = "failures.csv"
 
 # Makes the shards of a plan in a folder, elsewhere than in this process; see pipeline.cluster.
-Engine = Callable[[Plan, Path, dict[str, Any], "tqdm[Any]", StopWish], Seconds]
+Engine = Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]
 
 
 @dataclass
@@ -86,40 +86,45 @@ def extract(
     stored_dtype: str = "float16",
     part: Part = WHOLE,
     changes: Changes = NO_CHANGES,
+    overwrite: bool = False,
     engine: Engine | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExtractReport:
     """Write the cache `out` of `posts`, or a part of it; go on with an unfinished one, or change a finished one.
 
-    Finished shards whose posts, source bytes and fingerprint are unchanged are kept. `engine` makes the shards
-    elsewhere than in this process. Raises InputError if what lies there is of something else, if somebody else writes
-    there, if it won't fit, or when stopped by a signal.
+    Finished shards whose posts, source bytes and fingerprint are unchanged are kept, but for `overwrite`, which begins
+    anew. `engine` makes the shards elsewhere than in this process. Raises InputError if what lies there is of something
+    else, if somebody else writes there, if it won't fit, or when stopped by a signal.
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     marks = fingerprint(image, text, stored_dtype)
     with only_writer(out), on_signals() as stop:
+        if overwrite:
+            clear(out)
         todo = plan(posts, out, marks, part, changes)
         needed = feature_bytes(todo, image, text, stored_dtype)
-        free = require_space(needed, out)
+        free = require_space(needed + record_bytes(todo), out)
         count = sum(len(todo.shards[number]) for number in todo.todo)
         say(f"to do: {count} posts, {needed / 2**20:.1f} MiB of features; {free / 2**30:.1f} GiB free")
         report = ExtractReport(posts=sum(map(len, todo.shards.values())), encoded=count)
         report.shards_kept, report.shards_written = len(todo.shards) - len(todo.todo), len(todo.todo)
         if todo.todo:
+            for number in todo.todo if changes.repair else ():  # without the index nobody could tell that they are bad
+                (out / hdf5.shard_name(number)).unlink(missing_ok=True)
             (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
-            with tqdm(total=count, unit="post", desc="extract", disable=quiet) as bar:
-                if engine:
-                    report.step = engine(todo, out, marks, bar, stop)
-                else:
-                    report.step = make_shards(todo, out, image, text, marks, batch_size, workers, bar, stop)
-                _refuse_if_stopped(stop, todo, out)
-        sys.audit("mscf.index", str(out))
-        hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
+        with Progress(todo, quiet=quiet, say=say) as progress, _broken_off_in_one_line(todo, progress, out):
+            if todo.todo and engine:
+                report.step = engine(todo, out, marks, progress, stop)
+            elif todo.todo:
+                report.step = make_shards(todo, out, image, text, marks, batch_size, workers, progress, stop)
+            _refuse_if_stopped(stop, todo, progress, out)
+            _write_failures(todo, out)
+            sys.audit("mscf.index", str(out))
+            hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
         finished = Cache(out)
-        report.failed = {record.id: record.reason for record in finished.records if record.reason}
-        _write_failures(out, finished)
+    report.failed = {record.id: record.reason for record in finished.records if record.reason}
     report.flags = Counter(flag for record in finished.records for flag in record.flags)
     report.bytes = finished.bytes_on_disk()
     report.seconds = time.perf_counter() - started
@@ -134,7 +139,7 @@ def make_shards(
     marks: dict[str, Any],
     batch_size: int,
     workers: int,
-    bar: "tqdm[Any]",
+    progress: Progress,
     stop: StopWish,
 ) -> Seconds:
     """Decode, encode and write the shards that are to be made. Returns where the time went."""
@@ -160,11 +165,10 @@ def make_shards(
             number, job, futures = started.popleft()
             for future in futures:
                 total.add(future.result())
-            bar.update(len(job.posts))
             features = job.features()
             if writing:
                 total.write += writing.result()  # at most one finished shard waits in memory
-            writing = writer.submit(_write, out / hdf5.shard_name(number), features, marks)
+            writing = writer.submit(_write, out, number, features, marks, progress)
 
         try:
             for number in todo.todo:
@@ -178,18 +182,33 @@ def make_shards(
             if writing:
                 total.write += writing.result()
         except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(cancel_futures=True)  # waits: what they read in must not go before they do
             raise
     return total
 
 
-def _refuse_if_stopped(stop: StopWish, todo: Plan, out: Path) -> None:
-    left = sum(not (out / hdf5.shard_name(number)).is_file() for number in todo.shards)
-    if stop and left:
-        raise InputError(
-            f"stopped by {stop.signal}; {len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished; "
-            "the same command goes on from there"
-        )
+def _refuse_if_stopped(stop: StopWish, todo: Plan, progress: Progress, out: Path) -> None:
+    if len(progress.made) < len(todo.todo):  # an older shard may lie where one is still to be made
+        finished = _finished(todo, progress, out)
+        raise InputError(f"stopped by {stop.signal}; {finished}; the same command goes on from there")
+
+
+@contextmanager
+def _broken_off_in_one_line(todo: Plan, progress: Progress, out: Path) -> Iterator[None]:
+    """A full disk, a quota, a folder that can't be written any more, a GPU without room: what, where, what to do."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or out}: {error.strerror or error}; {_finished(todo, progress, out)}"
+        raise InputError(f"{what}; once that is mended the same command goes on from there") from error
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the GPU is out of memory ({reason}); a smaller --batch-size needs less") from error
+
+
+def _finished(todo: Plan, progress: Progress, out: Path) -> str:
+    left = len(todo.todo) - len(progress.made)
+    return f"{len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished"
 
 
 @contextmanager
@@ -206,9 +225,10 @@ def encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(cores)
 
 
-def _write(path: Path, features: hdf5.ShardFeatures, marks: dict[str, Any]) -> float:
+def _write(out: Path, number: int, features: hdf5.ShardFeatures, marks: dict[str, Any], progress: Progress) -> float:
     started = time.perf_counter()
-    hdf5.write_shard(path, features, marks)
+    hdf5.write_shard(out / hdf5.shard_name(number), features, marks)
+    progress.done(number)
     return time.perf_counter() - started
 
 
@@ -220,16 +240,19 @@ def _part_marks(todo: Plan) -> dict[str, Any] | None:
     return {"number": todo.part.number, "of": todo.part.of, "posts": len(todo.posts), "ids_sha256": ids}
 
 
-def _write_failures(out: Path, cache: Cache) -> None:
+def _write_failures(todo: Plan, out: Path) -> None:
     """The failed posts as CSV, for people; nothing if there are none."""
     path = out / FAILURES
-    failed = [(row, record) for row, record in enumerate(cache.records) if record.reason]
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    images = hdf5.read_images(out)
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("id", "reason", "image"))
-    table.writerows((record.id, record.reason, images[row]) for row, record in failed)
-    write_text(path, lines.getvalue())
+    header = lines.tell()
+    for number, posts in todo.shards.items():
+        records, _ = hdf5.read_shard_posts(out / hdf5.shard_name(number))
+        for record, post in zip(records, posts, strict=True):
+            if record.reason:
+                table.writerow((record.id, record.reason, post.image))
+    if lines.tell() > header:
+        write_text(path, lines.getvalue())
+    else:
+        path.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """Files that are complete or absent: in comes a final path, out comes that path holding everything, or nothing."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +30,10 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         sys.audit("mscf.synced", str(path))
         temporary.replace(path)
         sys.audit("mscf.renamed", str(path))
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the kernel says of a full disk only that it is full
         raise
     _sync_folder(path.parent)
 
@@ -64,3 +68,10 @@ def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def regular_bytes(path: Path) -> bytes:
+    """A file's bytes. Raises OSError; for a pipe or a device too, which could be waited for, or read, for ever."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return path.read_bytes()

@@ -128,11 +128,16 @@ def write_index(
 ) -> None:
     """Write the index over the finished shards (number -> its posts), complete or absent; it finishes the cache.
 
-    `part` says which part of a larger cache this is, if it is one.
+    `part` says which part of a larger cache this is, if it is one. Raises InputError if a shard holds other posts.
     """
     paths = [folder / shard_name(number) for number in shards]
     posts = [post for shard in shards.values() for post in shard]
-    records = [record for path in paths for record in read_shard_posts(path)[0]]
+    records = []
+    for path, shard in zip(paths, shards.values(), strict=True):
+        found = read_shard_posts(path)[0]
+        if [record.id for record in found] != [post.id for post in shard]:
+            raise InputError(f"{path}: holds other posts than it should; delete it and run the same `extract` again")
+        records += found
     with _image_of("mscf cache", fingerprint) as file:
         if part:
             file.attrs["part"] = json.dumps(part)

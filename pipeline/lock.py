@@ -1,8 +1,11 @@
 """One writer at a time: a cache folder in, held while a block runs. Readers take no lock.
 
-The lock is a small file that names its holder, created exclusively, so it works on network folders too.
+The lock is a small file that names its holder. It appears under its name whole or not at all, by a hard link, which
+network file systems make exclusively too.
 """
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -36,20 +39,49 @@ def _take(path: Path) -> None:
     pid = os.getpid()
     since = datetime.now(UTC).isoformat(timespec="seconds")
     mine = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid), "since": since}
-    while True:
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(mine, file)
-            return
-        except FileExistsError:
+    draft = path.with_name(f"{path.name}.{mine['host']}.{pid}")
+    try:
+        draft.write_text(json.dumps(mine), encoding="utf-8")
+        while not _linked(draft, path):
             _clear_if_dead(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the kernel says of a full disk only that it is full
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _linked(draft: Path, path: Path) -> bool:
+    """Put the draft at `path`; False if something lies there."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        try:
+            with path.open("x", encoding="utf-8") as file:  # a file system without hard links
+                file.write(draft.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+    return True
 
 
 def _clear_if_dead(path: Path) -> None:
+    """Remove the lock of a process of this host that is gone. Raises InputError if it is held, or can't be judged."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("r+", encoding="utf-8") as file:
+            _require_dead(path, file.read())
+            # Of several that find it dead one removes it; the others then see that it is no longer this file.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                path.unlink()
     except FileNotFoundError:
         return  # released just now
+
+
+def _require_dead(path: Path, text: str) -> None:
     try:
         holder: dict[str, Any] = json.loads(text)
         host, pid, since, started = (holder[key] for key in ("host", "pid", "since", "process_started"))
@@ -60,14 +92,6 @@ def _clear_if_dead(path: Path) -> None:
             f"{path.parent}: process {pid} on {host} has been writing there since {since}; "
             f"wait for it, or, if it is gone, delete {path}"
         )
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.rename(aside)  # of several that find it dead, one gets it
-    except FileNotFoundError:
-        return
-    if aside.read_text(encoding="utf-8") != text:  # another one was quicker, and this is its new lock
-        aside.rename(path)
-    aside.unlink(missing_ok=True)
 
 
 def _started(pid: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import hdf5
-from pipeline.cache import Cache
+from pipeline.cache import Cache, clear
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
 from pipeline.files import complete_or_absent
@@ -15,19 +15,23 @@ from pipeline.lock import only_writer
 from pipeline.records import Post
 
 
-def merge(parts: Sequence[Path], out: Path) -> Cache:
+def merge(parts: Sequence[Path], out: Path, *, overwrite: bool = False) -> Cache:
     """Hard-link the shards of all parts into `out` (copy them across file systems) under one index.
 
     Every part must be there once, of one manifest, made by the same encoders. Raises InputError naming what differs.
-    The parts stay what they are, and may be deleted afterwards.
+    The parts stay what they are, and may be deleted afterwards. `overwrite` replaces the cache at `out`.
     """
     _require_all(parts)
+    if out.resolve() in {part.resolve() for part in parts}:
+        raise InputError(f"{out}: is one of the parts; give the merged cache a folder of its own")
     shards: dict[int, tuple[Path, Sequence[Post]]] = {}
     for part in parts:
         shards.update(_shards_of(part))
     fingerprint = hdf5.read_index(parts[0]).fingerprint
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
+        if overwrite:
+            clear(out)
         for _, (shard, _posts) in sorted(shards.items()):
             _link(shard, out / shard.name)
         hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, fingerprint)
@@ -70,6 +74,8 @@ def _shards_of(part: Path) -> dict[int, tuple[Path, Sequence[Post]]]:
 
 
 def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):  # by a call that was killed; renaming a file to itself does nothing
+        return
     with complete_or_absent(target) as temporary:
         temporary.unlink(missing_ok=True)
         try:

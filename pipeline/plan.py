@@ -5,9 +5,10 @@ Shards are numbered over the whole manifest, so part 2 of 3 makes the very shard
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from pipeline import hdf5
 from pipeline.encode import text_problem, text_sha256
 from pipeline.encoders import ImageEncoder, TextEncoder, first_difference
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
+from pipeline.files import regular_bytes, sha256_of_file
 from pipeline.records import Post
 
 _TOKENIZED_AT_ONCE = 1024
-_SPARE_BYTES = 64 << 20  # for records, the index and page alignment
+_RECORD_BYTES = 1536  # at most, in shard and index: a post's hashes, flags and offsets, with their page alignment
+_SPARE_BYTES = 64 << 20  # for the file system's own books
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,23 @@ def plan(
 ) -> Plan:
     """Compare the posts with the finished shards in `out`: one with the same posts and bytes is kept.
 
-    Raises InputError if `out` holds something else.
+    Raises InputError if `out` holds something else, other posts among them: a wrong manifest must not cost a cache.
     """
-    if changes.append:
-        posts = _appended(posts, out)
+    index = _index(out)
+    if changes.append and part.of > 1:
+        raise InputError(f"--append --part {part}: parts can't grow; append to the cache that `merge` makes of them")
+    if changes.append or (index and part.of == 1):
+        posts = _in_order_of(out, index, posts)
     everything = hdf5.in_shards(posts)
     mine = [number for number in everything if number % part.of == part.number - 1]
     if not mine:
         raise InputError(f"--part {part}: there are only {len(everything)} shards to share out")
-    recorded = _recorded_sha256(out) if changes.repair else {}
+    if index and not changes.append:
+        _require_no_more(out, index, [post for number in mine for post in everything[number]])
+    for path in out.glob("shard-?????.h5"):
+        if hdf5.shard_number(path) not in everything:
+            raise _other_posts(path, "it is beyond the last one of this manifest")
+    recorded = _recorded_sha256(index) if index and changes.repair else {}
 
     def kept(number: int) -> bool:
         path = out / hdf5.shard_name(number)
@@ -101,7 +111,11 @@ def plan(
             )
         if changes.retry_failed and any(record.reason for record in records):
             return False
-        expected = [(post.id, text_sha256(post), _image_sha256(post)) for post in everything[number]]
+        posts = everything[number]
+        for record, post in zip(records, posts, strict=False):  # the last one may have grown
+            if record.id != post.id:
+                raise _other_posts(path, f"{record.id!r} where this manifest has {post.id!r}")
+        expected = [(post.id, text_sha256(post), _image_sha256(post)) for post in posts]
         return [(record.id, record.text_sha256, record.image_sha256) for record in records] == expected
 
     with ThreadPoolExecutor(4) as pool:  # hashing reads every image of the finished shards
@@ -124,49 +138,83 @@ def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dty
     return len(posts) * (patches + 1) * channels * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
 
 
+def record_bytes(plan: Plan) -> int:
+    """At most the bytes of everything beside the features: records in shards and index, texts, names, paths."""
+    posts = [post for shard in plan.shards.values() for post in shard]
+    strings = sum(len(f"{post.id}{post.text or ''}{post.image}".encode()) for post in posts)
+    return len(posts) * _RECORD_BYTES + 2 * strings
+
+
 def require_space(needed: int, out: Path) -> int:
     """Free bytes where `out` lies. Raises InputError if `needed` won't fit."""
     free = shutil.disk_usage(out).free
     if needed + _SPARE_BYTES > free:
         raise InputError(
-            f"{out}: {needed / 2**30:.2f} GiB of features to write, but {free / 2**30:.2f} GiB are free there"
+            f"{out}: {needed / 2**30:.2f} GiB of features and records, but {free / 2**30:.2f} GiB are free there"
         )
     return free
 
 
-def _appended(posts: Sequence[Post], out: Path) -> list[Post]:
-    """The posts in the order of the cache, then those that it lacks."""
+def _in_order_of(out: Path, index: hdf5.Index | None, posts: Sequence[Post]) -> list[Post]:
+    """The posts in the order of the cache, then those that it lacks, which also fill the gaps of an unfinished one."""
     by_id = {post.id: post for post in posts}
-    there = list(_ids_in(out))
-    lost = [id_ for id_ in there if id_ not in by_id]
-    if lost:
+    there = [index.ids] if index else _ids_by_shard(out)
+    known = [id_ for ids in there for id_ in ids]
+    if lost := [id_ for id_ in known if id_ not in by_id]:
         raise InputError(
-            f"{out}: {len(lost)} of its posts, {lost[0]!r} among them, are not in the manifest; --append only adds"
+            f"{out}: {len(lost)} of its posts, {lost[0]!r} among them, are not in the manifest; --append only adds; "
+            "another manifest needs another --out, or --overwrite"
         )
-    known = set(there)
-    return [by_id[id_] for id_ in there] + [post for post in posts if post.id not in known]
+    places = set(known)
+    rest = (post for post in posts if post.id not in places)
+    ordered: list[Post] = []
+    for ids in there:
+        ordered += [by_id[id_] for id_ in ids]
+        if not index:
+            ordered += islice(rest, hdf5.SHARD_POSTS - len(ids))
+    return [*ordered, *rest]
 
 
-def _ids_in(out: Path) -> Iterator[str]:
-    number = 0
-    while (path := out / hdf5.shard_name(number)).is_file():
-        yield from (record.id for record in hdf5.read_shard_posts(path)[0])
-        number += 1
+def _ids_by_shard(out: Path) -> list[list[str]]:
+    """The ids in each shard of an unfinished cache, up to the last one that is there; none where one is missing."""
+    paths = {hdf5.shard_number(path): path for path in out.glob("shard-?????.h5")}
+    return [
+        [record.id for record in hdf5.read_shard_posts(paths[number])[0]] if number in paths else []
+        for number in range(max(paths, default=-1) + 1)
+    ]
 
 
-def _recorded_sha256(out: Path) -> dict[str, str]:
-    """What the index says of each shard; nothing where the index is gone or damaged itself."""
-    if not (out / hdf5.INDEX).is_file():
-        return {}
+def _require_no_more(out: Path, index: hdf5.Index, posts: Sequence[Post]) -> None:
+    known, wanted = set(index.ids), {post.id for post in posts}
+    if new := [post.id for post in posts if post.id not in known]:
+        raise InputError(f"{out}: lacks {len(new)} of the manifest's posts, {new[0]!r} among them; --append adds them")
+    if lost := [id_ for id_ in index.ids if id_ not in wanted]:
+        raise _other_posts(out, f"{len(lost)} of its posts, {lost[0]!r} among them, are not in this manifest or part")
+
+
+def _other_posts(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: made from another manifest, or one in another order ({why}); use another --out, or --overwrite to "
+        "begin again"
+    )
+
+
+def _index(out: Path) -> hdf5.Index | None:
+    """The index of a finished cache; None where it is not there or damaged itself."""
     try:
-        table = hdf5.read_index(out).shards
+        return hdf5.read_index(out) if (out / hdf5.INDEX).is_file() else None
     except InputError:
-        return {}
+        return None
+
+
+def _recorded_sha256(index: hdf5.Index) -> dict[str, str]:
+    """What the index says of each shard."""
+    table = index.shards
     return {name.decode(): sha256.decode() for name, sha256 in zip(table["name"], table["sha256"], strict=True)}
 
 
 def _image_sha256(post: Post) -> str:
     try:
-        return hashlib.sha256(post.image.read_bytes()).hexdigest()
+        return hashlib.sha256(regular_bytes(post.image)).hexdigest()
     except OSError:
         return ""

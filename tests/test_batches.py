@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies
 
-from fusion.batches import read_batch, shuffled
+from fusion.batches import PAD_TO, read_batch, shuffled
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")
@@ -18,10 +18,10 @@ def cache(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("cache"))
 
 
-def test_a_batch_holds_the_posts_asked_for_padded_to_a_multiple_of_eight(cache):
+def test_a_batch_holds_the_posts_asked_for_padded_to_one_length(cache):
     rows = [17, 3, 29]
     batch = read_batch(cache, rows, CPU)
-    longest = math.ceil(max(len(cache.input_ids(row)) for row in rows) / 8) * 8
+    longest = math.ceil(max(len(cache.input_ids(row)) for row in rows) / PAD_TO) * PAD_TO
     assert batch.tokens.shape == (3, longest, 7)
     assert batch.patches.shape == (3, 5, 11)
     for i, row in enumerate(rows):

@@ -1,5 +1,6 @@
 """The cache: what was written is what is read, by our reader and by plain h5py; whatever is damaged is named."""
 
+import fcntl
 import multiprocessing
 import pickle
 import shutil
@@ -136,6 +137,45 @@ def test_features_are_read_only_views_of_the_mapped_file(cache):
     assert isinstance(base, np.memmap)
 
 
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_gathered_rows_are_the_posts_own_in_any_order_and_more_than_once(stored, small_shards, tmp_path):
+    cache, _ = written(tmp_path / "cache", [3, 17, 0, 2, 128, 5, 7] * 5, stored)
+    rows = np.array([34, 0, 13, 12, 34, 2, 25])
+    out = (np.empty((7, M, C), stored), np.empty((7, C), stored))
+    for patches, pooled in (cache.gather_images(rows), cache.gather_images(rows, out)):
+        assert patches.dtype == pooled.dtype == np.dtype(stored)
+        for place, row in enumerate(rows):
+            np.testing.assert_array_equal(patches[place], cache.patches(row))
+            np.testing.assert_array_equal(pooled[place], cache.pooled(row))
+    assert patches is out[0]
+    assert cache.gather_images(rows[:0])[0].shape == (0, M, C)
+    other = "float32" if stored == "float16" else "float16"
+    with pytest.raises(ValueError, match=rf"out: must be {stored} of the shapes \(7, 5, 11\) and \(7, 11\)"):
+        cache.gather_images(rows, (out[0].astype(other), out[1].astype(other)))
+    with pytest.raises((ValueError, TypeError)):
+        cache.gather_images(rows, (np.empty((C, M, 7), stored).T, out[1]))  # not contiguous
+    with pytest.raises((IndexError, ValueError)):
+        cache.gather_images(np.array([35]))
+
+
+def test_readers_take_no_lock(cache, monkeypatch):
+    """They read what somebody else holds an exclusive lock on, as on a network file system that can't lock at all."""
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")
+    held = [path.open("rb") for path in cache.folder.glob("*.h5")]
+    try:
+        for file in held:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(cache.folder / "index.h5", locking=True)
+        again = Cache(cache.folder)
+        assert again.damage() == []
+        assert len(again.texts) == 61
+        assert hdf5.read_shard_posts(cache.folder / shard_name(0))[0][0].id == "0"
+    finally:
+        for file in held:
+            file.close()
+
+
 def test_opening_maps_nothing_and_reading_maps_one_shard(cache):
     assert cache._maps == {}
     cache.tokens(SHARD)
@@ -256,10 +296,10 @@ def test_an_index_cut_short_gives_one_line(cache, share):
 def test_a_shard_that_is_missing_or_cut_short_is_named_with_the_way_out(cache):
     file = cache.folder / shard_name(3)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"shard-00003\.h5: cut short or changed .* run the same `extract` again"):
+    with pytest.raises(InputError, match=r"00003\.h5 \(posts 39 to 51\): cut short or changed .*--repair makes it"):
         Cache(cache.folder)
     file.unlink()
-    with pytest.raises(InputError, match=r"shard-00003\.h5: missing"):
+    with pytest.raises(InputError, match=r"shard-00003\.h5 \(posts 39 to 51\): missing"):
         Cache(cache.folder)
 
 

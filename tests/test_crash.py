@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,22 +126,24 @@ def test_twenty_kills_at_random_moments(uninterrupted, script, tmp_path):
     started = time.monotonic()
     finish(script, manifest, tmp_path / "timed")
     span = time.monotonic() - started
-    out, kills = tmp_path / "cache", 0
+    out, kills, states = tmp_path / "cache", 0, set()
     while kills < 20:
         process = start(script, manifest, out)
         try:
             _, errors = process.communicate(timeout=draw.uniform(0.3, 1.0) * span)
             assert process.returncode == 0, errors
-            same(out, whole)
-            for path in out.iterdir():
-                path.unlink()
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             kills += 1
-    if not (out / INDEX).exists():
-        finish(script, manifest, out)
+            states.add(len(shard_bytes(out)))
+        if (out / INDEX).exists():  # finished, or killed when it had finished and was about to end
+            assert shard_bytes(out) == shard_bytes(whole)
+            assert Cache(out).damage() == []
+            shutil.rmtree(out)
+    finish(script, manifest, out)
     same(out, whole)
+    assert len(states) > 3  # kills came before, between and after shards
 
 
 def marked(mark: str) -> list[int]:
@@ -200,3 +203,74 @@ def test_a_second_signal_stops_at_once(uninterrupted, script, tmp_path):
     assert process.returncode == 128 + signal.SIGINT
     assert "once more stops at once" in errors
     assert json.loads((tmp_path / "cache" / LOCK).read_text())["pid"] == process.pid  # the next call takes it over
+
+
+ON_A_SMALL_DISK = """
+set -u
+mount -t tmpfs -o size=4m none "$1" || exit 77
+shift
+"$@"; echo "full: $?"
+ls "$OUT" | tr '\\n' ' '; echo
+mount -o remount,size=64m "$OUT"
+"$@" && cp "$OUT"/* "$KEPT"
+rm "$OUT/index.h5"
+mount -o remount,ro "$OUT"
+"$@"; echo "read-only: $?"
+"""
+
+
+@pytest.mark.long
+def test_a_disk_of_four_mebibytes_and_a_read_only_one(uninterrupted, tmp_path):
+    """A real file system that is too small, then large enough, then read-only; the check beforehand is switched off."""
+    manifest, whole = uninterrupted
+    blind = tmp_path / "extract.py"
+    blind.write_text(
+        COMMAND.replace("import os,", "import pipeline.plan\npipeline.plan._SPARE_BYTES = -2**40\nimport os,", 1)
+    )
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "kept").mkdir()
+    command = (
+        sys.executable,
+        blind,
+        "",
+        "",
+        "extract",
+        manifest,
+        "--out",
+        tmp_path / "cache",
+        "--encoders",
+        "packaged",
+    )
+    result = subprocess.run(
+        [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            ON_A_SMALL_DISK,
+            "sh",
+            tmp_path / "cache",
+            *command,
+            "--device",
+            "cpu",
+            "--quiet",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OUT": str(tmp_path / "cache"), "KEPT": str(tmp_path / "kept")},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip("this user may mount no file systems")
+    full, there, read_only = result.stdout.splitlines()
+    assert (full, read_only) == ("full: 1", "read-only: 1")
+    done = there.split()
+    assert 1 <= len(done) < SHARDS
+    assert done == [shard_name(number) for number in range(len(done))]
+    first, second = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"{shard_name(len(done))}: No space left on device; {len(done)} of {SHARDS} shards of" in first
+    assert "Read-only file system" in second
+    assert str(tmp_path / "cache") in second
+    assert "Traceback" not in result.stderr
+    same(tmp_path / "kept", whole)

@@ -1,10 +1,12 @@
 """One writer at a time; the second is told who holds the folder, and a dead one's lock does not stand in the way."""
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,30 @@ def test_a_lock_that_says_nothing_is_not_guessed_about(text, tmp_path):
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(InputError, match="delete it if nobody does"):
         take(tmp_path)
+
+
+def test_a_full_disk_leaves_no_lock_that_nobody_can_read(tmp_path, monkeypatch):
+    """The first file to be written is the lock itself."""
+
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / LOCK}'"):
+            take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    take(tmp_path)
+
+
+def test_where_there_are_no_hard_links_it_still_lets_one_in(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    with only_writer(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        with pytest.raises(InputError, match=f"process {os.getpid()} on "):
+            take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
