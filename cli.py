@@ -14,6 +14,8 @@ from pipeline.files import write_json
 if TYPE_CHECKING:
     import torch
 
+    from fusion.features import Place
+
 PATH = click.Path(path_type=Path)
 
 
@@ -312,6 +314,20 @@ def probe(cache_dir: Path, splits: Path | None, json_file: Path | None, quiet: b
 @click.option("--seed", type=int, help="Same as --set seed=N.")
 @click.option("--text-encoder", help="Where the cache's text encoder lies, if not where it did.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run at --out, with its own configuration.")
+@click.option(
+    "--cache-in",
+    type=click.Choice(["auto", "map", "ram", "device"]),
+    default="auto",
+    help="Where features are read from: mapped files, this process's memory, the GPU.",
+)
+@click.option(
+    "--remember", type=click.IntRange(0), default=1024, metavar="MIB", help="Masked texts' encodings to keep; CPU only."
+)
+@click.option(
+    "--micro-batch", type=click.IntRange(1), help="Posts in the model at a time: less memory, the same gradient."
+)
+@click.option("--checkpointing", is_flag=True, help="Compute layers again for the gradient: less memory, more time.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files into the run folder.")
 @device_option
 @overwrite_option
 @result_options
@@ -325,15 +341,21 @@ def train(
     seed: int | None,
     text_encoder: str | None,
     resume: bool,
+    cache_in: "Place",
+    remember: int,
+    micro_batch: int | None,
+    checkpointing: bool,
+    tensorboard: bool,
     device: str,
     overwrite: bool,
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Train the fusion model from a cache; write a run folder."""
+    """Train the fusion model from a cache; write a run folder. torchrun trains it on several GPUs or hosts."""
     from fusion import train as training
     from fusion.checkpoint import Run
     from fusion.config import load_config
+    from fusion.parallel import local_device, ranks
     from pipeline.cache import Cache
 
     run = Run(out)
@@ -342,15 +364,29 @@ def train(
     own = run.resumable_config() if resume else None
     given = preset or config_file or settings
     config = load_config(preset, config_file, settings) if given or own is None else own
+    chosen = local_device(_device(device, quiet))
+    means = training.Means(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
     cache = Cache(cache_dir)
-    if overwrite:
-        run.clear()
-    cache = run.take_up(config, cache, splits)
-    chosen = _device(device, quiet)
-    encoder = training.masking_encoder(cache, chosen, text_encoder) if config.mlm else None
-    result = training.train(cache, config, run, chosen, text_encoder=encoder, quiet=quiet)
-    _report(result.summary(), json_file, quiet)
-    _say(quiet, f"wrote {out}: best epoch {result.best_epoch} of {result.epochs}")
+    with ranks(chosen) as here:
+        if overwrite and here.first:
+            run.clear()
+        here.wait()
+        cache = run.take_up(config, cache, splits)
+        encoder = training.masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
+        result = training.train(
+            cache,
+            config,
+            run,
+            chosen,
+            text_encoder=encoder,
+            means=means,
+            ranks=here,
+            quiet=quiet,
+            say=lambda line: _say(quiet or not here.first, line),
+        )
+    if here.first:
+        _report(result.summary(), json_file, quiet)
+        _say(quiet, f"wrote {out}: best epoch {result.best_epoch} of {result.epochs}")
 
 
 @cli.command()
@@ -581,6 +617,37 @@ def report(
 
 
 @cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option(
+    "--host", default="127.0.0.1", help="The address to listen on; the default can't be reached from outside."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@place_options
+@device_option
+@click.option("--quiet", is_flag=True, help="Print nothing but problems.")
+def serve(
+    run_dir: Path,
+    host: str,
+    port: int,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """A page where one drops a photo and types a text, and a JSON endpoint, POST /predict. Needs the extra `web`."""
+    from fusion.checkpoint import Run
+    from fusion.predict import Predictor
+
+    try:
+        from fusion import serve as serving
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'mscf[web]'") from None
+    chosen = _device(device, quiet)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    serving.serve(predictor, host=host, port=port, say=lambda line: _say(quiet, line))
+
+
+@cli.command()
 @click.option(
     "--out", type=PATH, default=Path("artifacts/demo"), help="Its folder; only what a demo wrote is replaced."
 )
@@ -656,8 +723,11 @@ def _print_entry(key: str, value: Any, quiet: bool, indent: int = 0) -> None:
 
 
 def _say(quiet: bool, line: str) -> None:
+    """Print a line, above a progress bar where there is one."""
+    from tqdm import tqdm
+
     if not quiet:
-        click.echo(line)
+        tqdm.write(line)
 
 
 if __name__ == "__main__":

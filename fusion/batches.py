@@ -1,7 +1,8 @@
-"""Rows of a cache in, padded batches of tensors on the device out."""
+"""Features in, padded batches of tensors out; and which posts go into which batch."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
     rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, C), tokens (B, n, D) float32; input_ids (B,
-    n); text_mask (B, n); labels (B,), -1 where unknown; has_text, has_image (B,): False where a modality is left out.
+    n); text_mask (B, n); labels (B,), -1 where unknown; has_text, has_image (B,): False where a modality is left out;
+    words (B,), on the host: how many word pieces may be hidden.
     """
 
     rows: np.ndarray
@@ -31,9 +33,30 @@ class Batch:
     labels: Tensor
     has_text: Tensor
     has_image: Tensor
+    words: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, part: slice) -> "Batch":
+        """Some of the posts, padded as the whole is."""
+        return Batch(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed: moved, pinned."""
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return Batch(**changed)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; out of pinned memory without waiting for it."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def padded_length(lengths: np.ndarray) -> int:
+    """The length n that texts of these lengths are padded to."""
+    return -(-int(lengths.max()) // PAD_TO) * PAD_TO
 
 
 def read_batch(
@@ -45,26 +68,13 @@ def read_batch(
 ) -> Batch:
     """Gather posts from the cache. `image_rows` takes the images from other posts, for the shuffled controls."""
     rows = np.asarray(rows)
-    image_rows = rows if image_rows is None else np.asarray(image_rows)
-    lengths = cache.lengths[rows]
-    longest = -(-int(lengths.max()) // PAD_TO) * PAD_TO
-    tokens = np.zeros((len(rows), longest, cache.text_width), np.float32)
-    input_ids = np.zeros((len(rows), longest), np.int64)
-    for i, row in enumerate(rows):
-        tokens[i, : lengths[i]] = cache.tokens(row)
-        input_ids[i, : lengths[i]] = cache.input_ids(row)
-    patches, pooled = cache.gather_images(image_rows)
-    everyone = torch.ones(len(rows), dtype=torch.bool, device=device)
-    return Batch(
+    return collate(
+        *cache.gather_images(rows if image_rows is None else np.asarray(image_rows)),
+        [cache.tokens(row) for row in rows],
+        [cache.input_ids(row) for row in rows],
+        device,
         rows=rows,
-        patches=torch.from_numpy(patches).to(device).float(),
-        pooled=torch.from_numpy(pooled).to(device).float(),
-        tokens=torch.from_numpy(tokens).to(device),
-        input_ids=torch.from_numpy(input_ids).to(device),
-        text_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).to(device),
-        labels=torch.from_numpy(cache.labels[rows].astype(np.int64)).to(device),
-        has_text=everyone,
-        has_image=everyone,
+        labels=cache.labels[rows].astype(np.int64),
     )
 
 
@@ -75,31 +85,39 @@ def collate(
     input_ids: Sequence[np.ndarray],
     device: torch.device,
     *,
+    rows: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     has_text: Sequence[bool] | None = None,
     has_image: Sequence[bool] | None = None,
 ) -> Batch:
-    """A batch of features that are not in a cache: patches (B, m, C), pooled (B, C); each text's tokens (n_i, D), and
-    input_ids (n_i,). Labels are unknown, rows count from 0.
+    """A batch of patches (B, m, C), pooled (B, C), and each text's tokens (n_i, D) and input_ids (n_i,).
+
+    Without `rows` they count from 0, without `labels` none is known, and each post has what `has_text` and `has_image`
+    don't deny it.
     """
+    count = len(tokens)
     lengths = np.array([len(ids) for ids in input_ids])
-    longest = -(-int(lengths.max()) // PAD_TO) * PAD_TO
-    padded_tokens = np.zeros((len(tokens), longest, tokens[0].shape[1]), np.float32)
-    padded_ids = np.zeros((len(tokens), longest), np.int64)
+    longest = padded_length(lengths)
+    padded_tokens = np.zeros((count, longest, tokens[0].shape[1]), np.float32)
+    padded_ids = np.zeros((count, longest), np.int64)
     for i, length in enumerate(lengths):
         padded_tokens[i, :length] = tokens[i]
         padded_ids[i, :length] = input_ids[i]
-    everyone = [True] * len(tokens)
-    return Batch(
-        rows=np.arange(len(tokens)),
-        patches=torch.from_numpy(patches).to(device).float(),
-        pooled=torch.from_numpy(pooled).to(device).float(),
-        tokens=torch.from_numpy(padded_tokens).to(device),
-        input_ids=torch.from_numpy(padded_ids).to(device),
-        text_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).to(device),
-        labels=torch.full((len(tokens),), -1, device=device),
-        has_text=torch.tensor(everyone if has_text is None else list(has_text), device=device),
-        has_image=torch.tensor(everyone if has_image is None else list(has_image), device=device),
+    text, image = (
+        np.ones(count, bool) if given is None else np.asarray(given, bool) for given in (has_text, has_image)
     )
+    return Batch(
+        rows=np.arange(count) if rows is None else rows,
+        patches=torch.from_numpy(patches.astype(np.float32)),
+        pooled=torch.from_numpy(pooled.astype(np.float32)),
+        tokens=torch.from_numpy(padded_tokens),
+        input_ids=torch.from_numpy(padded_ids),
+        text_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]),
+        labels=torch.from_numpy(np.full(count, -1) if labels is None else labels),
+        has_text=torch.from_numpy(text),
+        has_image=torch.from_numpy(image),
+        words=np.where(text, lengths - 2, 0),
+    ).to(device)
 
 
 def shuffled(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:

@@ -80,8 +80,9 @@ class Run:
         """Remove the files of a run, and only those: the folder may hold a person's other files."""
         for name in _OWN_FILES:
             (self.folder / name).unlink(missing_ok=True)
-        for evaluation in self.folder.glob("evaluation-*.json"):
-            evaluation.unlink()
+        for pattern in ("evaluation-*.json", "events.out.tfevents.*"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def take_up(self, config: Config, cache: Cache, splits: Path | None) -> Cache:
         """The cache with the splits to train on. An unfinished run goes on only with the same config, features and

@@ -52,7 +52,8 @@ class Config(BaseModel):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     epochs: Count = 20
     patience: Count = 5  # epochs without a better validation weighted F1
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, float32 weights
+    # bfloat16: autocast over float32 weights; auto: bfloat16 where the hardware has it, else float32
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")

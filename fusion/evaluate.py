@@ -9,8 +9,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 
 from fusion.batches import in_order, read_batch
 from fusion.checkpoint import Run
-from fusion.config import Config
+from fusion.features import Features
 from fusion.model import FusionModel
+from fusion.precision import precision
 from fusion.probe import probe
 from pipeline.cache import Cache
 from pipeline.encoders import first_difference
@@ -35,21 +36,27 @@ def predict(
     *,
     batch_size: int = 64,
     image_rows: np.ndarray | None = None,
+    features: Features | None = None,
 ) -> np.ndarray:
-    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image."""
+    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
+
+    Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
+    `features`: where the rows' features lie already.
+    """
     model.eval()
-    parts = []
-    for at in in_order(np.arange(len(rows)), batch_size):
-        batch = read_batch(cache, rows[at], device, image_rows=None if image_rows is None else image_rows[at])
+    order = np.argsort(cache.lengths[rows], kind="stable")
+    batches = list(in_order(order, batch_size))
+    if image_rows is None:
+        features = features or Features(cache, rows, device, "map")
+        read = features.batches(rows[at] for at in batches)
+    else:
+        read = (read_batch(cache, rows[at], device, image_rows=image_rows[at]) for at in batches)
+    probabilities = np.empty((len(rows), len(LABELS)))
+    for at, batch in zip(batches, read, strict=True):
         with precision(model.config, device):
             logits = model(batch)
-        parts.append(logits.double().softmax(dim=1).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def precision(config: Config, device: torch.device) -> torch.autocast:
-    """The run's arithmetic, as a context: float32, or bfloat16 products over float32 weights."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        probabilities[at] = logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities
 
 
 def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:

@@ -1,9 +1,12 @@
 """Global scale: which words to hide (eqs 18-19), and the masked text's ids (eq 20)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fusion.attention import full_precision
+
+_ALLOWANCE = 1e-9  # keeps 0.3 x 10 at 3
 
 
 def word_pieces(text_mask: Tensor) -> Tensor:
@@ -18,8 +21,14 @@ def word_pieces(text_mask: Tensor) -> Tensor:
 def hidden_count(candidates: Tensor, rate: float) -> Tensor:
     """k per post (eq 19): 0 without candidates, else max(1, floor(rate x candidates)). (B, n) bool to (B,) int64."""
     count = candidates.sum(dim=1)
-    k = (count * rate + 1e-9).floor().long().clamp(min=1)  # the allowance keeps 0.3 x 10 at 3
+    k = (count.double() * rate + _ALLOWANCE).floor().long().clamp(min=1)
     return torch.where(count > 0, k, 0)
+
+
+def hidden_counts(words: np.ndarray, rate: float) -> np.ndarray:
+    """The same on the host, from the number of candidates of each post: (B,) to (B,) int64."""
+    k = np.maximum(np.floor(words * rate + _ALLOWANCE).astype(np.int64), 1)
+    return np.where(words > 0, k, 0)
 
 
 @torch.no_grad()

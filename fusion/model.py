@@ -1,7 +1,6 @@
 """The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +10,8 @@ from fusion.attention import cross_attention
 from fusion.batches import Batch
 from fusion.config import Config
 from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.reencoding import FrozenText
 from fusion.transformer import Transformer
-
-
-class FrozenText(Protocol):
-    """What pass 2 needs of the frozen text encoder (pipeline.encoders.TextEncoder is one)."""
-
-    mask_id: int
-
-    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids (B, n) under mask (B, n) to last_hidden_state (B, n, D)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +32,13 @@ class Losses:
     mlm: Tensor
     total: Tensor
     hidden: int
+
+    def share(self, posts: float, hidden: float, mlm_weight: float) -> Tensor:
+        """What this part of a batch adds to the batch's total: eqs 16 and 25 are means over all of its posts and words.
+
+        posts, hidden: the part's shares of the batch's posts and of its hidden positions.
+        """
+        return (self.total - mlm_weight * self.mlm) * posts + mlm_weight * hidden * self.mlm
 
 
 class FusionModel(nn.Module):
@@ -65,7 +63,7 @@ class FusionModel(nn.Module):
         if config.mlm:
             self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
             if config.tie_mlm_head:
-                self.mlm_head: nn.Module = TiedWordHead(config.width, dimensions, word_embeddings)
+                self.mlm_head: TiedWordHead | nn.Linear = TiedWordHead(config.width, dimensions, word_embeddings)
             else:
                 self.mlm_head = nn.Linear(config.width, dimensions.vocabulary)
 
@@ -127,21 +125,29 @@ class FusionModel(nn.Module):
         batch: Batch,
     ) -> tuple[Tensor, Tensor]:
         """T([T; T'; I'; I]) and the mask of its real rows: (B, 2n+2m+2, d) and (B, 2n+2m+2). Eqs 12, 22."""
-        text_mask = batch.text_mask & batch.has_text[:, None]
-        image_mask = batch.has_image[:, None]
-        blocks = [
-            (emb_text, text_mask),
-            (cross and cross[0], text_mask & image_mask),
-            (cross and cross[1], image_mask & batch.has_text[:, None]),
-            (emb_image, image_mask),
-        ]
-        rows, masks = [], []
-        for segment, (block, mask) in enumerate(blocks):
-            if block is not None:
-                rows.append(block + self.segments.weight[segment] if self.config.segment_embeddings else block)
-                masks.append(mask.expand(block.shape[:2]))
+        rows, masks = zip(*self.blocks(emb_text, cross, emb_image, batch), strict=True)
         mask = torch.cat(masks, dim=1)
         return transformer(torch.cat(rows, dim=1), mask), mask
+
+    def blocks(
+        self, emb_text: Tensor | None, cross: tuple[Tensor, Tensor] | None, emb_image: Tensor | None, batch: Batch
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Those of T, T', I', I that there are, each with the mask of its real rows: (B, r, d) and (B, r)."""
+        text_mask = batch.text_mask & batch.has_text[:, None]
+        image_mask = batch.has_image[:, None]
+        found = []
+        for segment, (block, mask) in enumerate(
+            (
+                (emb_text, text_mask),
+                (cross and cross[0], text_mask & image_mask),
+                (cross and cross[1], image_mask & batch.has_text[:, None]),
+                (emb_image, image_mask),
+            )
+        ):
+            if block is not None:
+                block = block + self.segments.weight[segment] if self.config.segment_embeddings else block
+                found.append((block, mask.expand(block.shape[:2])))
+        return found
 
     def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
         """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""

@@ -22,7 +22,7 @@ from pipeline.encode import text_problem
 from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
-from pipeline.images import ImageProblem, to_rgb
+from pipeline.images import MAX_PIXELS, ImageProblem, to_rgb
 from pipeline.records import LABELS, Post
 
 
@@ -117,14 +117,14 @@ class Predictor:
         """An answer for each post, in order. The posts are one batch; which they are together changes rounding only."""
         return self.answer([self.inputs(post) for post in posts])
 
-    def inputs(self, post: RawPost) -> Inputs:
+    def inputs(self, post: RawPost, *, max_pixels: int = MAX_PIXELS) -> Inputs:
         """Decode a post's image and look at its text. A post that can't be answered comes back with the reason."""
         picture, pixels = None, None
         flags: tuple[str, ...] = ()
         reason = _text_problem(post.text)
         if post.image is not None and not reason:
             try:
-                picture, flags = to_rgb(post.image)
+                picture, flags = to_rgb(post.image, max_pixels)
                 pixels = self.image.pixels(picture)
             except ImageProblem as error:
                 reason = f"image: {error}"

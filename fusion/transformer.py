@@ -2,8 +2,15 @@
 norm.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fusion.kernels import attention, dropout
 
 
 class Transformer(nn.Module):
@@ -12,12 +19,20 @@ class Transformer(nn.Module):
     def __init__(self, *, width: int, heads: int, layers: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(width, heads, feedforward, dropout) for _ in range(layers))
+        self.checkpointing = False  # keep a layer's inputs only, and compute it again for the gradient
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, r, d), mask (B, r) with True = real row; padded rows are never attended to. Returns (B, r, d)."""
         for layer in self.layers:
-            x = layer(x, mask)
+            x = self.run(layer, x, mask)
         return x
+
+    def run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """One layer's rows, with or without keeping what its gradient needs."""
+        if self.checkpointing and torch.is_grad_enabled():
+            result: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+            return result
+        return layer(*inputs)
 
 
 class EncoderLayer(nn.Module):
@@ -32,16 +47,30 @@ class EncoderLayer(nn.Module):
         self.up = nn.Linear(width, feedforward)
         self.down = nn.Linear(feedforward, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-5)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.norm1(x + self.dropout(self.out(self._attend(x, mask))))
-        return self.norm2(x + self.dropout(self.down(self.dropout(F.gelu(self.up(x))))))
+        q, k, v = self.in_heads(self.qkv(x), 3)
+        return self.finish(x, self.attend(q, k, v, mask))
 
-    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def rows_for(self, x: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        """What this layer makes of the rows x (B, q, d) among `others` (B, r, d), x's own among them."""
+        width = x.shape[2]
+        (q,) = self.in_heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]), 1)
+        k, v = self.in_heads(F.linear(others, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+        return self.finish(x, self.attend(q, k, v, mask))
+
+    def in_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, r, parts x d) to `parts` of (B, heads, r, d / heads)."""
         batch, rows, width = x.shape
-        qkv = self.qkv(x).view(batch, rows, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, r, width / heads)
-        dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], dropout_p=dropout)
-        return attended.transpose(1, 2).flatten(2)  # B, r, width
+        return x.view(batch, rows, parts, self.heads, width // parts // self.heads).permute(2, 0, 3, 1, 4).unbind()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """(B, heads, r, d / heads) to (B, r, d)."""
+        return attention(q, k, v, mask, self.dropout if self.training else 0.0)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer, row by row: (B, r, d)."""
+        rate = self.dropout if self.training else 0.0
+        x = self.norm1(x + dropout(self.out(attended), rate))
+        return self.norm2(x + dropout(self.down(dropout(F.gelu(self.up(x)), rate)), rate))

@@ -7,6 +7,7 @@ the meaning of its features, and nothing else. timm and transformers are importe
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,12 @@ class TextEncoder:
 
     def describe(self) -> str:
         return f"{self.name} ({self.width})"
+
+    def in_precision(self, dtype: str) -> "TextEncoder":
+        """The same encoder computing in `dtype`, where its features need not equal those of a cache."""
+        other = copy(self)
+        other._dtype = COMPUTE_DTYPES[dtype]
+        return other
 
     @property
     def parameters(self) -> int:

@@ -15,12 +15,14 @@ import torch
 
 from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.train import drop_modalities, learning_rate, train
+from fusion.epoch import drop_modalities, learning_rate
+from fusion.train import Means, train
 from pipeline import cache as cache_module
 from pipeline.errors import InputError
 from tests.toy import ToyText, random_batch, write_cache
 
 CPU = torch.device("cpu")
+PLAIN = Means()
 SMALL = ("width=8", "heads=2", "layers=1", "lr=3e-3", "epochs=4", "batch_size=7", "patience=4")
 ROOT = Path(__file__).parent.parent
 
@@ -30,16 +32,17 @@ def cache(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("cache"))
 
 
-def run_of(folder, cache, *settings, device=CPU):
+def run_of(folder, cache, *settings, means=PLAIN, **options):
     run = Run(folder)
     config = load_config(settings=(*SMALL, *settings))
-    result = train(cache, config, run, device, text_encoder=ToyText(7) if config.mlm else None, quiet=True)
+    encoder = ToyText(7) if config.mlm else None
+    result = train(cache, config, run, CPU, text_encoder=encoder, means=means, quiet=True, **options)
     return run, result
 
 
 def lines_of(run):
     """What an epoch measured, without how long it took."""
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in run.metrics()]
 
 
 def test_it_learns_what_the_features_tell(tmp_path):
@@ -199,7 +202,7 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_by_the_schedule():
 def test_modality_dropout_takes_one_modality_at_the_asked_rate():
     torch.manual_seed(0)
     batch = random_batch([3] * 4000, m=2, channels=3, width=3)
-    dropped = drop_modalities(batch, 0.3)
+    dropped = drop_modalities(batch, torch.rand(4000), 0.3)
     assert not (~dropped.has_text & ~dropped.has_image).any()
     assert (~dropped.has_text).float().mean() == pytest.approx(0.15, abs=0.02)
     assert (~dropped.has_image).float().mean() == pytest.approx(0.15, abs=0.02)

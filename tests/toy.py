@@ -93,4 +93,5 @@ def random_batch(
         labels=torch.randint(0, 3, (count,), generator=generator),
         has_text=everyone,
         has_image=everyone,
+        words=np.array(lengths) - 2,
     )

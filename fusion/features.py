@@ -1,0 +1,130 @@
+"""Where a run's features lie, and batches from there: mapped files, memory, or the device itself."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.batches import Batch, padded_length, read_batch
+from pipeline.cache import Cache
+from pipeline.errors import InputError
+
+Place = Literal["auto", "map", "ram", "device"]
+PLACES: tuple[Place, ...] = ("auto", "map", "ram", "device")
+SHARE_OF_FREE = 0.5  # of the free memory that features may take
+AHEAD = 2  # batches read while one is worked on
+
+
+class Features:
+    """The features of some rows of a cache, wherever they lie: batches of them on the device.
+
+    `map`: read from the mapped shards, which all processes share. `ram`: copied into this process's memory. `device`:
+    copied to the GPU, gathered there. `auto`: the GPU where they take at most half of what is free there, else mapped.
+    """
+
+    def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device, place: Place = "auto") -> None:
+        self._cache, self._device = cache, device
+        self.bytes = _feature_bytes(cache, rows)
+        self.place, self.why = _decide(self.bytes, device, place)
+        self.waited = 0.0  # seconds that the caller of `batches` waited for data
+        if self.place != "map":
+            self._copy(rows, device if self.place == "device" else torch.device("cpu"))
+
+    def batches(self, batches_of_rows: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """A batch for each of the row lists, read ahead while the caller works on the one before."""
+        if self.place == "device":
+            yield from map(self._gathered, batches_of_rows)
+            return
+        read = self._gathered if self.place == "ram" else self._read
+        with ThreadPoolExecutor(1, "read") as reader:
+            coming: deque[Future[Batch]] = deque()
+            for rows in batches_of_rows:
+                coming.append(reader.submit(read, rows))
+                if len(coming) > AHEAD:
+                    yield self._next(coming)
+            while coming:
+                yield self._next(coming)
+
+    def _next(self, coming: "deque[Future[Batch]]") -> Batch:
+        started = time.perf_counter()
+        batch = coming.popleft().result()
+        self.waited += time.perf_counter() - started
+        return batch.to(self._device)
+
+    def _read(self, rows: np.ndarray) -> Batch:
+        return self._pinned(read_batch(self._cache, rows, torch.device("cpu")))
+
+    def _copy(self, rows: np.ndarray, to: torch.device) -> None:
+        """Patches, pooled and labels of the rows, and their tokens one after the other."""
+        cache = self._cache
+        self._place_of = np.full(len(cache), -1)
+        self._place_of[rows] = np.arange(len(rows))
+        self._lengths = cache.lengths[rows]
+        self._starts = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
+        patches, pooled = cache.gather_images(rows)
+        tokens = np.concatenate([cache.tokens(row) for row in rows])
+        ids = np.concatenate([cache.input_ids(row) for row in rows]).astype(np.int64)
+        labels = cache.labels[rows].astype(np.int64)
+        self._stored = [torch.from_numpy(array).to(to) for array in (patches, pooled, tokens, ids, labels)]
+
+    def _gathered(self, rows: np.ndarray) -> Batch:
+        patches, pooled, tokens, ids, labels = self._stored
+        places = self._place_of[rows]
+        lengths = self._lengths[places]
+        longest = padded_length(lengths)
+        mask = np.arange(longest) < lengths[:, None]
+        # a padded position reads the text's first token, and is set to zero after
+        at = np.where(mask, self._starts[places][:, None] + np.arange(longest), self._starts[places][:, None])
+        here = labels.device
+        where, real, of = (torch.from_numpy(array).to(here, non_blocking=True) for array in (at, mask, places))
+        everyone = torch.ones(len(rows), dtype=torch.bool, device=here)
+        batch = Batch(
+            rows=rows,
+            patches=patches[of].float(),
+            pooled=pooled[of].float(),
+            tokens=tokens[where].float().mul_(real[:, :, None]),
+            input_ids=ids[where] * real,
+            text_mask=real,
+            labels=labels[of],
+            has_text=everyone,
+            has_image=everyone,
+            words=lengths - 2,
+        )
+        return self._pinned(batch) if self.place == "ram" else batch
+
+    def _pinned(self, batch: Batch) -> Batch:
+        """In memory that a GPU copies from by itself."""
+        return batch.each(Tensor.pin_memory) if self._device.type == "cuda" else batch
+
+
+def _feature_bytes(cache: Cache, rows: np.ndarray) -> int:
+    m, channels = cache.patches_shape
+    size = np.dtype(cache.fingerprint["stored_dtype"]).itemsize
+    return int(len(rows) * (m + 1) * channels * size + cache.lengths[rows].sum() * (cache.text_width * size + 8))
+
+
+def _decide(needed: int, device: torch.device, place: Place) -> tuple[Place, str]:
+    """Where features go, and why in a few words. Raises InputError if they don't fit where they were asked to go."""
+    size = f"{needed / 2**20:.0f} MiB"
+    free = {"ram": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "device": 0}
+    if device.type == "cuda":
+        free["device"] = torch.cuda.mem_get_info(device)[0]
+    if place == "auto":
+        if device.type != "cuda":
+            return "map", f"{size} read from the mapped cache, which all processes share"
+        if needed <= SHARE_OF_FREE * free["device"]:
+            return "device", f"{size} copied to the device, which has {free['device'] / 2**30:.1f} GiB free"
+        return "map", f"{size} read from the mapped cache; the device has only {free['device'] / 2**30:.1f} GiB free"
+    if place == "map":
+        return "map", f"{size} read from the mapped cache, as asked"
+    if place == "device" and device.type != "cuda":
+        raise InputError(f"--cache-in device: {device} has no memory of its own; use ram or map")
+    if needed > free[place]:
+        raise InputError(f"--cache-in {place}: {size} of features, but {free[place] / 2**20:.0f} MiB are free; use map")
+    return place, f"{size} copied to the {'device' if place == 'device' else 'memory'}, as asked"

@@ -1,0 +1,94 @@
+"""Several processes that train one model, as torchrun starts them; alone, a process is the only rank.
+
+Every rank takes its share of each batch, and gradients are summed over the ranks, each already divided by the whole
+batch's counts: the step is the one that a single process would make, to rounding.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Rows = TypeVar("Rows", np.ndarray, Tensor)
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """The rank that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, rows: Rows) -> Rows:
+        """This rank's part of a batch's rows, or of anything that has one entry a row."""
+        return rows[self.rank :: self.size]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up each gradient over all ranks; a rank without one adds nothing."""
+        if self.size == 1:
+            return
+        trained = list(parameters)
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])
+        dist.all_reduce(flat)
+        for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def sum(self, values: Tensor) -> None:
+        """Add up values over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+
+    def gather(self, part: np.ndarray, count: int, device: torch.device) -> np.ndarray:
+        """What each rank made of its share of `count` rows, back in the rows' order: (count, K) float64."""
+        if self.size == 1:
+            return part
+        whole = torch.zeros((count, part.shape[1]), dtype=torch.float64, device=device)
+        whole[self.rank :: self.size] = torch.from_numpy(part).to(device)
+        dist.all_reduce(whole)
+        return whole.cpu().numpy()
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Take the first rank's values."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks(device: torch.device) -> Iterator[Ranks]:
+    """The ranks that torchrun started, this one among them; the only one where it did not."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The GPU of this rank among those of its host; the device itself where torchrun started nothing."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
