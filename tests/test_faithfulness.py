@@ -88,8 +88,8 @@ def test_methods_that_find_the_planted_signal_beat_random_hiding(signal, other, 
 
 def test_random_hiding_finds_the_signal_as_often_as_chance_has_it():
     """2 of 10 words: the signal goes in a fifth of the draws, and each time costs what hiding it always costs."""
-    result = faithfulness(planted(), posts_of(12, "words"), PlantedImage(), PlantedText(), draws=200)
-    assert result["drop"]["words"]["random"] == pytest.approx(result["drop"]["words"]["rollout"] / 5, rel=0.15)
+    result = faithfulness(planted(), posts_of(12, "words"), PlantedImage(), PlantedText(), draws=60)
+    assert result["drop"]["words"]["random"] == pytest.approx(result["drop"]["words"]["rollout"] / 5, rel=0.25)
 
 
 def test_the_table_has_a_line_for_every_method_and_names_the_best():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,11 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
+def as_written(value: Any) -> str:
+    """A setting as a configuration file has it: true, null, 0.25, rollout."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def render(template: str, path: Path, **values: Any) -> None:
     """Fill a template of this folder and write it, complete or absent. All text is escaped."""
     environment = Environment(
@@ -120,5 +126,6 @@ def render(template: str, path: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value, digits=1: "-" if value is None else f"{100 * value:.{digits}f}"
+    environment.filters["as_written"] = as_written
     scale = ", ".join(f"rgb{colour} {at:.0%}" for at, colour in STOPS)
     write_text(path, environment.get_template(template).render(scale=scale, marked=MARKED, **values))

@@ -14,7 +14,7 @@ from PIL import Image
 from fusion.checkpoint import Run
 from fusion.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
 from fusion.predict import Predictor, RawPost
-from fusion.report.cards import card, picture_of, render
+from fusion.report.cards import as_written, card, picture_of, render
 from fusion.report.heatmap import overlay
 from pipeline import hdf5
 from pipeline.cache import Cache
@@ -134,7 +134,9 @@ def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -
 
 def _look(run: Run, first: Run, explanations: list[Explanation]) -> Look:
     ours, theirs = run.config.model_dump(), first.config.model_dump()
-    note = ", ".join(f"{key}: {value}" for key, value in ours.items() if value != theirs[key] and key != "seed")
+    note = ", ".join(
+        f"{key}: {as_written(value)}" for key, value in ours.items() if value != theirs[key] and key != "seed"
+    )
     return Look(name_of(run), note, explanations, run.facts["fingerprint"]["image"]["transform"])
 
 

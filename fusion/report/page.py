@@ -119,12 +119,10 @@ def _rows(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[
     ]
 
 
-def _settings(config: Config) -> list[tuple[str, Any, Any]]:
-    """Each setting, its value, and the default where that is another one."""
+def _settings(config: Config) -> list[tuple[str, Any, Any, bool]]:
+    """Each setting: its name, its value, the default, and whether they differ."""
     defaults = Config().model_dump()
-    return [
-        (key, value, defaults[key] if value != defaults[key] else None) for key, value in config.model_dump().items()
-    ]
+    return [(key, value, defaults[key], value != defaults[key]) for key, value in config.model_dump().items()]
 
 
 def _flat(marks: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
