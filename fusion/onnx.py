@@ -54,7 +54,8 @@ def write_onnx(model: FusionModel, channels: int, text_width: int, path: Path) -
     logits = _Logits(model).eval()
     posts, grid, length = (torch.export.Dim(name) for name in ("posts", "grid", "length"))
     text = {0: posts, 1: length}
-    with complete_or_absent(path) as temporary, warnings.catch_warnings():
+    # Without gradients: with them attention goes by the training's own kernels, which no graph can hold.
+    with complete_or_absent(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own parts
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
@@ -84,7 +85,6 @@ def _features(channels: int, text_width: int, posts: int, grid: int, longest: in
     return patches, patches.mean(dim=1), tokens, torch.arange(longest) < lengths[:, None]
 
 
-@torch.no_grad()
 def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> float:
     import onnxruntime
 

@@ -1,5 +1,8 @@
 """Weights laid on words and on the picture: pieces joined, nothing turned round, nothing shifted, all within [0, 1]."""
 
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,9 @@ from PIL import Image, ImageDraw
 
 from fusion.attribution import METHODS, Features
 from fusion.config import load_config
-from fusion.explain import cached_features, explain_features
+from fusion.explain import cached_features, explain_features, explain_posts
 from fusion.model import Dimensions, FusionModel
+from fusion.predict import Predictor, RawPost
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
 from fusion.words import join_words, word_pieces
 from pipeline.errors import InputError
@@ -191,6 +195,32 @@ def test_an_image_alone_has_heat_and_no_words_and_a_text_alone_words_and_no_heat
     )
     assert alone.heat is None
     assert alone.text_share == 1
+
+
+def test_raw_posts_are_explained_with_the_answers_that_predict_gives(image_encoder, text_encoder):
+    """And each as by itself: which posts are encoded together changes rounding only."""
+    config = load_config(settings=("width=8", "heads=2", "layers=1", "mlm=false", "modality_dropout=0.1"))
+    torch.manual_seed(5)
+    model = FusionModel(config, Dimensions(image_encoder.patches_shape[1], text_encoder.width, 0)).eval()
+    run = SimpleNamespace(facts={"fingerprint": {"stored_dtype": "float16"}})
+    predictor = Predictor(run, model, image_encoder, text_encoder, CPU)
+    photo = io.BytesIO()
+    Image.effect_noise((90, 60), 80).convert("RGB").save(photo, "PNG")
+    posts = [
+        RawPost("a", "What a <b>lovely</b> day\u2026", photo.getvalue()),
+        RawPost("b", "no photo, and a longer text than the other one has", None),
+        RawPost("c", None, photo.getvalue()),
+    ]
+    inputs = [predictor.inputs(post) for post in posts]
+    explanations = explain_posts(predictor, inputs)
+    for post, one, explanation, answer in zip(posts, inputs, explanations, predictor.answer(inputs), strict=True):
+        assert explanation.probabilities == answer.probabilities
+        assert [word for word, _ in explanation.words] == (post.text or "").split()
+        assert (explanation.heat is None) == (post.image is None)
+        (alone,) = explain_posts(predictor, [one])
+        assert alone.predicted == explanation.predicted
+        np.testing.assert_allclose(alone.pieces, explanation.pieces, atol=1e-3)
+        np.testing.assert_allclose(alone.patches, explanation.patches, atol=1e-3)
 
 
 def test_unknown_methods_and_crooked_grids_are_refused(toy, tmp_path):

@@ -13,14 +13,17 @@ from PIL import Image
 from fusion.checkpoint import Run
 from fusion.config import Config
 from fusion.evaluate import evaluate
+from fusion.explain import DEFAULT_METHOD
 from fusion.report import cards, page
 from fusion.report.calibration import reliability
 from fusion.report.gallery import look_at_cached, most_wrong, write_gallery
 from fusion.report.plots import reliability_diagram
 from pipeline import hdf5
+from pipeline.cache import Cache
 from pipeline.errors import InputError
 from pipeline.files import write_json
 from pipeline.records import LABELS, Post
+from tests.test_cli import invoke, refused
 from tests.test_train import run_of
 from tests.toy import write_cache
 
@@ -54,7 +57,7 @@ def make_run(folder, *settings, monkeypatch):
         for id_, label, split in zip(cache.ids, cache.labels, cache.splits, strict=True)
     ]
     hdf5.write_index(folder / "cache", hdf5.in_shards(posts), MARKS)
-    cache = type(cache)(folder / "cache")
+    cache = Cache(folder / "cache")
     for row in range(0, 90):
         if row % 3:
             Image.fromarray(np.full((30, 20 + row, 3), row, np.uint8)).save(folder / f"{row}.png")
@@ -258,6 +261,26 @@ def test_it_opens_in_a_browser_and_fits_its_width(reported, width, scheme):
             assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         assert trouble == []
         browser.close()
+
+
+def test_the_commands_write_once_and_say_where(reported, tmp_path, monkeypatch):
+    run, *_ = reported
+    tokenizer = ToyTokenizer(Cache(Path(run.facts["cache"])))
+    for module in ("fusion.report.page", "fusion.report.gallery"):
+        monkeypatch.setattr(f"{module}.same_text_encoder", lambda *_, **__: tokenizer)
+    out, summary = tmp_path / "report.html", tmp_path / "summary.json"
+    output = invoke("report", run.folder, "--out", out, "--worst", 2, "--json", summary)
+    assert f"wrote {out}" in output
+    assert json.loads(summary.read_text())["explained"] == most_wrong(run.evaluation("test"), 2)
+    assert "is there already" in refused("report", run.folder, "--out", out)
+    gallery = tmp_path / "gallery"
+    output = invoke("explain", run.folder, "--worst", 3, "--out", gallery, "--compare", run.folder)
+    assert f"wrote {gallery / 'index.html'}: 3 posts, 2 runs, method {DEFAULT_METHOD}" in output
+    assert "is there already" in refused("explain", run.folder, "--ids", "1", "--out", gallery)
+    assert "--ids nobody: no such post" in refused("explain", run.folder, "--ids", "1,nobody", "--out", tmp_path / "g")
+    invoke("explain", run.folder, "--out", gallery, code=2)
+    invoke("explain", run.folder, "--ids", "1", "--worst", 2, "--out", gallery, code=2)
+    invoke("explain", run.folder, "--faithfulness", "--out", gallery, code=2)
 
 
 def test_a_run_that_is_none_is_named(tmp_path):
