@@ -62,6 +62,12 @@ def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a run's encoders lie, if not where they did."""
+    command = click.option("--text-encoder", help="The folder of the run's text encoder, if from local files.")(command)
+    return click.option("--image-weights", type=PATH, help="The file of the run's image weights, if local.")(command)
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what an earlier call finished there.")
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 splits_option = click.option(
@@ -417,6 +423,249 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.argument("posts", required=False, type=PATH)
+@click.option("--image", type=PATH, help="The image file of one post.")
+@click.option("--text", help="The text of one post.")
+@click.option("--out", type=PATH, help="Where the answers to a file of posts go (JSONL).")
+@place_options
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Posts encoded at once.")
+@click.option("--workers", type=click.IntRange(1), default=2, help="Processes that decode images.")
+@click.option(
+    "--max-fail-rate", type=click.FloatRange(0, 1), default=0.05, help="Exit 1 if more posts than this got no answer."
+)
+@device_option
+@overwrite_option
+@result_options
+def predict(
+    run_dir: Path,
+    posts: Path | None,
+    image: Path | None,
+    text: str | None,
+    out: Path | None,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    batch_size: int,
+    workers: int,
+    max_fail_rate: float,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Class probabilities of raw posts: of one by --image and --text, or of POSTS with --out.
+
+    POSTS is a file like a manifest (JSONL); `text` or `image` may be left out where the run was trained for that. After
+    a kill the same command goes on.
+    """
+    from fusion.checkpoint import Run
+    from fusion.predict import Predictor, answer_one
+    from fusion.stream import answer_file, clear
+    from pipeline.decode import start_server
+
+    single = image is not None or text is not None
+    if single == (posts is not None) or (posts is None) != (out is None):
+        raise click.UsageError("give either --image and --text, or POSTS and --out")
+    if out:
+        _refuse_finished(out, out.exists(), overwrite)
+        start_server()
+    chosen = _device(device, quiet)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    if not posts or not out:
+        answer = answer_one(predictor, text, image)
+        if json_file:
+            write_json(json_file, answer.record())
+        for label, probability in answer.probabilities.items():
+            _say(quiet, f"{label:10}{probability:>7.1%}  {'█' * round(40 * probability)}")
+        if answer.flags:
+            _say(quiet, f"flags: {', '.join(answer.flags)}")
+        return
+    if overwrite:
+        clear(out)
+    report = answer_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=quiet)
+    _report(report.summary(), json_file, quiet)
+    _say(quiet, f"wrote {out}: {report.posts} answers, {report.failed} of them the reason why there is none")
+    if report.failed > max_fail_rate * report.posts:
+        raise InputError(
+            f"{report.failed} of {report.posts} posts got no answer, over --max-fail-rate {max_fail_rate:g}; "
+            f"their lines in {out} say why"
+        )
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", type=PATH, help="The folder for the page, the pictures and the JSON.")
+@click.option("--ids", help="Posts of the run's cache: a,b,c.")
+@click.option("--worst", type=click.IntRange(1), metavar="N", help="The N posts that the run got most wrong.")
+@click.option("--image", type=PATH, help="The image file of a post of one's own.")
+@click.option("--text", help="Its text.")
+@click.option("--compare", multiple=True, type=PATH, metavar="RUN", help="Another run beside it; repeatable.")
+@click.option("--method", help="attention, rollout or gradient; by default what proved most faithful.")
+@click.option("--faithfulness", is_flag=True, help="Instead measure the methods: hide what they point at.")
+@click.option("--posts", type=click.IntRange(2), default=200, help="For --faithfulness: at most so many posts.")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), help="For --worst (test) and --faithfulness (val)."
+)
+@click.option("--cache", "cache_dir", type=PATH, help="A cache of the same encoders, in place of the run's.")
+@place_options
+@device_option
+@overwrite_option
+@result_options
+def explain(
+    run_dir: Path,
+    out: Path | None,
+    ids: str | None,
+    worst: int | None,
+    image: Path | None,
+    text: str | None,
+    compare: tuple[Path, ...],
+    method: str | None,
+    faithfulness: bool,
+    posts: int,
+    split: str | None,
+    cache_dir: Path | None,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Show where a run looks, in the image and in the text (table 5); with --compare, several runs side by side."""
+    from fusion.checkpoint import Run
+    from fusion.explain import DEFAULT_METHOD
+    from fusion.predict import Predictor
+
+    places: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
+    raw = image is not None or text is not None
+    if sum([ids is not None, worst is not None, raw, faithfulness]) != 1 or (out is None) != faithfulness:
+        raise click.UsageError("give --out and one of --ids, --worst, or --image and --text; or --faithfulness alone")
+    if faithfulness or out is None:
+        from fusion import faithfulness as check
+
+        predictor = Predictor.open(Run(run_dir), _device(device, quiet), **places)
+        measured = check.of_run(predictor, split or "val", posts, cache_folder=cache_dir, quiet=quiet)
+        if json_file:
+            write_json(json_file, measured)
+        _say(quiet, check.table(measured))
+        return
+    from fusion.report import gallery
+
+    _refuse_finished(out, (out / gallery.PAGE).exists(), overwrite)
+    runs, chosen = [Run(folder) for folder in (run_dir, *compare)], _device(device, quiet)
+    method = method or DEFAULT_METHOD
+    if raw:
+        shown, looks = gallery.look_at_raw([Predictor.open(run, chosen, **places) for run in runs], text, image, method)
+    else:
+        wanted = [one.strip() for one in (ids or "").split(",") if one.strip()]
+        wanted = wanted or gallery.most_wrong(runs[0].evaluation(split or "test"), worst or 0)
+        shown, looks = gallery.look_at_cached(
+            runs, wanted, chosen, method=method, cache_folder=cache_dir, text_encoder=text_encoder
+        )
+    result = gallery.write_gallery(out, shown, looks)
+    if json_file:
+        write_json(json_file, result)
+    _say(quiet, f"wrote {out / gallery.PAGE}: {len(shown)} posts, {len(looks)} runs, method {method}")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The page to write (HTML).")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which evaluation to report."
+)
+@click.option("--worst", type=click.IntRange(0), default=12, help="How many of the posts it got most wrong to show.")
+@click.option("--method", help="How to explain them: attention, rollout or gradient.")
+@click.option("--cache", "cache_dir", type=PATH, help="A cache of the same encoders, in place of the run's.")
+@click.option("--text-encoder", help="The folder of the run's text encoder, if from local files.")
+@device_option
+@overwrite_option
+@result_options
+def report(
+    run_dir: Path,
+    out: Path,
+    split: str,
+    worst: int,
+    method: str | None,
+    cache_dir: Path | None,
+    text_encoder: str | None,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Write all that is known of an evaluated run into one HTML file, to read offline or send to a colleague."""
+    from fusion.checkpoint import Run
+    from fusion.explain import DEFAULT_METHOD
+    from fusion.report.page import write_report
+
+    _refuse_finished(out, out.exists(), overwrite)
+    summary = write_report(
+        Run(run_dir),
+        out,
+        _device(device, quiet),
+        split=split,
+        worst=worst,
+        method=method or DEFAULT_METHOD,
+        cache_folder=cache_dir,
+        text_encoder=text_encoder,
+    )
+    if json_file:
+        write_json(json_file, summary)
+    _say(quiet, f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB, {len(summary['explained'])} posts explained")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder to write.")
+@click.option("--onnx", is_flag=True, help="Also the model from features to logits as ONNX, checked. Extra `onnx`.")
+@overwrite_option
+@result_options
+def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, json_file: Path | None, quiet: bool) -> None:
+    """Write all that another machine needs to predict: weights, configuration, fingerprint, model card."""
+    from fusion import export as exporting
+    from fusion.checkpoint import Run
+
+    _refuse_finished(out, Run(out).started, overwrite)
+    files = exporting.export(Run(run_dir), out, onnx=onnx)
+    if json_file:
+        write_json(json_file, {"folder": str(out), "bytes": files})
+    for name, size in files.items():
+        _say(quiet, f"wrote {out / name}: {size / 2**20:.2f} MiB")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option(
+    "--host", default="127.0.0.1", help="The address to listen on; the default can't be reached from outside."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@place_options
+@device_option
+@click.option("--quiet", is_flag=True, help="Print nothing but problems.")
+def serve(
+    run_dir: Path,
+    host: str,
+    port: int,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """A page where one drops a photo and types a text, and a JSON endpoint, POST /predict. Needs the extra `web`."""
+    from fusion.checkpoint import Run
+    from fusion.predict import Predictor
+
+    try:
+        from fusion import serve as serving
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'mscf[web]'") from None
+    chosen = _device(device, quiet)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    serving.serve(predictor, host=host, port=port, say=lambda line: _say(quiet, line))
+
+
+@cli.command()
 @click.option(
     "--out", type=PATH, default=Path("artifacts/demo"), help="Its folder; only what a demo wrote is replaced."
 )
@@ -425,12 +674,13 @@ def evaluate(
 @device_option
 @click.pass_context
 def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> None:
-    """Draw a data set, then prepare, extract, train and evaluate it: the whole job in minutes, on a CPU."""
+    """Draw a data set, then prepare, extract, train, evaluate and report it: the whole job in minutes, on a CPU."""
     from fusion.checkpoint import Run
     from fusion.report.figures import draw_run
     from pipeline import drawn
 
     started = time.perf_counter()
+    page, figure = out / "run" / "report.html", out / "run" / "figure.png"
     folder, manifest, cache, run = (out / name for name in ("mvsa", "manifest.jsonl", "cache", "run"))
     click.echo(f"== draw {posts} posts into {folder}")
     drawn.replace(folder, posts=posts, seed=seed)
@@ -439,15 +689,13 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
         (extract, {"manifest": manifest, "out": cache, "preset": "packaged", "device": device}),
         (train, {"cache_dir": cache, "out": run, "preset": "demo", "seed": seed, "device": device}),
         (evaluate, {"run_dir": run, "device": device}),
+        (report, {"run_dir": run, "out": page, "device": device}),
     ):
         click.echo(f"== {command.name}")
         ctx.invoke(command, overwrite=True, **options)
-    figure = run / "figure.png"
     draw_run(Run(run), Run(run).evaluation("test"), figure)
-    click.echo(
-        f"\ndone in {time.perf_counter() - started:.0f} s; look at the figure, and at the pictures in mvsa/data\nfiles:"
-    )
-    for path in (folder, manifest, cache, run / "model.safetensors", run / "evaluation-test.json", figure):
+    click.echo(f"\ndone in {time.perf_counter() - started:.0f} s; open the report in a browser: {page}\nfiles:")
+    for path in (folder, manifest, cache, run / "model.safetensors", run / "evaluation-test.json", figure, page):
         click.echo(f"  {path}")
 
 

@@ -33,8 +33,9 @@ from fusion.probe import require_all_classes
 from fusion.reencoding import Reencoder
 from fusion.transformer import Transformer
 from pipeline.cache import Cache
-from pipeline.encoders import EncoderChoice, TextEncoder, first_difference, load_text_encoder
+from pipeline.encoders import TextEncoder
 from pipeline.errors import InputError
+from pipeline.fingerprint import same_text_encoder
 
 EpochLine = dict[str, Any]
 
@@ -77,18 +78,9 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     Raises InputError if it can't be had or is another one, naming the field.
     """
     marks = cache.fingerprint["text"]
-    if folder is None and marks["name"].endswith("(local files)"):
-        raise InputError(
-            f"{cache.folder}: its text encoder was {marks['name']}; say where it lies with --text-encoder DIR"
-        )
-    choice = EncoderChoice(
-        text=folder or marks["name"], max_tokens=marks["max_tokens"], dtype=marks["compute_dtype"], device=str(device)
-    )
-    encoder = load_text_encoder(choice)
-    if difference := first_difference({**marks, "name": ""}, {**encoder.fingerprint, "name": ""}):
-        raise InputError(f"--text-encoder {choice.text}: not the one that made {cache.folder}; {difference}")
+    encoder = same_text_encoder(marks, str(device), folder=folder, owner=cache.folder)
     if encoder.mask_id < 0:
-        raise InputError(f"--text-encoder {choice.text}: its tokenizer has no mask token; set mlm to false")
+        raise InputError(f"--text-encoder {folder or marks['name']}: its tokenizer has no mask token; set mlm to false")
     return encoder.in_precision(resolved(config, device))
 
 

@@ -7,16 +7,9 @@ import torch
 
 from pipeline import hdf5
 from pipeline.cache import Cache
-from pipeline.encoders import (
-    EncoderChoice,
-    ImageEncoder,
-    TextEncoder,
-    first_difference,
-    load_image_encoder,
-    load_text_encoder,
-)
-from pipeline.errors import InputError
+from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.files import regular_bytes
+from pipeline.fingerprint import same_image_encoder, same_text_encoder
 from pipeline.images import ImageProblem, to_rgb
 
 # Another batch, thread count or machine changes features by float16 rounding at most.
@@ -30,20 +23,9 @@ def load_encoders(
 
     Raises InputError if they can't be had or are others, naming the field.
     """
-    image_marks, text_marks = cache.fingerprint["image"], cache.fingerprint["text"]
-    choice = EncoderChoice(
-        image=image_marks["name"],
-        image_weights=image_weights,
-        text=text_encoder or text_marks["name"],
-        max_tokens=text_marks["max_tokens"],
-        dtype=text_marks["compute_dtype"],
-        device=device,
-    )
-    image, text = load_image_encoder(choice), load_text_encoder(choice)
-    for marks, found in ((image_marks, image.fingerprint), (text_marks, text.fingerprint)):
-        if difference := first_difference({**marks, "name": ""}, {**found, "name": ""}):
-            raise InputError(f"{cache.folder}: made by other encoders than these; {difference}")
-    return image, text
+    marks = cache.fingerprint
+    image = same_image_encoder(marks["image"], device, weights=image_weights, owner=cache.folder)
+    return image, same_text_encoder(marks["text"], device, folder=text_encoder, owner=cache.folder)
 
 
 def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: int, seed: int = 0) -> list[str]:

@@ -170,6 +170,11 @@ class TextEncoder:
         ids = [np.asarray(row, np.int32) for row in encoded["input_ids"]]
         return ids, [bool(row.overflowing) for row in encoded.encodings]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Which characters [start, end) of the text each id of `tokenize` stands for; [CLS] and [SEP]: (0, 0)."""
+        encoded = self._tokenizer([text], truncation=True, max_length=self.max_tokens)
+        return list(encoded.encodings[0].offsets)
+
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """last_hidden_state of ids (B, n) under mask (B, n), True = real token: (B, n, D) float32 on the device. Eqs 5,
         21.

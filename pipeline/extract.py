@@ -147,7 +147,7 @@ def make_shards(
     started: deque[tuple[int, ShardJob, list[Future[Seconds]]]] = deque()
     writing: Future[float] | None = None
     with (
-        _encoding_threads(image.device) as threads,
+        encoding_threads(image.device) as threads,
         ThreadPoolExecutor(1, "write") as writer,
         Decoders(image.transform, image.pixels_shape, batch_size=batch_size, workers=workers) as decoders,
     ):
@@ -212,7 +212,7 @@ def _finished(todo: Plan, progress: Progress, out: Path) -> str:
 
 
 @contextmanager
-def _encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+def encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that encode a batch each: on a CPU one per core and each on one core, so that none waits at a barrier;
     on a GPU two, so that one copies while the other computes.
     """

@@ -21,11 +21,11 @@ class ImageProblem(Exception):
     """Why the bytes give no picture, in a few words."""
 
 
-def to_rgb(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+def to_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[str, ...]]:
     """Decode image bytes to an upright RGB picture and flags out of `rotated`, `animated`, `converted`.
 
     EXIF orientation is applied, of an animation the first frame is taken, transparency is laid on white, 16-bit grey is
-    scaled to 8 bit. Raises ImageProblem for anything that is not a whole picture of at most MAX_PIXELS.
+    scaled to 8 bit. Raises ImageProblem for anything that is not a whole picture of at most `max_pixels`.
     """
     if not data:
         raise ImageProblem("empty file")
@@ -33,14 +33,14 @@ def to_rgb(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
         # Pillow warns of damaged metadata and of large pictures. Whole pixels are a whole picture, and we refuse above
         # the limit ourselves; what a caller does with warnings must not change what is a picture.
         warnings.simplefilter("ignore")
-        return _decoded(data)
+        return _decoded(data, max_pixels)
 
 
-def _decoded(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+def _decoded(data: bytes, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         picture: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if picture.width * picture.height > MAX_PIXELS:  # known from the header, before anything is decoded
-            raise ImageProblem(f"{picture.width}x{picture.height} is over the limit of {MAX_PIXELS} pixels")
+        if picture.width * picture.height > max_pixels:  # known from the header, before anything is decoded
+            raise ImageProblem(f"{picture.width}x{picture.height} is over the limit of {max_pixels} pixels")
         flags = []
         if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # an MPO's further frames are previews
             flags.append("animated")

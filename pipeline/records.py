@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,19 @@ def read_manifest(path: Path) -> list[Post]:
     if not posts:
         raise InputError(f"{path}: no posts in it; a manifest has one JSON object a line with id, text and image")
     return posts
+
+
+def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
+    """A manifest line in which `text` or `image` may be left out or null: the post, and which of the two are missing.
+
+    A missing image leaves the path of the folder. Raises InputError naming `where` and the field.
+    """
+    record = _json_object(line, where)
+    missing = {field for field in ("text", "image") if record.get(field) is None}
+    if record.get("problem") is not None:
+        missing.discard("text")  # there is one, which could not be read
+    post = _post({**record, **dict.fromkeys(missing, ".")}, folder, where)
+    return replace(post, text=None) if "text" in missing else post, missing
 
 
 def write_manifest(path: Path, posts: Iterable[Post]) -> None:

@@ -27,7 +27,7 @@ class StopWish:
         # os.write and not print: a handler may run in the middle of another print
         os.write(
             sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            b"\nfinishing the shard in hand; once more stops at once\n",
+            b"\nfinishing the work in hand; once more stops at once\n",
         )
 
 

@@ -18,6 +18,14 @@ _WAYS_OUT = "use --encoders packaged, or local files with --image-weights FILE a
 Loaded = TypeVar("Loaded")
 
 
+class Unreachable(InputError):
+    """Neither the hub nor its local cache gives the weights; `what` says so without the ways out."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; {_WAYS_OUT}")
+        self.what = what
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors, or from .pth without unpickling anything but tensors."""
     if not path.is_file():
@@ -78,10 +86,10 @@ def cached_or_fetched(repository: str, load: Callable[[bool], Loaded], offline: 
         return load(True)
     except (OSError, ValueError):
         if offline:
-            raise InputError(f"{repository}: not in the local hub cache; without --offline, or {_WAYS_OUT}") from None
+            raise Unreachable(f"{repository}: not in the local hub cache, and --offline") from None
     try:
         HfApi().model_info(repository, timeout=10)  # one attempt; the download functions would retry for a minute
         return load(False)
     except Exception as error:  # no network, no such model, gated: the hub's client raises many kinds
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"{repository}: the Hugging Face hub does not answer for it ({reason}); {_WAYS_OUT}") from None
+        raise Unreachable(f"{repository}: the Hugging Face hub does not answer for it ({reason})") from None

@@ -1,8 +1,25 @@
-"""What several test files share: the packaged encoders, loaded once."""
+"""What several test files share: the packaged encoders, loaded once, and a tiny run trained on drawn posts."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+from fusion.checkpoint import Run
+from fusion.config import load_config
+from fusion.predict import Predictor
+from fusion.train import train
+from pipeline import drawn, mvsa
+from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from pipeline.extract import extract
+from pipeline.records import Post
+from tests.server import serving
+
+CPU = torch.device("cpu")
+TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +30,50 @@ def image_encoder() -> ImageEncoder:
 @pytest.fixture(scope="session")
 def text_encoder() -> TextEncoder:
     return load_text_encoder(EncoderChoice(preset="packaged", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def drawn_posts(tmp_path_factory: pytest.TempPathFactory) -> list[Post]:
+    """Some thirty posts of the demonstration's kind, with splits."""
+    folder = tmp_path_factory.mktemp("drawn") / "mvsa"
+    drawn.replace(folder, posts=31, seed=0)
+    return mvsa.prepare(folder, ratios=[4, 3, 3], seed=0).posts
+
+
+@pytest.fixture(scope="session")
+def drawn_cache(
+    drawn_posts: list[Post],
+    image_encoder: ImageEncoder,
+    text_encoder: TextEncoder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Cache:
+    folder = tmp_path_factory.mktemp("drawn") / "cache"
+    extract(drawn_posts, folder, image_encoder, text_encoder, workers=1, quiet=True)
+    return Cache(folder)
+
+
+def trained(cache: Cache, folder: Path, *settings: str) -> Run:
+    """A few steps' run: it knows next to nothing, and its answers differ from post to post."""
+    run = Run(folder)
+    train(cache, load_config(settings=(*TINY, *settings)), run, CPU, quiet=True)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(drawn_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(drawn_cache, tmp_path_factory.mktemp("tiny") / "run")
+
+
+@pytest.fixture(scope="session")
+def predictor(tiny_run: Run, image_encoder: ImageEncoder, text_encoder: TextEncoder) -> Predictor:
+    return Predictor(tiny_run, tiny_run.load_model(CPU), image_encoder, text_encoder, CPU)
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
+    """`serve` in a process of its own: its address, the process, and the folder below which its files lie."""
+    temporary = tmp_path_factory.mktemp("server")
+    with serving(tiny_run.folder, temporary) as (address, process):
+        yield address, process, temporary

@@ -14,7 +14,10 @@ from tests.test_train import SMALL
 from tests.toy import FINGERPRINT, write_cache
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "evaluate")
+COMMANDS = (
+    *("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "evaluate"),
+    *("explain", "report", "predict", "export", "serve"),
+)
 SETTINGS = [part for text in (*SMALL, "mlm=false") for part in ("--set", text)]
 
 
@@ -54,7 +57,7 @@ def test_help_answers_at_once_and_names_the_options(command):
         time.monotonic() - started < 30
     )  # the promise of two seconds is checked by what is imported, in test_house.py
     assert "Usage: cli.py" in result.stdout
-    assert command == "demo" or "--json" in result.stdout
+    assert command in ("demo", "serve") or "--json" in result.stdout
 
 
 def test_all_commands_are_listed():

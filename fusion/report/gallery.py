@@ -1,0 +1,144 @@
+"""Posts and one or several runs in; out: a folder with a page that shows where each run looks, as in table 5, the same
+as JSON, and every picture under its heat map as a file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fusion.checkpoint import Run
+from fusion.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
+from fusion.predict import Predictor, RawPost
+from fusion.report.cards import as_written, card, picture_of, render
+from fusion.report.heatmap import overlay
+from pipeline import hdf5
+from pipeline.cache import Cache
+from pipeline.encoders import TextEncoder, first_difference
+from pipeline.errors import InputError
+from pipeline.files import complete_or_absent, write_json
+from pipeline.fingerprint import same_text_encoder
+from pipeline.records import LABELS, Post
+
+PAGE, DATA = "index.html", "explanations.json"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one run says of each post of a gallery. `note`: the settings in which it differs from the first run."""
+
+    title: str
+    note: str
+    explanations: list[Explanation]
+    view: dict[str, Any]  # the image encoder's transform
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A post of a gallery. `picture`: upright RGB, or why there is none."""
+
+    id: str
+    text: str | None
+    label: str | None
+    picture: Image.Image | str
+
+
+def look_at_cached(
+    runs: Sequence[Run],
+    ids: Sequence[str],
+    device: torch.device,
+    *,
+    method: str = DEFAULT_METHOD,
+    cache_folder: Path | None = None,
+    text_encoder: str | None = None,
+) -> tuple[list[Shown], list[Look]]:
+    """Posts of the runs' caches by id, as `evaluate` answers them. Raises InputError on an id that a cache lacks."""
+    looks: list[Look] = []
+    posts: list[Post] = []
+    encoder: TextEncoder | None = None
+    for run in runs:
+        cache = cache_of(run, cache_folder)
+        rows = rows_of(cache, ids)
+        marks = run.facts["fingerprint"]["text"]
+        if encoder is None or first_difference(marks, encoder.fingerprint):
+            encoder = same_text_encoder(marks, str(device), folder=text_encoder, owner=run.folder)
+        posts = posts or [hdf5.read_posts(cache.folder)[row] for row in rows]
+        looks.append(_look(run, runs[0], explain_cached(run, cache, rows, device, encoder, method)))
+    return [_shown(post) for post in posts], looks
+
+
+def look_at_raw(predictors: Sequence[Predictor], text: str | None, image: Path | None, method: str) -> Any:
+    """One post that is in no cache: the same as `look_at_cached`."""
+    try:
+        post = RawPost(image.stem if image else "text", text, image.read_bytes() if image else None)
+    except OSError as error:
+        raise InputError(f"--image {image}: {error.strerror or error}") from None
+    looks = []
+    picture: Image.Image | str = "none was given"
+    for predictor in predictors:
+        inputs = predictor.inputs(post)
+        picture = inputs.picture or picture
+        explanations = explain_posts(predictor, [inputs], method=method)
+        looks.append(_look(predictor.run, predictors[0].run, explanations))
+    return [Shown(post.id, text, None, picture)], looks
+
+
+def name_of(run: Run) -> str:
+    """A run's folder with the one above it: many are called `run`."""
+    return "/".join(run.folder.resolve().parts[-2:])
+
+
+def rows_of(cache: Cache, ids: Sequence[str]) -> np.ndarray:
+    """Where posts stand in a cache. Raises InputError naming the first id that has no features there."""
+    row_of = {id_: row for row, id_ in enumerate(cache.ids)}
+    for id_ in ids:
+        if id_ not in row_of:
+            raise InputError(f"--ids {id_}: no such post in {cache.folder}")
+        if not cache.ok[row_of[id_]]:
+            raise InputError(f"--ids {id_}: this post failed in extraction; see failures.csv in {cache.folder}")
+    return np.array([row_of[id_] for id_ in ids], np.int64)
+
+
+def most_wrong(evaluation: dict[str, Any], count: int) -> list[str]:
+    """Ids of the posts whose label got the lowest probability, the worst first."""
+    posts = sorted(evaluation["posts"], key=lambda post: post["probabilities"][post["label"]])
+    return [post["id"] for post in posts[:count]]
+
+
+def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -> dict[str, Any]:
+    """Write the page, the JSON, and heat/NNN-K.jpg: post NNN as run K looks at it. Returns what the JSON holds."""
+    by_post = list(zip(*(look.explanations for look in looks), strict=True))
+    cards, records = [], []
+    for number, (post, found) in enumerate(zip(posts, by_post, strict=True), start=1):
+        seen = [(look.title, look.note, one, look.view) for look, one in zip(looks, found, strict=True)]
+        cards.append(card(post.id, post.text, post.label, post.picture, seen))
+        entry: dict[str, Any] = {"id": post.id, "text": post.text, "label": post.label, "runs": []}
+        for place, (look, one) in enumerate(zip(looks, found, strict=True), start=1):
+            picture = None
+            if one.heat is not None and not isinstance(post.picture, str):
+                picture = f"heat/{number:03d}-{place}.jpg"
+                with complete_or_absent(folder / picture) as temporary:
+                    overlay(post.picture, one.heat, look.view).save(temporary, "JPEG", quality=90)
+            entry["runs"].append({"run": look.title, "picture": picture, **one.summary()})
+        records.append(entry)
+    method = looks[0].explanations[0].method
+    result = {"method": method, "labels": list(LABELS), "posts": records}
+    write_json(folder / DATA, result)
+    render("gallery.html.j2", folder / PAGE, title=", ".join(look.title for look in looks), cards=cards, method=method)
+    return result
+
+
+def _look(run: Run, first: Run, explanations: list[Explanation]) -> Look:
+    ours, theirs = run.config.model_dump(), first.config.model_dump()
+    note = ", ".join(
+        f"{key}: {as_written(value)}" for key, value in ours.items() if value != theirs[key] and key != "seed"
+    )
+    return Look(name_of(run), note, explanations, run.facts["fingerprint"]["image"]["transform"])
+
+
+def _shown(post: Post) -> Shown:
+    return Shown(post.id, post.text, post.label, picture_of(post.image))

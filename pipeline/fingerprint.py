@@ -1,0 +1,69 @@
+"""A fingerprint in, the encoders that it speaks of out: from where they came, or from where they lie now.
+
+Whoever goes on with features that are there already (masking, checking, predicting) needs the same encoders again, and
+is refused others, by field.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.encoders import (
+    EncoderChoice,
+    ImageEncoder,
+    TextEncoder,
+    first_difference,
+    load_image_encoder,
+    load_text_encoder,
+)
+from pipeline.errors import InputError
+from pipeline.weights import Unreachable
+
+
+def same_image_encoder(
+    marks: Mapping[str, Any], device: str, *, weights: Path | None = None, owner: object
+) -> ImageEncoder:
+    """The image encoder of a fingerprint's `image` part; `weights` is its file, if not from a package or the hub.
+
+    `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
+    """
+    choice = EncoderChoice(image=marks["name"], image_weights=weights, dtype=marks["compute_dtype"], device=device)
+    try:
+        encoder = load_image_encoder(choice)
+    except Unreachable as error:
+        raise InputError(
+            f"{owner}: needs the image encoder {marks['name']}, weights {marks['weights_sha256'][:12]}; "
+            f"{error.what}; where they lie in a file, say so with --image-weights FILE"
+        ) from None
+    _refuse_another(marks, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner)
+    return encoder
+
+
+def same_text_encoder(
+    marks: Mapping[str, Any], device: str, *, folder: str | None = None, owner: object
+) -> TextEncoder:
+    """The text encoder of a fingerprint's `text` part; `folder` is where it lies, if not where it did.
+
+    `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
+    """
+    name = marks["name"]
+    if folder is None and name.endswith("(local files)"):
+        raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
+    choice = EncoderChoice(
+        text=folder or name, max_tokens=marks["max_tokens"], dtype=marks["compute_dtype"], device=device
+    )
+    try:
+        encoder = load_text_encoder(choice)
+    except Unreachable as error:
+        raise InputError(
+            f"{owner}: needs the text encoder {name}, weights {marks['weights_sha256'][:12]}; "
+            f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
+        ) from None
+    _refuse_another(marks, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
+    return encoder
+
+
+def _refuse_another(marks: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:
+    """The name says where an encoder came from, not what it is."""
+    if difference := first_difference({**marks, "name": ""}, {**found, "name": ""}):
+        raise InputError(f"{given}: not the one that made the features of {owner}; {difference}")
