@@ -538,7 +538,8 @@ def explain(
 
     places: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
     raw = image is not None or text is not None
-    if sum([ids is not None, worst is not None, raw, faithfulness]) != 1 or (out is None) != faithfulness:
+    wanted = [one.strip() for one in (ids or "").split(",") if one.strip()]
+    if sum([bool(wanted), worst is not None, raw, faithfulness]) != 1 or (out is None) != faithfulness:
         raise click.UsageError("give --out and one of --ids, --worst, or --image and --text; or --faithfulness alone")
     if faithfulness or out is None:
         from fusion import faithfulness as check
@@ -557,7 +558,6 @@ def explain(
     if raw:
         shown, looks = gallery.look_at_raw([Predictor.open(run, chosen, **places) for run in runs], text, image, method)
     else:
-        wanted = [one.strip() for one in (ids or "").split(",") if one.strip()]
         wanted = wanted or gallery.most_wrong(runs[0].evaluation(split or "test"), worst or 0)
         shown, looks = gallery.look_at_cached(
             runs, wanted, chosen, method=method, cache_folder=cache_dir, text_encoder=text_encoder

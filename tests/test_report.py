@@ -205,6 +205,10 @@ def test_without_an_evaluation_it_says_which_command_makes_one(reported, tmp_pat
     assert not (tmp_path / "report.html").exists()
 
 
+def test_it_can_do_without_posts(reported, tmp_path):
+    assert page.write_report(reported[0], tmp_path / "report.html", CPU, worst=0)["explained"] == []
+
+
 def test_without_the_cache_the_rest_is_reported(reported, tmp_path):
     run = reported[0]
     summary = page.write_report(run, tmp_path / "report.html", CPU, cache_folder=tmp_path / "gone")
@@ -279,6 +283,9 @@ def test_the_commands_write_once_and_say_where(reported, tmp_path, monkeypatch):
     assert "is there already" in refused("explain", run.folder, "--ids", "1", "--out", gallery)
     assert "--ids nobody: no such post" in refused("explain", run.folder, "--ids", "1,nobody", "--out", tmp_path / "g")
     invoke("explain", run.folder, "--out", gallery, code=2)
+    invoke("explain", run.folder, "--ids", " ,", "--out", gallery, code=2)
+    invoke("explain", run.folder, "--ids", "31", "--out", gallery, "--overwrite", "--quiet")
+    assert [file.name for file in (gallery / "heat").iterdir()] == ["001-1.jpg"]  # nothing of the earlier one is left
     invoke("explain", run.folder, "--ids", "1", "--worst", 2, "--out", gallery, code=2)
     invoke("explain", run.folder, "--faithfulness", "--out", gallery, code=2)
 

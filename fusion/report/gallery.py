@@ -71,7 +71,9 @@ def look_at_cached(
     return [_shown(post) for post in posts], looks
 
 
-def look_at_raw(predictors: Sequence[Predictor], text: str | None, image: Path | None, method: str) -> Any:
+def look_at_raw(
+    predictors: Sequence[Predictor], text: str | None, image: Path | None, method: str
+) -> tuple[list[Shown], list[Look]]:
     """One post that is in no cache: the same as `look_at_cached`."""
     try:
         post = RawPost(image.stem if image else "text", text, image.read_bytes() if image else None)
@@ -111,6 +113,8 @@ def most_wrong(evaluation: dict[str, Any], count: int) -> list[str]:
 
 def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -> dict[str, Any]:
     """Write the page, the JSON, and heat/NNN-K.jpg: post NNN as run K looks at it. Returns what the JSON holds."""
+    for old in folder.glob("heat/[0-9]*-[0-9]*.jpg"):
+        old.unlink()
     by_post = list(zip(*(look.explanations for look in looks), strict=True))
     cards, records = [], []
     for number, (post, found) in enumerate(zip(posts, by_post, strict=True), start=1):

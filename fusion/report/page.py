@@ -83,6 +83,8 @@ def _worst(
     """Cards of posts, given as id -> label; and what to say in their place if their features or the tokenizer can't be
     had any more.
     """
+    if not labels:
+        return [], "no posts were asked for"
     try:
         cache = cache_of(run, cache_folder)
         rows = rows_of(cache, list(labels))
