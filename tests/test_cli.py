@@ -14,7 +14,7 @@ from tests.test_train import SMALL
 from tests.toy import FINGERPRINT, write_cache
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "evaluate")
+COMMANDS = ("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "sweep", "evaluate")
 SETTINGS = [part for text in (*SMALL, "mlm=false") for part in ("--set", text)]
 
 
