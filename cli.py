@@ -425,19 +425,22 @@ def sweep(
     from fusion import sweep as sweeping
     from fusion.config import load_config
     from fusion.space import read_space
+    from fusion.sweep_results import BEST, shown
     from pipeline.cluster import cluster
 
     settings = (*settings, *([f"seed={seed}"] if seed is not None else []))
     base = load_config(preset, config_file, settings)
     space = read_space(space_file, base)
     chosen = str(_device(device, quiet))
-    task = sweeping.Task(cache_dir.resolve(), out.resolve(), base, chosen, splits, text_encoder, jobs)
+    task = sweeping.Task(
+        cache_dir.resolve(), out.resolve(), base, chosen, splits and splits.resolve(), text_encoder, jobs
+    )
     with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
         result = sweeping.sweep(task, space, trials, ray=ray, overwrite=overwrite, say=lambda line: _say(quiet, line))
     if json_file:
         write_json(json_file, result)
-    _say(quiet, f"\n{(out / sweeping.TABLE).read_text(encoding='utf-8')}")
-    _say(quiet, f"wrote {out}: trial {result['best_trial']} is the best; train with --config {out / sweeping.BEST}")
+    _say(quiet, f"\n{shown(result['rows'])}\n")
+    _say(quiet, f"wrote {out}: trial {result['best_trial']} is the best; train with --config {out / BEST}")
 
 
 @cli.command()

@@ -5,9 +5,7 @@ needs to go on stands in its journal (Optuna's) and its run folders: a trial tha
 again and resumes its training, so that, one trial at a time, each ends as it would have without the kill.
 """
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import multiprocessing
@@ -26,21 +24,20 @@ import torch
 from optuna.storages.journal import JournalFileBackend
 
 from fusion.checkpoint import Run
-from fusion.config import Config, save_config
+from fusion.config import Config
 from fusion.precision import resolved
 from fusion.probe import require_all_classes
 from fusion.space import RepeatableSampler, Space, configured, draw, optuna
+from fusion.sweep_results import BEST, IMPORTANCE, SCORE, TABLE, sentence, summary, trial_folder, write_results
 from fusion.train import EpochLine, Means, masking_encoder, train
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder
 from pipeline.errors import InputError
-from pipeline.files import write_json, write_text
+from pipeline.files import write_json
 from pipeline.lock import only_writer
 
-JOURNAL, TABLE, BEST, IMPORTANCE, RESULT = "journal.log", "trials.csv", "best.yaml", "importance.png", "sweep.json"
-SCORE = "val_weighted_f1"
+JOURNAL, RESULT = "journal.log", "sweep.json"
 FIRST_COMPLETE = 5  # trials that end before any is cut short
-_STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 Say = Callable[[str], None]
 
@@ -56,10 +53,6 @@ class Task:
     splits: Path | None = None
     text_encoder: str | None = None
     jobs: int = 1
-
-    def folder(self, number: int) -> Path:
-        """A trial's run folder."""
-        return self.out / f"trial-{number:04d}"
 
 
 class Trainer:
@@ -77,12 +70,12 @@ class Trainer:
 
         `on_epoch` also gets the epochs that were trained before, since a killed process may not have told them.
         """
-        run = Run(self._task.folder(number))
+        run = Run(trial_folder(self._task.out, number))
+        cache = run.take_up(config, self.cache, None)
         for line in run.metrics():
             on_epoch(line)
         if run.finished:
             return float(run.facts["validation"]["weighted_f1"])
-        cache = run.take_up(config, self.cache, None)
         means = Means(remember=Means().remember // self._task.jobs)
         encoder = self.encoder(config) if config.mlm else None
         result = train(
@@ -127,8 +120,8 @@ def sweep(
             say(f"going on after {finished} trials")
 
         def ended(number: int) -> None:
-            _write_results(study, task, space)
-            say(_sentence(study, number))
+            write_results(study, task.out, space)
+            say(sentence(study, number))
 
         numbers = _numbers(study, trials)
         if ray is not None:
@@ -141,8 +134,8 @@ def sweep(
                 ended(number)
         else:
             _in_processes(numbers, task, space, ended)
-        _write_results(study, task, space)
-        result = _summary(study, task)
+        write_results(study, task.out, space)
+        result = summary(study, task.out, space)
         write_json(task.out / RESULT, result)
         return result
 
@@ -246,97 +239,21 @@ def _in_processes(numbers: Iterator[int], task: Task, space: Space, ended: Calla
             ) from None
 
 
-def table(study: "optuna.Study", space: Space) -> list[dict[str, Any]]:
-    """A row for each trial. A pruned one's score is its best epoch's until it was cut short; a failed one has none."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished():
-            continue
-        epochs = trial.intermediate_values
-        score = max(epochs.values(), default=None) if trial.state.name == "PRUNED" else trial.value
-        row = {
-            "trial": trial.number,
-            "state": _STATES[trial.state.name],
-            SCORE: score,
-            "epochs": max(epochs, default=0),
-        }
-        settings = {name: trial.params.get(name) for name in space}
-        rows.append({**row, **settings, "reason": trial.user_attrs.get("reason", "")})
-    return rows
-
-
-def _write_results(study: "optuna.Study", task: Task, space: Space) -> None:
-    """The table and the best configuration so far; of all trials' weights, only the best one's are kept."""
-    rows = table(study, space)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(task.out / TABLE, text.getvalue())
-    best = _best(study)
-    for row in rows:
-        if row["trial"] != best:
-            for name in ("model.safetensors", "train_state.safetensors"):
-                (task.folder(row["trial"]) / name).unlink(missing_ok=True)
-    if best is not None:
-        save_config(task.out / BEST, Run(task.folder(best)).config)
-
-
-def _best(study: "optuna.Study") -> int | None:
-    """The completed trial of the highest score; of equals, the first."""
-    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    return max(complete, key=lambda trial: (trial.value, -trial.number)).number if complete else None
-
-
-def _summary(study: "optuna.Study", task: Task) -> dict[str, Any]:
-    best = _best(study)
-    done = study.get_trials(deepcopy=False)
-    counts = {word: sum(trial.state.name == state for trial in done) for state, word in _STATES.items()}
-    if best is None:
-        reason = next((trial.user_attrs["reason"] for trial in done if "reason" in trial.user_attrs), "")
-        raise InputError(f"{task.out}: none of {len(done)} trials was completed; the first failure: {reason}")
-    shares = importance(study)
-    if shares:
-        from fusion.report.importance import draw_importance
-
-        draw_importance(shares, task.out / IMPORTANCE)
-    found = study.trials[best]
-    return {"trials": counts, "best_trial": best, SCORE: found.value, "best": found.params, "importance": shares}
-
-
-def importance(study: "optuna.Study") -> dict[str, float]:
-    """Each setting's share in how completed trials differ (PED-ANOVA); empty while fewer than two differ."""
-    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    if len({trial.value for trial in complete}) < 2:
-        return {}
-    return {name: float(share) for name, share in optuna.importance.get_param_importances(study).items()}
-
-
-def _sentence(study: "optuna.Study", number: int) -> str:
-    """How a trial ended, in one line."""
-    trial = study.get_trials(deepcopy=False)[number]
-    settings = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
-    told = trial.user_attrs.get("reason") or f"weighted F1 {max(trial.intermediate_values.values(), default=0):.4f}"
-    best = _best(study)
-    so_far = f"; best {study.trials[best].value:.4f} (trial {best})" if best is not None else ""
-    return f"trial {number} {_STATES[trial.state.name]}: {told}; {settings}{so_far}"
-
-
 def _require_same(study: "optuna.Study", task: Task, space: Space, cache: Cache) -> None:
     """A sweep goes on only with the space, settings, posts and splits that it began with."""
     assigned = json.dumps([cache.ids, cache.labels.tolist(), cache.splits.tolist()]).encode()
     now = {
         "space": {name: optuna.distributions.distribution_to_json(range_) for name, range_ in space.items()},
-        "settings": task.base.model_dump(),
-        "fingerprint": cache.fingerprint,
+        "configuration": task.base.model_dump(),
+        "encoder fingerprint": cache.fingerprint,
         "manifest": cache.manifest_sha256,
-        "splits": hashlib.sha256(assigned).hexdigest(),
+        "split": hashlib.sha256(assigned).hexdigest(),
     }
     before = study.user_attrs
     if not before:
         study.set_user_attr("made_of", now)
     elif key := next((key for key in now if before["made_of"][key] != now[key]), None):
-        raise InputError(f"{task.out}: an unfinished sweep with another {key}; give another name, or --overwrite")
+        raise InputError(f"{task.out}: there is a sweep with another {key}; give another name, or --overwrite")
 
 
 def _told(out: Path) -> int:

@@ -13,7 +13,8 @@ from ray.tune.search import Searcher
 
 from fusion.config import Config
 from fusion.space import Space, configured, draw, optuna
-from fusion.sweep import SCORE, Task, Teller, Trainer
+from fusion.sweep import Task, Teller, Trainer
+from fusion.sweep_results import SCORE
 from pipeline.errors import InputError
 
 _LOSSES = 2  # how often a trial is run again when its worker is lost
