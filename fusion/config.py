@@ -115,8 +115,8 @@ def load_config(preset: str | None = None, file: Path | None = None, settings: t
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source, found in (
-        (f"--preset {preset}", _read_yaml(_preset_file(preset)) if preset else {}),
-        (str(file), _read_yaml(file) if file else {}),
+        (f"--preset {preset}", read_yaml(_preset_file(preset)) if preset else {}),
+        (str(file), read_yaml(file) if file else {}),
         ("--set", dict(_setting(text) for text in settings)),
     ):
         values.update(found)
@@ -149,7 +149,8 @@ def _preset_file(name: str) -> Path:
     return PRESET_FOLDER / f"{name}.yaml"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The key: value lines of a file. Raises InputError naming it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -172,7 +173,11 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-5 (no dot) as a string; people write it for a number."""
+    """YAML 1.1 reads 2e-5 (no dot) as a string; people write it for a number. Also inside lists and mappings."""
+    if isinstance(value, list):
+        return [_number(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _number(entry) for key, entry in value.items()}
     if isinstance(value, str):
         try:
             return float(value)

@@ -37,14 +37,20 @@ class Ranks:
         return rows[self.rank :: self.size]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up each gradient over all ranks; a rank without one adds nothing."""
+        """Add up each gradient over all ranks; a rank without one adds nothing. What has none on any rank keeps none,
+        so that the optimiser leaves it alone, as it does in a single process.
+        """
         if self.size == 1:
             return
         trained = list(parameters)
+        here = [parameter.grad is not None for parameter in trained]
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])
+        flat = torch.cat([flat, torch.tensor(here, dtype=flat.dtype, device=flat.device)])
         dist.all_reduce(flat)
-        for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        *sums, owners = flat.split([*(parameter.numel() for parameter in trained), len(trained)])
+        anywhere = here if all(here) else (owners > 0).tolist()  # the look at the device only where it tells something
+        for parameter, part, owned in zip(trained, sums, anywhere, strict=True):
+            parameter.grad = part.view_as(parameter) if owned else None
 
     def sum(self, values: Tensor) -> None:
         """Add up values over all ranks, in place."""

@@ -127,6 +127,8 @@ def train(
         run.start(config, cache, dimensions, {**facts, "parameters": parameters})
     ranks.same(model.state_dict().values())
     progress = found or Progress(epoch=0, best_epoch=0, best_score=-1.0)
+    if ranks.first:
+        run.cut_back(progress.epoch)
     for part in model.modules():
         if isinstance(part, Transformer):
             part.checkpointing = means.checkpointing

@@ -1,0 +1,23 @@
+"""Shares of importance of a sweep's settings in, one PNG out."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from pipeline.files import complete_or_absent
+
+plt.switch_backend("agg")  # figures are files; no window system needed
+
+
+def draw_importance(shares: dict[str, float], path: Path) -> None:
+    """A bar for each setting, the most important on top."""
+    names = sorted(shares, key=shares.__getitem__)
+    figure, axes = plt.subplots(figsize=(6, 1 + 0.35 * len(names)), layout="constrained")
+    bars = axes.barh(names, [shares[name] for name in names], color="#2f6db3", height=0.6)
+    axes.bar_label(bars, [f"{shares[name]:.2f}" for name in names], padding=3)
+    axes.set_xlim(0, 1.1)
+    axes.set_xlabel("share in how validation weighted F1 differs (PED-ANOVA)")
+    axes.spines[["top", "right"]].set_visible(False)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    plt.close(figure)
