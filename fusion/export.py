@@ -13,6 +13,7 @@ from fusion.card import model_card
 from fusion.checkpoint import Run
 from fusion.config import save_config
 from fusion.model import Dimensions, FusionModel
+from fusion.models import build_model
 from pipeline.errors import InputError
 from pipeline.files import complete_or_absent, write_json, write_text
 
@@ -36,7 +37,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     if facts.get("exported"):
         raise InputError(f"{run.folder}: is an export already; copy the folder")
     config = run.config.model_copy(update={"mlm": False})
-    model = FusionModel(config, Dimensions(**facts["dimensions"]))
+    model = build_model(config, Dimensions(**facts["dimensions"]))
     trained = run.load_model(torch.device("cpu")).state_dict()
     model.load_state_dict({name: trained[name] for name in model.state_dict()})
     clear(out)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fusion import onnx
-from fusion.batches import Batch
+from fusion.batches import Batch, read_batch
 from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.export import export
@@ -17,6 +18,7 @@ from fusion.model import Dimensions, FusionModel
 from fusion.onnx import write_onnx
 from fusion.predict import Predictor
 from fusion.train import train
+from pipeline.cache import Cache
 from pipeline.errors import InputError
 from pipeline.records import LABELS
 from tests.conftest import CPU
@@ -66,6 +68,15 @@ def test_it_holds_what_prediction_needs_and_nothing_of_this_machine(masking_run,
     assert str(masking_run.folder.parent) not in text
     assert exported.facts["labels"] == list(LABELS)
     assert exported.facts["fingerprint"] == masking_run.facts["fingerprint"]
+
+
+def test_a_baseline_is_exported_as_it_is(masking_run, tmp_path):
+    run = Run(tmp_path / "run")
+    cache = Cache(Path(masking_run.facts["cache"]))
+    train(cache, load_config(settings=(*SMALL, "model=multisentinet")), run, CPU, quiet=True)
+    export(run, tmp_path / "out")
+    batch = read_batch(cache, [4, 1, 7], CPU)
+    assert torch.equal(Run(tmp_path / "out").load_model(CPU)(batch), run.load_model(CPU)(batch))
 
 
 def test_the_card_tells_the_data_the_scores_and_the_settings(masking_run, tmp_path):
