@@ -133,7 +133,7 @@ def test_an_onnx_file_that_is_not_exact_is_refused(masking_run, tmp_path, monkey
             tokens = batch.tokens if torch.compiler.is_exporting() else batch.tokens + 0.01
             return super().forward(replace(batch, tokens=tokens))
 
-    monkeypatch.setattr("fusion.export.FusionModel", Off)
+    monkeypatch.setattr("fusion.model.FusionModel", Off)
     with pytest.raises(InputError, match=r"model\.onnx: not written; onnxruntime's logits differ by"):
         export(masking_run, tmp_path / "out", onnx=True)
     assert not (tmp_path / "out" / "model.onnx").exists()
