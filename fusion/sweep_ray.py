@@ -4,6 +4,7 @@ Ray Tune places the trials and runs a lost one again; what a trial draws, when i
 study's affair, as in a sweep on one machine, so that either can go on with the other's trials.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_on_ray(
     ended: Callable[[int], None],
 ) -> None:
     """Run the trials, `task.jobs` at a time, each on its share of the cluster's cores."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints a heading even when told to be quiet
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // task.jobs)
     resources: dict[str, float] = {"cpu": cores, "gpu": 1 if task.device.startswith("cuda") else 0}
     trials = _Trials(study, numbers, task, space, ended)
@@ -72,11 +74,15 @@ class _Trials(Searcher):
         space: Space,
         ended: Callable[[int], None],
     ) -> None:
-        super().__init__(metric=SCORE, mode="max")
+        super().__init__()
         self._study, self._numbers, self._task, self._space, self._ended = study, numbers, task, space, ended
         self.tellers: dict[str, Teller] = {}  # by Ray Tune's name of a trial
         self.pruned: set[str] = set()
         self._number_of: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Ray Tune keeps a copy on disk to go on from, and a sweep goes on from the study's journal."""
+        return {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's number and configuration; those whose settings exclude each other fail at once."""
@@ -103,10 +109,10 @@ class _Trials(Searcher):
         self._ended(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's journal holds all."""
+        """Nothing, likewise."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from the study's journal."""
+        """Nothing, likewise."""
 
 
 class _Pruning(tune.Stopper):
