@@ -86,7 +86,7 @@ def cached_or_fetched(repository: str, load: Callable[[bool], Loaded], offline: 
         return load(True)
     except (OSError, ValueError):
         if offline:
-            raise Unreachable(f"{repository}: not in the local hub cache, and --offline") from None
+            raise Unreachable(f"{repository}: not in the local hub cache (and --offline asks nobody)") from None
     try:
         HfApi().model_info(repository, timeout=10)  # one attempt; the download functions would retry for a minute
         return load(False)
