@@ -449,6 +449,101 @@ def sweep(
 
 
 @cli.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--table", required=True, type=click.Choice(["2", "3", "4", "beyond"]), help="Of the paper; or our own.")
+@click.option("--out", required=True, type=PATH, help="The folder for runs and tables; all tables can share one.")
+@click.option("--preset", default="packaged", help="What the rows' settings start from, as in `train`.")
+@click.option("--config", "config_file", type=PATH, help="A YAML file of settings, over the preset.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, over preset and file; repeatable."
+)
+@click.option("--seeds", type=click.IntRange(1), default=5, help="Repeats of each trained row: seeds 0, 1, ...")
+@click.option("--folds", type=PATH, help="A folder of fold_K.csv (see `folds`): each post is tested once.")
+@click.option("--baselines", is_flag=True, help="Also the ten baselines of the paper's Table 2.")
+@click.option("--only-paper", is_flag=True, help="Without the rows that the paper lacks.")
+@click.option(
+    "--budget", type=click.Choice(["quick", "full"]), default="full", help="quick: half of the preset's epochs."
+)
+@click.option(
+    "--published",
+    type=click.Choice(["mvsa-single", "mvsa-multiple", "none"]),
+    default="mvsa-single",
+    help="Which of the paper's figures stand beside ours.",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time; all read the one mapped cache.")
+@click.option("--text-encoder", help="Where the cache's text encoder lies, if not where it did.")
+@device_option
+@result_options
+def reproduce(
+    cache_dir: Path,
+    out: Path,
+    preset: str,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    folds: Path | None,
+    only_paper: bool,
+    device: str,
+    json_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Make a table of the paper: train what it lacks, compare by posts. The same command goes on after a kill."""
+    from fusion import reproduce as reproducing
+    from fusion.config import load_config
+    from fusion.tables.show import write_table
+
+    task = reproducing.Task(
+        cache=cache_dir.resolve(),
+        out=out.resolve(),
+        base=load_config(preset, config_file, settings),
+        device=str(_device(device, quiet)),
+        folds=folds and folds.resolve(),
+        extra=not only_paper,
+        **options,
+    )
+    result = reproducing.reproduce(task, lambda line: _say(quiet, line))
+    if json_file:
+        write_json(json_file, result)
+    text, files = write_table(result, out)
+    _say(quiet, f"\n{text}\nwrote {', '.join(map(str, files))}")
+
+
+@cli.command()
+@click.argument("table_json", metavar="TABLE.json", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder for the Markdown and the figure.")
+@result_options
+def table(table_json: Path, out: Path, json_file: Path | None, quiet: bool) -> None:
+    """Make a table again from the JSON that `reproduce` wrote, and nothing else."""
+    from fusion.tables.markdown import read_table
+    from fusion.tables.show import write_table
+
+    result = read_table(table_json)
+    if json_file:
+        write_json(json_file, result)
+    text, files = write_table(result, out)
+    _say(quiet, f"{text}\nwrote {', '.join(map(str, files))}")
+
+
+@cli.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder for fold_1.csv, fold_2.csv, ...")
+@click.option("--k", "count", type=click.IntRange(3), default=10, help="How many folds.")
+@click.option("--seed", default=0, help="Seed of the assignment.")
+@overwrite_option
+@result_options
+def folds(
+    cache_dir: Path, out: Path, count: int, seed: int, overwrite: bool, json_file: Path | None, quiet: bool
+) -> None:
+    """Make split files of K folds: stratified, repeats of a text or an image on one side."""
+    from fusion.folds import write_folds
+    from pipeline.cache import Cache
+
+    _refuse_finished(out, any(out.glob("fold_*.csv")), overwrite)
+    _report(write_folds(Cache(cache_dir), out, folds=count, seed=seed), json_file, quiet)
+    _say(quiet, f"wrote {out}/fold_1.csv to fold_{count}.csv")
+
+
+@cli.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which posts to score.")
 @splits_option

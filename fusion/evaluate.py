@@ -170,7 +170,7 @@ def controls(model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.d
     A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
     modality.
     """
-    shuffles = [_partners(len(rows), np.random.default_rng(number)) for number in range(SHUFFLES)]
+    shuffles = [partners(len(rows), np.random.default_rng(number)) for number in range(SHUFFLES)]
     truth = cache.labels[rows].astype(np.int64)
     image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
     text = [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]
@@ -213,10 +213,16 @@ def _resampled(truth: np.ndarray, predicted: np.ndarray, draws: np.ndarray) -> d
     """`score` for every row of `draws` at once, from confusion counts."""
     k = len(LABELS)
     cells = (truth * k + predicted)[draws]
-    counts = np.stack([(cells == cell).sum(axis=1) for cell in range(k * k)], axis=1).reshape(-1, k, k).astype(float)
+    counts = np.stack([(cells == cell).sum(axis=1) for cell in range(k * k)], axis=1).reshape(-1, k, k)
+    return scores_of_counts(counts)
+
+
+def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """`score` of many confusion matrices (R, classes, classes), rows the truth: (R,) each."""
+    counts = counts.astype(float)
     hits, actual, guessed = counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
     f1 = 2 * hits / np.maximum(actual + guessed, 1)  # a class neither there nor guessed counts as 0, as in `score`
-    total = draws.shape[1]
+    total = counts.sum(axis=(1, 2))
     return {
         "accuracy": hits.sum(axis=1) / total,
         "weighted_f1": (f1 * actual).sum(axis=1) / total,
@@ -224,7 +230,7 @@ def _resampled(truth: np.ndarray, predicted: np.ndarray, draws: np.ndarray) -> d
     }
 
 
-def _partners(count: int, random: np.random.Generator) -> np.ndarray:
+def partners(count: int, random: np.random.Generator) -> np.ndarray:
     """A permutation in which no post (of two or more) keeps its place."""
     order = random.permutation(count)
     partner = np.empty(count, np.int64)

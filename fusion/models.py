@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusion.config import Config
 from fusion.model import Dimensions
@@ -24,7 +24,7 @@ CLASSES = {
 BASELINES = tuple(name for name in CLASSES if name != "fusion")
 
 
-def model_class(name: str) -> type[nn.Module]:
+def model_class(name: str) -> Any:
     """The class of a model name. A baseline's has a `title` for tables, which says what it is without."""
     module, _, class_name = CLASSES[name].rpartition(".")
     return getattr(import_module(module), class_name)

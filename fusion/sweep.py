@@ -6,17 +6,10 @@ again and resumes its training, so that, one trial at a time, each ends as it wo
 """
 
 import hashlib
-import itertools
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +18,13 @@ from optuna.storages.journal import JournalFileBackend
 
 from fusion.checkpoint import Run
 from fusion.config import Config
-from fusion.precision import resolved
 from fusion.probe import require_all_classes
+from fusion.processes import in_processes
 from fusion.space import RepeatableSampler, Space, configured, draw, optuna
 from fusion.sweep_results import BEST, IMPORTANCE, SCORE, TABLE, sentence, summary, trial_folder, write_results
-from fusion.train import EpochLine, Means, masking_encoder, train
+from fusion.train import EpochLine
+from fusion.trainer import Trainer
 from pipeline.cache import Cache
-from pipeline.encoders import TextEncoder
 from pipeline.errors import InputError
 from pipeline.files import write_json
 from pipeline.lock import only_writer
@@ -55,40 +48,9 @@ class Task:
     jobs: int = 1
 
 
-class Trainer:
-    """One process's trials: opens the mapped cache once, and each text encoder once."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._device = torch.device(task.device)
-        cache = Cache(task.cache)
-        self.cache = cache.with_splits(task.splits) if task.splits else cache
-        self._encoders: dict[str, TextEncoder] = {}
-
-    def train(self, number: int, config: Config, on_epoch: Callable[[EpochLine], None]) -> float:
-        """Train a trial, from where a killed process stopped; its best epoch's validation weighted F1.
-
-        `on_epoch` also gets the epochs that were trained before, since a killed process may not have told them.
-        """
-        run = Run(trial_folder(self._task.out, number))
-        cache = run.take_up(config, self.cache, None)
-        for line in run.metrics():
-            on_epoch(line)
-        if run.finished:
-            return float(run.facts["validation"]["weighted_f1"])
-        means = Means(remember=Means().remember // self._task.jobs)
-        encoder = self.encoder(config) if config.mlm else None
-        result = train(
-            cache, config, run, self._device, text_encoder=encoder, means=means, on_epoch=on_epoch, quiet=True
-        )
-        return result.validation["weighted_f1"]
-
-    def encoder(self, config: Config) -> TextEncoder:
-        """The text encoder of the masking, in the config's precision."""
-        precision = resolved(config, self._device)
-        if precision not in self._encoders:
-            self._encoders[precision] = masking_encoder(self.cache, self._device, config, self._task.text_encoder)
-        return self._encoders[precision]
+def trainer_of(task: Task) -> Trainer:
+    """What trains this process's trials."""
+    return Trainer(task.cache, task.device, splits=task.splits, text_encoder=task.text_encoder, jobs=task.jobs)
 
 
 def sweep(
@@ -99,7 +61,7 @@ def sweep(
     `task.jobs` trials at a time, in processes of this machine, or on the cluster of `ray`. Raises InputError if the
     folder holds another sweep or a finished one, if another process is at it, and if no trial was completed.
     """
-    trainer = Trainer(task)
+    trainer = trainer_of(task)
     require_all_classes(trainer.cache)
     if task.base.mlm:
         trainer.encoder(task.base)  # what no trial could do without is asked for before the first one
@@ -133,7 +95,7 @@ def sweep(
                 attempt(study, number, task, space, trainer)
                 ended(number)
         else:
-            _in_processes(numbers, task, space, ended)
+            in_processes(numbers, task.jobs, _begin, (task, space), ended, task.out)
         write_results(study, task.out, space)
         result = summary(study, task.out, space)
         write_json(task.out / RESULT, result)
@@ -159,7 +121,7 @@ def attempt(study: "optuna.Study", number: int, task: Task, space: Space, traine
     teller = Teller(study, number)
     try:
         config = configured(task.base, draw(teller.trial, space))
-        score = trainer.train(number, config, teller.on_epoch)
+        score = trainer.train(Run(trial_folder(task.out, number)), config, teller.on_epoch)
     except optuna.TrialPruned:
         teller.pruned()
     except (InputError, torch.OutOfMemoryError) as error:
@@ -200,43 +162,10 @@ def _numbers(study: "optuna.Study", trials: int) -> Iterator[int]:
         yield study.ask().number
 
 
-_begun: tuple["optuna.Study", Task, Space, Trainer]
-
-
-def _begin(task: Task, space: Space) -> None:
-    """In each process: open the study and the cache, and end when the process that started this one does."""
-    global _begun
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // task.jobs))
-    _begun = (open_study(task), task, space, Trainer(task))
-
-
-def _attempt_here(number: int) -> None:
-    study, task, space, trainer = _begun
-    attempt(study, number, task, space, trainer)
-
-
-def _in_processes(numbers: Iterator[int], task: Task, space: Space, ended: Callable[[int], None]) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(task.jobs, context, initializer=_begin, initargs=(task, space)) as pool:
-        running: dict[Future[None], int] = {}
-        try:
-            for number in itertools.islice(numbers, task.jobs):
-                running[pool.submit(_attempt_here, number)] = number
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    number = running.pop(future)
-                    future.result()
-                    ended(number)
-                    for following in itertools.islice(numbers, 1):
-                        running[pool.submit(_attempt_here, following)] = following
-        except BrokenProcessPool:
-            raise InputError(
-                f"{task.out}: a process of the sweep was lost (killed, or out of memory: fewer --jobs need less); "
-                "the same command goes on"
-            ) from None
+def _begin(task: Task, space: Space) -> Callable[[int], None]:
+    """In each process: open the study and the cache."""
+    study, trainer = open_study(task), trainer_of(task)
+    return lambda number: attempt(study, number, task, space, trainer)
 
 
 def _require_same(study: "optuna.Study", task: Task, space: Space, cache: Cache) -> None:

@@ -12,10 +12,11 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
+from fusion.checkpoint import Run
 from fusion.config import Config
 from fusion.space import Space, configured, draw, optuna
-from fusion.sweep import Task, Teller, Trainer
-from fusion.sweep_results import SCORE
+from fusion.sweep import Task, Teller, trainer_of
+from fusion.sweep_results import SCORE, trial_folder
 from pipeline.errors import InputError
 
 _LOSSES = 2  # how often a trial is run again when its worker is lost
@@ -56,7 +57,8 @@ def _train(drawn: dict[str, Any], task: Task, threads: int) -> None:
         tune.report({"epoch": line["epoch"], SCORE: line[SCORE]})
 
     try:
-        score = Trainer(task).train(drawn["number"], Config(**drawn["config"]), on_epoch)
+        run = Run(trial_folder(task.out, drawn["number"]))
+        score = trainer_of(task).train(run, Config(**drawn["config"]), on_epoch)
     except (InputError, torch.OutOfMemoryError) as error:
         tune.report({"failed": str(error)})
     else:

@@ -16,7 +16,7 @@ from tests.toy import FINGERPRINT, write_cache
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     *("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "sweep", "evaluate"),
-    *("explain", "report", "predict", "export", "serve"),
+    *("reproduce", "table", "folds", "explain", "report", "predict", "export", "serve"),
 )
 SETTINGS = [part for text in (*SMALL, "mlm=false") for part in ("--set", text)]
 

@@ -159,9 +159,9 @@ def planted(cache, space_file, out, monkeypatch, scores, trials):
     original = sweeping.Trainer.train
     now = []
 
-    def train(self, number, config, on_epoch):
-        now[:] = [number]
-        return original(self, number, config, on_epoch)
+    def train(self, run, config, on_epoch):
+        now[:] = [int(run.folder.name.removeprefix("trial-"))]
+        return original(self, run, config, on_epoch)
 
     monkeypatch.setattr(sweeping.Trainer, "train", train)
     monkeypatch.setattr(

@@ -1,0 +1,94 @@
+"""A cache in, split files of K folds out; and such files in, checked: every post is tested once."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pipeline.cache import Cache
+from pipeline.errors import InputError
+from pipeline.files import write_text
+from pipeline.records import LABELS, comparable_text, read_splits
+
+
+def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0) -> dict[str, Any]:
+    """Write fold_1.csv to fold_K.csv (id,label,split): stratified, repeats of a text or an image on one side.
+
+    In fold k the k-th part is tested, the one after it is for validation, the others for training. Returns the counts.
+    Raises InputError if the cache has too few labelled posts of a class.
+    """
+    rows = np.flatnonzero(cache.ok & (cache.labels >= 0))
+    labels = cache.labels[rows].astype(int)
+    for code, name in enumerate(LABELS):
+        if (count := int((labels == code).sum())) < folds:
+            raise InputError(f"{cache.folder}: only {count} posts are {name}, too few for {folds} folds; give fewer")
+    groups = repeats(cache, rows)
+    parts = np.empty(len(rows), int)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for number, (_, tested) in enumerate(splitter.split(rows, labels, groups)):
+        parts[tested] = number
+    for fold in range(folds):
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["id", "label", "split"])
+        for row, label, part in zip(rows, labels, parts, strict=True):
+            split = {fold: "test", (fold + 1) % folds: "val"}.get(int(part), "train")
+            writer.writerow([cache.ids[row], LABELS[label], split])
+        write_text(out / f"fold_{fold + 1}.csv", table.getvalue())
+    return {
+        "posts": len(rows),
+        "posts_that_repeat_another": int(len(rows) - len(np.unique(groups))),
+        "tested_in_each": np.bincount(parts, minlength=folds).tolist(),
+    }
+
+
+def repeats(cache: Cache, rows: np.ndarray) -> np.ndarray:
+    """A number for each row, the same for posts that share a text, normalised, or an image, byte for byte."""
+    group = list(range(len(rows)))
+
+    def first(place: int) -> int:
+        while group[place] != place:
+            group[place] = group[group[place]]
+            place = group[place]
+        return place
+
+    seen: dict[tuple[str, str], int] = {}
+    for place, row in enumerate(rows):
+        text = comparable_text(cache.texts[row])
+        for mark in (("text", text or ""), ("image", cache.records[row].image_sha256)):
+            if mark[1]:
+                group[first(place)] = first(seen.setdefault(mark, place))
+    return np.array([first(place) for place in range(len(rows))])
+
+
+def fold_files(folder: Path, cache: Cache) -> list[Path]:
+    """The files fold_K.csv of a folder, in the order of K.
+
+    Raises InputError if there are fewer than two, and if any post of the cache that they name is not tested exactly
+    once, or is not in all of them.
+    """
+    numbers = {path: path.stem.removeprefix("fold_") for path in folder.glob("fold_*.csv")}
+    files = sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+    if len(files) < 2:
+        raise InputError(f"{folder}: {len(files)} files fold_K.csv there; make them with `folds`")
+    known = set(cache.ids)
+    tested: dict[str, Path] = {}
+    everyone: set[str] = set()
+    for number, file in enumerate(files):
+        assignments = {id_: given for id_, given in read_splits(file).items() if id_ in known}
+        if number and assignments.keys() != everyone:
+            other = min(assignments.keys() ^ everyone)
+            raise InputError(f"{file}: not the same posts as in {files[0]} ({other!r} stands in one alone)")
+        everyone = set(assignments)
+        for id_, given in assignments.items():
+            if given.split != "test":
+                continue
+            if id_ in tested:
+                raise InputError(f"{file}: post {id_!r} is tested in {tested[id_].name} too")
+            tested[id_] = file
+    if untested := everyone - tested.keys():
+        raise InputError(f"{folder}: {len(untested)} posts are never tested, {min(untested)!r} among them")
+    return files

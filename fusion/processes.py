@@ -1,0 +1,67 @@
+"""Work in, done by a few processes of this machine: each begins once, and ends when the one that started it does."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline.errors import InputError
+
+Item = TypeVar("Item")
+
+
+def in_processes(
+    items: Iterator[Item],
+    jobs: int,
+    begin: Callable[..., Callable[[Item], None]],
+    arguments: tuple[Any, ...],
+    ended: Callable[[Item], None],
+    out: Path,
+) -> None:
+    """Do each item in one of `jobs` processes, which share the machine's cores; `ended` is told here.
+
+    begin(*arguments), called once in each process, gives what does an item. An item is drawn when a process is free for
+    it. Raises InputError naming `out` if a process was lost.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(jobs, begin, arguments)) as pool:
+        running: dict[Future[None], Item] = {}
+        try:
+            for item in itertools.islice(items, jobs):
+                running[pool.submit(_do, item)] = item
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    item = running.pop(future)
+                    future.result()
+                    ended(item)
+                    for following in itertools.islice(items, 1):
+                        running[pool.submit(_do, following)] = following
+        except BrokenProcessPool:
+            raise InputError(
+                f"{out}: a process was lost (killed, or out of memory: fewer --jobs need less); "
+                "the same command goes on"
+            ) from None
+
+
+_work: Callable[[Any], None]
+
+
+def _begin(jobs: int, begin: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...]) -> None:
+    global _work
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+    _work = begin(*arguments)
+
+
+def _do(item: Any) -> None:
+    _work(item)
