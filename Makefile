@@ -17,7 +17,7 @@ endif
 demo: .venv/installed ## set up, then draw data, extract, train and evaluate (artifacts/demo)
 	$(BIN)/python cli.py demo
 
-# Two at a time, a file of tests in one process, one thread each: a third less time on two cores than one after another.
+# Two at a time, a file of tests in one process, one thread each: a quarter less time on two cores than one after another.
 test: .venv/installed ## set up, then run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
