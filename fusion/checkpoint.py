@@ -231,4 +231,7 @@ def _with_shared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor], progress: str = "") -> None:
     with complete_or_absent(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, {"progress": progress} if progress else None)
+        temporary.chmod(mode)  # safetensors leaves its files to their owner alone; a run folder may be shared

@@ -56,7 +56,9 @@ def test_it_learns_what_the_features_tell(tmp_path):
 def test_two_runs_of_one_seed_are_equal_to_the_last_bit_and_another_seed_is_not(tmp_path, cache):
     runs = [run_of(tmp_path / name, cache, f"seed={seed}")[0] for name, seed in (("a", 3), ("b", 3), ("c", 4))]
     assert lines_of(runs[0]) == lines_of(runs[1]) != lines_of(runs[2])
-    assert (runs[0].folder / "model.safetensors").read_bytes() == (runs[1].folder / "model.safetensors").read_bytes()
+    weights = [run.folder / "model.safetensors" for run in runs]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert weights[0].stat().st_mode == (runs[0].folder / "run.json").stat().st_mode  # readable by whoever may
 
 
 @pytest.mark.parametrize(
