@@ -24,8 +24,8 @@ from pipeline.errors import InputError
 from pipeline.records import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
-#   python cli.py explain RUN --faithfulness --posts 200 --split val
-DEFAULT_METHOD = "rollout"
+#   python cli.py explain RUN --faithfulness --posts 100
+DEFAULT_METHOD = "gradient"
 
 
 @dataclass(frozen=True)
