@@ -54,15 +54,6 @@ class LabelRule(nn.Module):
         """Logits of the text's own label and of the image's, (..., d) to (..., 2, classes)."""
         return torch.stack([self.text_head(pooled), self.image_head(pooled)], dim=-2)
 
-    def auxiliary_loss(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over all labels of texts and images that are known; 0 if none is.
-
-        pooled (B, d); labels (B, 2), the text's and the image's, -1 where unknown.
-        """
-        own = self.own_logits(pooled).flatten(0, 1)
-        total = F.cross_entropy(own, labels.flatten(), ignore_index=-1, reduction="sum")
-        return total / (labels >= 0).sum().clamp(min=1)
-
 
 def log_masses(own_logits: Tensor) -> Tensor:
     """Log masses of the post's labels, (..., 2, classes) to (..., classes); their softmax is its probability.
@@ -75,6 +66,15 @@ def log_masses(own_logits: Tensor) -> Tensor:
         text, image = own_logits.log_softmax(dim=-1).unbind(dim=-2)
         masses = [torch.stack([text[..., t] + image[..., i] for t, i in pairs]).logsumexp(dim=0) for pairs in PAIRS]
         return torch.stack(masses, dim=-1)
+
+
+def auxiliary_loss(own_logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over all labels of texts and images that are known; 0 if none is.
+
+    own_logits (B, 2, classes); labels (B, 2), the text's and the image's, -1 where unknown.
+    """
+    total = F.cross_entropy(own_logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 def known_labels(cache: Cache) -> np.ndarray:

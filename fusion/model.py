@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fusion.attention import cross_attention
 from fusion.batches import Batch
 from fusion.config import Config
-from fusion.label_rule import LabelRule
+from fusion.label_rule import LabelRule, auxiliary_loss, log_masses
 from fusion.logit_adjustment import adjusted
 from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
 from fusion.reencoding import FrozenText
@@ -188,14 +188,16 @@ class FusionModel(nn.Module):
 
     def judge(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
         """The losses of pass 1: eq 16, and with the label rule that of its two heads. No word is hidden."""
-        pooled = self.pool(fused, mask)
-        logits = adjusted(self.sentiment_head(pooled), self.config.logit_adjustment, self.log_prior)  # eq 15
+        pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
+        if isinstance(head, LabelRule):
+            own = head.own_logits(pooled)
+            logits, auxiliary = log_masses(own), auxiliary_loss(own, batch.modality_labels)
+        else:
+            logits = head(pooled)  # eq 15
+        logits = adjusted(logits, self.config.logit_adjustment, self.log_prior)
         sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
-        losses = Losses(sentiment, sentiment.new_zeros(()), sentiment, 0)
-        if not isinstance(self.sentiment_head, LabelRule):
-            return losses
-        auxiliary = self.sentiment_head.auxiliary_loss(pooled, batch.modality_labels)
-        return replace(losses, total=sentiment + self.config.auxiliary_weight * auxiliary, auxiliary=auxiliary)
+        total = sentiment if auxiliary is None else sentiment + self.config.auxiliary_weight * auxiliary
+        return Losses(sentiment, sentiment.new_zeros(()), total, 0, auxiliary)
 
     def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
         """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""
