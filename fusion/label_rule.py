@@ -6,7 +6,8 @@ Beyond the paper (`label_rule`). A post's label was never given by anyone: text 
 
 Both heads read the one pooled row of eq 14. The other way, the text's head on the maximum over the rows T and T' and
 the image's over I and I', would part the modalities in name alone: after the shared Transformer each row has seen all.
-It would leave nothing to read where a post lacks a modality, and no single row to explain.
+It would leave no row to read where a post lacks a modality (whose label its head then guesses from the other one), and
+no single row to explain.
 """
 
 import numpy as np

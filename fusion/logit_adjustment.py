@@ -1,12 +1,14 @@
-"""Labels of the training posts in, what is added to their logits in the loss out, so that rare classes aren't missed.
+"""Labels of the training posts in, a loss out that does not miss the rare classes among them.
 
 Beyond the paper (`logit_adjustment`, tau): Menon et al., Long-tail learning via logit adjustment, ICLR 2021. A model
 that minimises the cross-entropy of f + tau log prior has in f alone, at tau 1, what is best for the mean of the
-classes' recalls; the prior is in the loss, and prediction goes without it.
+classes' recalls. So the prior is in what is minimised, and nowhere else: prediction goes without it, and so do the
+losses that are reported.
 """
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.cache import Cache
@@ -19,10 +21,10 @@ def training_log_prior(cache: Cache) -> Tensor:
     return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 
-def adjusted(logits: Tensor, tau: float, log_prior: Tensor | None) -> Tensor:
-    """Logits f + tau log prior, whose cross-entropy is eq 10 there: (B, classes) to the same. At tau 0, as they are."""
-    if not tau:
-        return logits
+def adjusted_loss(logits: Tensor, labels: Tensor, tau: float, log_prior: Tensor | None) -> Tensor:
+    """Eq 10 there: the mean cross-entropy of f + tau log prior, for logits f (B, classes), labels (B,) and the log
+    prior (classes,).
+    """
     if log_prior is None:
         raise ValueError("logit_adjustment: the loss needs the classes' log prior")
-    return logits + tau * log_prior
+    return F.cross_entropy(logits + tau * log_prior, labels)

@@ -10,7 +10,7 @@ from fusion.attention import cross_attention
 from fusion.batches import Batch
 from fusion.config import Config
 from fusion.label_rule import LabelRule, auxiliary_loss, log_masses
-from fusion.logit_adjustment import adjusted
+from fusion.logit_adjustment import adjusted_loss
 from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
 from fusion.reencoding import FrozenText
 from fusion.transformer import Transformer
@@ -29,8 +29,9 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Losses:
-    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over; `auxiliary` is the label rule's,
-    None without one.
+    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over.
+
+    `total` is what is minimised; `auxiliary` is the label rule's own loss, None without the rule.
     """
 
     sentiment: Tensor
@@ -184,19 +185,22 @@ class FusionModel(nn.Module):
         return self.sentiment_head(self.pool(fused, mask))  # eq 15
 
     def pool(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """The maximum over the real rows, (B, d)."""
         return fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
 
     def judge(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
-        """The losses of pass 1: eq 16, and with the label rule that of its two heads. No word is hidden."""
+        """The losses of pass 1, in which no word is hidden: eq 16, and beyond the paper what else is minimised."""
         pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
         if isinstance(head, LabelRule):
             own = head.own_logits(pooled)
             logits, auxiliary = log_masses(own), auxiliary_loss(own, batch.modality_labels)
         else:
             logits = head(pooled)  # eq 15
-        logits = adjusted(logits, self.config.logit_adjustment, self.log_prior)
-        sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
-        total = sentiment if auxiliary is None else sentiment + self.config.auxiliary_weight * auxiliary
+        sentiment = total = F.cross_entropy(logits, batch.labels)  # eq 16
+        if self.config.logit_adjustment:
+            total = adjusted_loss(logits, batch.labels, self.config.logit_adjustment, self.log_prior)
+        if auxiliary is not None:
+            total = total + self.config.auxiliary_weight * auxiliary
         return Losses(sentiment, sentiment.new_zeros(()), total, 0, auxiliary)
 
     def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:

@@ -96,16 +96,22 @@ def auxiliary_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
 
 
 def sentiment_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
-    """Mean over posts of the cross-entropy (eq 16), or of eq 10 of Menon et al. 2021 (logit adjustment)."""
+    """Mean over posts of the cross-entropy (eq 16)."""
+    return sum(
+        (cross_entropy(logits(p, s, post), post.label) for post in posts), torch.zeros((), dtype=torch.float64)
+    ) / len(posts)
+
+
+def adjusted_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
+    """Eq 10 of Menon et al. 2021, mean over posts: log(1 + sum over others z of (pi_z / pi_y)^tau exp(f_z - f_y))."""
     total = torch.zeros((), dtype=torch.float64)
     for post in posts:
-        scores, y = logits(p, s, post), post.label
-        if s.logit_adjustment:
-            others = [c for c in range(len(scores)) if c != y]
-            odds = [(s.prior[c] / s.prior[y]) ** s.logit_adjustment * torch.exp(scores[c] - scores[y]) for c in others]
-            total = total + torch.log(1 + odds[0] + odds[1])
-        else:
-            total = total + cross_entropy(scores, y)
+        f, y = logits(p, s, post), post.label
+        inside = torch.ones((), dtype=torch.float64)
+        for other in range(3):
+            if other != y:
+                inside = inside + (s.prior[other] / s.prior[y]) ** s.logit_adjustment * torch.exp(f[other] - f[y])
+        total = total + torch.log(inside)
     return total / len(posts)
 
 
@@ -158,8 +164,8 @@ def total_loss(
     reencode: Reencode,
     word_embeddings: Tensor | None = None,
 ) -> Tensor:
-    """Eq 13, and the label rule's own loss."""
-    loss = sentiment_loss(p, s, posts)
+    """Eq 13, with logit adjustment and the label rule's own loss where they are on."""
+    loss = adjusted_loss(p, s, posts) if s.logit_adjustment else sentiment_loss(p, s, posts)
     if s.label_rule:
         loss = loss + s.auxiliary_weight * auxiliary_loss(p, s, posts)
     return loss + s.mlm_weight * mlm_loss(p, s, posts, mask_id, reencode, word_embeddings) if s.mlm else loss

@@ -166,8 +166,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, cache, settings):
     assert lines_of(resumed) == lines_of(whole)
     assert (resumed.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
     line = whole.metrics()[-1]
-    parts = line["loss_sentiment"] + line["loss_mlm"] + 0.5 * line["loss_auxiliary"]
-    assert line["loss"] == pytest.approx(parts)
+    assert line["loss"] == pytest.approx(line["loss_sentiment"] + line["loss_mlm"] + 0.5 * line["loss_auxiliary"])
     assert line["loss_auxiliary"] > 0
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fusion.config import load_config
-from fusion.logit_adjustment import adjusted, training_log_prior
+from fusion.logit_adjustment import adjusted_loss, training_log_prior
 from fusion.model import Dimensions, FusionModel
 from pipeline.errors import InputError
 from tests.test_model import BASE, EXACT, LENGTHS, PRIOR, TEXT, batch_of, model_of
@@ -35,7 +35,7 @@ def test_the_loss_by_hand():
     """
     logits, prior = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([1 / 2, 1 / 3, 1 / 6], dtype=torch.float64)
     for tau, expected in ((0.0, 3), (1.0, 6), (2.0, 14)):
-        loss = F.cross_entropy(adjusted(logits, tau, prior.log()), torch.tensor([2]))
+        loss = adjusted_loss(logits, torch.tensor([2]), tau, prior.log())
         assert float(loss) == pytest.approx(math.log(expected))
 
 
@@ -44,13 +44,15 @@ def test_the_prior_is_counted_over_the_training_posts_alone(cache, tmp_path):
     torch.testing.assert_close(prior, torch.tensor([0.5, 0.2, 0.3]))
 
 
-def test_prediction_goes_without_it_and_off_it_is_the_papers_loss():
+def test_what_is_predicted_and_reported_goes_without_it():
     batch = batch_of(LENGTHS)
     plain, tau = (model_of(load_config(settings=(*BASE, f"logit_adjustment={tau}"))) for tau in (0.0, 2.0))
     assert torch.equal(plain(batch), tau(batch))
-    assert torch.equal(plain.losses(batch, None).sentiment, F.cross_entropy(plain(batch), batch.labels))
+    without, losses = plain.losses(batch, None), tau.losses(batch, None)
+    assert without.sentiment is without.total
+    assert torch.equal(losses.sentiment, without.sentiment)
     raised = tau(batch) + 2.0 * torch.tensor(PRIOR, dtype=torch.float64).log()
-    torch.testing.assert_close(tau.losses(batch, None).sentiment, F.cross_entropy(raised, batch.labels), **EXACT)
+    torch.testing.assert_close(losses.total, F.cross_entropy(raised, batch.labels), **EXACT)
     assert "log_prior" not in tau.state_dict()
 
 
