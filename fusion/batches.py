@@ -20,9 +20,9 @@ class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
     rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, C), tokens (B, n, D) float32; input_ids (B,
-    n); text_mask (B, n); labels (B,) and modality_labels (B, 2), the text's own and the image's,
-    -1 where unknown; has_text, has_image (B,): False where a modality is left out;
-    words (B,), on the host: how many word pieces may be hidden.
+    n); text_mask (B, n); labels (B,), -1 where unknown; modality_labels (B, 2): the text's own and the image's, so too;
+    has_text, has_image (B,): False where a modality is left out; words (B,), on the host: how many word pieces may be
+    hidden.
     """
 
     rows: np.ndarray

@@ -89,6 +89,6 @@ def require_modality_labels(cache: Cache) -> None:
     for name, labels in (("text_label", cache.text_labels), ("image_label", cache.image_labels)):
         if not (labels[rows] >= 0).any():
             raise InputError(
-                f"{cache.folder}: no training post has a {name}, which label_rule learns from; "
-                "give them in the manifest (`prepare` does for MVSA), or leave label_rule out"
+                f"{cache.folder}: {name} is unknown of all training posts, and label_rule learns from it; "
+                "extract from a manifest that has it (`prepare` writes it for MVSA), or set label_rule to false"
             )

@@ -212,13 +212,13 @@ def test_known_labels_are_counted_by_post(cache):
 def test_a_cache_without_the_labels_is_refused_in_one_line(tmp_path):
     bare = write_cache(tmp_path / "cache", modality_labels=False)
     config = load_config(settings=(*SMALL, "label_rule=true", "mlm=false"))
-    with pytest.raises(InputError, match="no training post has a text_label, which label_rule learns from") as caught:
+    with pytest.raises(InputError, match="text_label is unknown of all training posts, and label_rule") as caught:
         train(bare, config, Run(tmp_path / "run"), CPU, quiet=True)
     assert "\n" not in str(caught.value)
     assert str(bare.folder) in str(caught.value)
     assert not (tmp_path / "run").exists()
     bare.text_labels[:] = 1
-    with pytest.raises(InputError, match="no training post has a image_label"):
+    with pytest.raises(InputError, match="image_label is unknown of all training posts"):
         train(bare, config, Run(tmp_path / "run"), CPU, quiet=True)
 
 
