@@ -75,6 +75,7 @@ def test_a_modality_that_is_surely_neutral_leaves_the_word_to_the_other():
     logits=strategies.lists(strategies.floats(-30, 30), min_size=6, max_size=6),
     shift=strategies.floats(-100, 100),
 )
+@settings(deadline=None)
 def test_probabilities_sum_to_one_and_equal_products_of_probabilities(logits, shift):
     own = torch.tensor(logits, dtype=torch.float64).view(2, 3)
     found = log_masses(own + shift).softmax(dim=-1)
