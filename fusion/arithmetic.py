@@ -60,7 +60,8 @@ def step_products(config: Config, dimensions: Dimensions, lengths: Sequence[int]
 
     found += _from_frozen(posts * grid, dimensions.channels, d)  # eq 4
     found += _from_frozen(words, dimensions.text_width, d)  # eq 6
-    found += _trained(posts, d, dimensions.classes)  # eq 15
+    for _ in range(2 if config.label_rule else 1):  # the text's head and the image's, or the post's
+        found += _trained(posts, d, dimensions.classes)  # eq 15
     for _ in range(config.layers):  # eq 12
         found += _layer(every, every, every, d, f) + _attention(zip(rows, rows, strict=True), config)
     times = 1

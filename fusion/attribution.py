@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.config import Config
+from fusion.label_rule import LabelRule
 from fusion.model import FusionModel
 from fusion.transformer import EncoderLayer
 from pipeline.errors import InputError
@@ -118,7 +119,8 @@ def cross_modal_attention(model: FusionModel, post: Features, predicted: int) ->
 def attention_rollout(model: FusionModel, post: Features, predicted: int) -> Weights:
     """Attention rolled out through the shared Transformer, from the rows that decide, back to words and patches.
 
-    Let H be the Transformer's rows, p_k = max_r H[r, k] (eq 14), won by row r_k, and W the head's weights (eq 15).
+    Let H be the Transformer's rows, p_k = max_r H[r, k] (eq 14), won by row r_k, and W the head's weights (eq 15), or
+    where there is a label rule the slope of its logits at p.
     start       s[r] = sum over k with r_k = r of v_k, v_k = max(0, (W[c, k] - mean over classes of W[., k]) p_k): what
                 dimension k says for the predicted class c. The mean is taken off since it moves no probability.
     rollout     u = s R_L ... R_1 with R_l = (A_l + 1) / 2, A_l the mean over heads of layer l's attention, 1 the
@@ -129,7 +131,7 @@ def attention_rollout(model: FusionModel, post: Features, predicted: int) -> Wei
     """
     with torch.no_grad():
         seen = trace(model, post)
-        rolled = roll_out(decisive_rows(seen.rows, model.sentiment_head.weight, predicted), seen.attention)
+        rolled = roll_out(decisive_rows(seen.rows, head_weights(model, seen.rows), predicted), seen.attention)
         none = rolled.new_zeros(0)
         part = {name: rolled[place] for name, place in seen.blocks.items()}
         pieces, image = part.get("text", none), part.get("image", none)
@@ -137,6 +139,12 @@ def attention_rollout(model: FusionModel, post: Features, predicted: int) -> Wei
             pieces = pieces + part["image_seen"] @ seen.image_to_text  # back through eqs 10-11
             image = image + part["text_seen"] @ seen.text_to_image  # back through eqs 8-9
         return _normalised(pieces, _patches_of(image))
+
+
+def head_weights(model: FusionModel, rows: Tensor) -> Tensor:
+    """(classes, d): what the sentiment head makes of each dimension of the rows' maximum, rows (r, d)."""
+    head = model.sentiment_head
+    return head.slope(rows.amax(dim=0)) if isinstance(head, LabelRule) else head.weight
 
 
 def decisive_rows(rows: Tensor, head: Tensor, predicted: int) -> Tensor:

@@ -20,8 +20,9 @@ class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
     rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, C), tokens (B, n, D) float32; input_ids (B,
-    n); text_mask (B, n); labels (B,), -1 where unknown; has_text, has_image (B,): False where a modality is left out;
-    words (B,), on the host: how many word pieces may be hidden.
+    n); text_mask (B, n); labels (B,), -1 where unknown; modality_labels (B, 2): the text's own and the image's, so too;
+    has_text, has_image (B,): False where a modality is left out; words (B,), on the host: how many word pieces may be
+    hidden.
     """
 
     rows: np.ndarray
@@ -31,6 +32,7 @@ class Batch:
     input_ids: Tensor
     text_mask: Tensor
     labels: Tensor
+    modality_labels: Tensor
     has_text: Tensor
     has_image: Tensor
     words: np.ndarray
@@ -75,7 +77,13 @@ def read_batch(
         device,
         rows=rows,
         labels=cache.labels[rows].astype(np.int64),
+        modality_labels=modality_labels_of(cache, rows),
     )
+
+
+def modality_labels_of(cache: Cache, rows: np.ndarray) -> np.ndarray:
+    """The text's own label and the image's of each row: (len(rows), 2) int64, -1 where unknown."""
+    return np.stack([cache.text_labels[rows], cache.image_labels[rows]], axis=1).astype(np.int64)
 
 
 def collate(
@@ -87,6 +95,7 @@ def collate(
     *,
     rows: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    modality_labels: np.ndarray | None = None,
     has_text: Sequence[bool] | None = None,
     has_image: Sequence[bool] | None = None,
 ) -> Batch:
@@ -114,6 +123,7 @@ def collate(
         input_ids=torch.from_numpy(padded_ids),
         text_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]),
         labels=torch.from_numpy(np.full(count, -1) if labels is None else labels),
+        modality_labels=torch.from_numpy(np.full((count, 2), -1) if modality_labels is None else modality_labels),
         has_text=torch.from_numpy(text),
         has_image=torch.from_numpy(image),
         words=np.where(text, lengths - 2, 0),

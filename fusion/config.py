@@ -19,6 +19,9 @@ _FUSION_ONLY = (
     "attention_scale",
     "segment_embeddings",
     "modality_dropout",
+    "label_rule",
+    "auxiliary_weight",
+    "logit_adjustment",
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -66,6 +69,11 @@ class Config(BaseModel):
     tie_mlm_head: bool = False  # beyond the paper: eq 24 with BERT's input embeddings
     validate_mlm: bool = False  # also report the loss of eq 25 on validation
 
+    # The sentiment head and its loss, beyond the paper: fusion/label_rule.py and fusion/logit_adjustment.py
+    label_rule: bool = False  # guess the text's own label and the image's, and let the label rule make the post's
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.5  # of the loss of these two guesses
+    logit_adjustment: Annotated[float, Field(ge=0)] = 0.0  # tau, how far rare classes are favoured; 0: not at all
+
     # Training; the paper gives batch size and learning rate, not the rest
     batch_size: Count = 64
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -100,6 +108,8 @@ class Config(BaseModel):
             )
         if self.modalities != "both" and self.modality_dropout:
             raise ValueError("modality_dropout: needs modalities both")
+        if self.modalities != "both" and self.label_rule:
+            raise ValueError("label_rule: needs modalities both")
         return self
 
     @property

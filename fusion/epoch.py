@@ -13,6 +13,7 @@ from fusion import fast
 from fusion.batches import Batch, shuffled
 from fusion.config import Config
 from fusion.features import Features
+from fusion.label_rule import known_labels
 from fusion.masking import hidden_counts
 from fusion.model import FusionModel, Losses
 from fusion.parallel import Ranks
@@ -55,13 +56,13 @@ class Epoch:
         self._config = model.config
         self._cache, self._features, self._ranks = cache, features, ranks
         self._micro_batch = micro_batch or self._config.batch_size
-        self._rows = cache.rows("train")
+        self._rows, self._known = cache.rows("train"), known_labels(cache)
         self._device = next(model.parameters()).device
         self.steps = math.ceil(len(self._rows) / self._config.batch_size)
 
     def run(self, epoch: int, on_step: Callable[[Step], None] = lambda step: None) -> dict[str, float]:
-        """Train over all posts once; epochs count from 1. Returns the mean losses, sentiment by post and MLM by hidden
-        position. Raises InputError on a loss that is not finite.
+        """Train over all posts once; epochs count from 1. Returns the mean losses: sentiment by post, MLM by hidden
+        position, the label rule's by known label. Raises InputError on a loss that is not finite.
         """
         config, rows = self._config, self._rows
         seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
@@ -70,7 +71,7 @@ class Epoch:
         self._model.train()
         batches = list(shuffled(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
         shares = [self._ranks.share(batch) for batch in batches]
-        sums = [0.0, 0.0, 0.0]  # of sentiment over posts, of MLM over hidden positions, and of these
+        sums = np.zeros((2, 3 if config.label_rule else 2))  # of each loss over what it is a mean of, and of this
         unseen: list[tuple[int, Tensor, int]] = []
         lr = config.lr
         for number, (batch, share) in enumerate(zip(batches, self._batches(shares), strict=True)):
@@ -81,18 +82,19 @@ class Epoch:
             unseen.append((number, losses, hidden))
             if self._device.type == "cpu" or number % LOOK_EVERY == LOOK_EVERY - 1 or number == self.steps - 1:
                 for seen, values, count in unseen:
-                    sentiment, mlm = values.tolist()
-                    self._require_finite(epoch, seen, sentiment, mlm, batches[seen])
-                    posts = len(batches[seen])
-                    sums = [sums[0] + sentiment * posts, sums[1] + mlm * count, sums[2] + count]
-                    on_step(Step(seen, sentiment, mlm, posts))
+                    means = values.tolist()
+                    self._require_finite(epoch, seen, means, batches[seen])
+                    counts = [len(batches[seen]), count, int(self._known[batches[seen]].sum())][: len(means)]
+                    sums += np.array([np.multiply(means, counts), counts])
+                    on_step(Step(seen, means[0], means[1], counts[0]))
                 unseen.clear()
-        mean_sentiment, mean_mlm = sums[0] / len(rows), sums[1] / max(sums[2], 1)
+        sentiment, mlm, *auxiliary = (sums[0] / np.maximum(sums[1], 1)).tolist()
         return {
-            "loss": mean_sentiment + config.mlm_weight * mean_mlm,
-            "loss_sentiment": mean_sentiment,
-            "loss_mlm": mean_mlm,
-            "hidden": int(sums[2]),
+            "loss": sentiment + config.mlm_weight * mlm + config.auxiliary_weight * sum(auxiliary),
+            "loss_sentiment": sentiment,
+            "loss_mlm": mlm,
+            **({"loss_auxiliary": auxiliary[0]} if auxiliary else {}),
+            "hidden": int(sums[1, 1]),
             "lr": lr,
         }
 
@@ -102,7 +104,10 @@ class Epoch:
         return (next(read) if len(share) else None for share in shares)
 
     def _step(self, rows: np.ndarray, share: Batch | None, draws: torch.Generator) -> tuple[Tensor, int]:
-        """One optimiser step. Returns the batch's mean losses (2,), still on the device, and its hidden positions."""
+        """One optimiser step. Returns the batch's mean losses, still on the device, and its hidden positions.
+
+        The losses are (2,), or with the label rule (3,).
+        """
         config = self._config
         words = self._cache.lengths[rows] - 2
         if config.modality_dropout:
@@ -111,14 +116,16 @@ class Epoch:
             if share is not None:
                 share = drop_modalities(share, self._ranks.share(chance), config.modality_dropout)
         hidden = int(hidden_counts(words, config.mask_rate).sum()) if self._reencoder else 0
-        means = torch.zeros(2, device=self._device)
+        known = int(self._known[rows].sum())
+        means = torch.zeros(3 if config.label_rule else 2, device=self._device)
         self._optimizer.zero_grad()
         for part in self._parts(share):
             with precision(config, self._device):
                 losses = self._losses(part)
-            posts_share, hidden_share = len(part) / len(rows), losses.hidden / max(hidden, 1)
-            losses.share(posts_share, hidden_share, config.mlm_weight).backward()
-            means += torch.stack([losses.sentiment.detach() * posts_share, losses.mlm.detach() * hidden_share])
+            known_here = int(self._known[part.rows].sum())
+            shares = len(part) / len(rows), losses.hidden / max(hidden, 1), known_here / max(known, 1)
+            losses.share(*shares, config).backward()
+            means += torch.stack([loss.detach() * share for loss, share in zip(losses.means, shares, strict=False)])
         self._ranks.sum_gradients(self._model.parameters())
         self._ranks.sum(means)
         if config.clip_norm:
@@ -136,11 +143,11 @@ class Epoch:
             return fast.losses(self._model, batch, self._reencoder)
         return self._model.losses(batch, None)
 
-    def _require_finite(self, epoch: int, step: int, sentiment: float, mlm: float, rows: np.ndarray) -> None:
-        if not math.isfinite(sentiment + mlm):
+    def _require_finite(self, epoch: int, step: int, losses: list[float], rows: np.ndarray) -> None:
+        if not math.isfinite(sum(losses)):
             posts = ", ".join(self._cache.ids[row] for row in rows[:5])
             raise InputError(
-                f"training stopped in epoch {epoch}, step {step + 1}: the loss is {sentiment} + {mlm} "
+                f"training stopped in epoch {epoch}, step {step + 1}: the loss is {' + '.join(map(str, losses))} "
                 f"(posts {posts}, ...); lower lr or set clip_norm"
             )
 

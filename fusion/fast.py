@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.batches import Batch
@@ -30,9 +29,7 @@ def losses(model: FusionModel, batch: Batch, reencode: Reencode | None) -> Losse
     emb_text, emb_image = model.embed(batch)
     cross = model.attend(emb_text, emb_image, batch)
     if not model.config.mlm or reencode is None or not counts.any() or emb_text is None:
-        logits = model.classify(*model.fuse(model.transformer, emb_text, cross, emb_image, batch))
-        sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
-        return Losses(sentiment, sentiment.new_zeros(()), sentiment, 0)
+        return model.judge(*model.fuse(model.transformer, emb_text, cross, emb_image, batch), batch)  # eqs 14-16
 
     hidden = model.choose_hidden(batch, emb_text, emb_image)
     tokens_masked = reencode(batch, hidden)  # eqs 20-21
@@ -45,10 +42,10 @@ def losses(model: FusionModel, batch: Batch, reencode: Reencode | None) -> Losse
         fused, words = two.shared(model.transformer)  # eqs 12, 22
     else:
         fused, words = two.separate(model.transformer, model.mlm_transformer)
-    sentiment = F.cross_entropy(model.classify(fused, two.mask), batch.labels)  # eqs 14-16
+    judged = model.judge(fused, two.mask, batch)  # eqs 14-16
     targets = batch.input_ids.gather(1, places)[chosen]
     mlm = _mlm_loss(model, words[chosen], targets)  # eqs 23-25
-    return Losses(sentiment, mlm, sentiment + model.config.mlm_weight * mlm, int(counts.sum()))  # eq 13
+    return judged.with_words(mlm, int(counts.sum()), model.config.mlm_weight)  # eq 13
 
 
 def _places(hidden: Tensor, counts: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor]]:

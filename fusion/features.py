@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.batches import Batch, padded_length, read_batch
+from fusion.batches import Batch, modality_labels_of, padded_length, read_batch
 from pipeline.cache import Cache
 from pipeline.errors import InputError
 
@@ -70,11 +70,11 @@ class Features:
         patches, pooled = cache.gather_images(rows)
         tokens = np.concatenate([cache.tokens(row) for row in rows])
         ids = np.concatenate([cache.input_ids(row) for row in rows]).astype(np.int64)
-        labels = cache.labels[rows].astype(np.int64)
-        self._stored = [torch.from_numpy(array).to(to) for array in (patches, pooled, tokens, ids, labels)]
+        labels = cache.labels[rows].astype(np.int64), modality_labels_of(cache, rows)
+        self._stored = [torch.from_numpy(array).to(to) for array in (patches, pooled, tokens, ids, *labels)]
 
     def _gathered(self, rows: np.ndarray) -> Batch:
-        patches, pooled, tokens, ids, labels = self._stored
+        patches, pooled, tokens, ids, labels, modality_labels = self._stored
         places = self._place_of[rows]
         lengths = self._lengths[places]
         longest = padded_length(lengths)
@@ -92,6 +92,7 @@ class Features:
             input_ids=ids[where] * real,
             text_mask=real,
             labels=labels[of],
+            modality_labels=modality_labels[of],
             has_text=everyone,
             has_image=everyone,
             words=lengths - 2,

@@ -1,6 +1,6 @@
 """The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from fusion.attention import cross_attention
 from fusion.batches import Batch
 from fusion.config import Config
+from fusion.label_rule import LabelRule, auxiliary_loss, log_masses
+from fusion.logit_adjustment import adjusted_loss
 from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
 from fusion.reencoding import FrozenText
 from fusion.transformer import Transformer
@@ -27,26 +29,52 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Losses:
-    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over."""
+    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over.
+
+    `total` is what is minimised; `auxiliary` is the label rule's own loss, None without the rule.
+    """
 
     sentiment: Tensor
     mlm: Tensor
     total: Tensor
     hidden: int
+    auxiliary: Tensor | None = None
 
-    def share(self, posts: float, hidden: float, mlm_weight: float) -> Tensor:
-        """What this part of a batch adds to the batch's total: eqs 16 and 25 are means over all of its posts and words.
+    def with_words(self, mlm: Tensor, hidden: int, mlm_weight: float) -> "Losses":
+        """These losses and the one of eq 25, over so many hidden positions (eq 13)."""
+        return replace(self, mlm=mlm, total=self.total + mlm_weight * mlm, hidden=hidden)
 
-        posts, hidden: the part's shares of the batch's posts and of its hidden positions.
+    @property
+    def means(self) -> list[Tensor]:
+        """Those there are of the means over posts, over hidden positions and over known labels."""
+        return [self.sentiment, self.mlm, *([] if self.auxiliary is None else [self.auxiliary])]
+
+    def share(self, posts: float, hidden: float, known: float, config: Config) -> Tensor:
+        """What this part of a batch adds to the batch's total, whose losses are means over all that is in the batch.
+
+        posts, hidden, known: the part's shares of the batch's posts (eq 16), of its hidden positions (eq 25), and of
+        its known labels of texts and images (the label rule).
         """
-        return (self.total - mlm_weight * self.mlm) * posts + mlm_weight * hidden * self.mlm
+        shared = (self.total - config.mlm_weight * self.mlm) * posts + config.mlm_weight * hidden * self.mlm
+        return shared if self.auxiliary is None else shared + config.auxiliary_weight * (known - posts) * self.auxiliary
 
 
 class FusionModel(nn.Module):
     """Multi-scale cross-modal feature fusion (Liu et al. 2024), as configured."""
 
-    def __init__(self, config: Config, dimensions: Dimensions, *, word_embeddings: Tensor | None = None) -> None:
-        """`word_embeddings` (V, D) are needed to train with `tie_mlm_head`, and not otherwise."""
+    log_prior: Tensor | None
+
+    def __init__(
+        self,
+        config: Config,
+        dimensions: Dimensions,
+        *,
+        word_embeddings: Tensor | None = None,
+        log_prior: Tensor | None = None,
+    ) -> None:
+        """To train, and not otherwise, `tie_mlm_head` needs `word_embeddings` (V, D), and `logit_adjustment` the
+        classes' `log_prior` (classes,).
+        """
         super().__init__()
         self.config = config
         if config.mlm and not config.mask_projection and dimensions.text_width != config.width:
@@ -60,7 +88,10 @@ class FusionModel(nn.Module):
         if config.segment_embeddings:
             self.segments = nn.Embedding(4, config.width)
         self.transformer = self._new_transformer()
-        self.sentiment_head = nn.Linear(config.width, dimensions.classes)
+        self.sentiment_head = (
+            LabelRule(config.width) if config.label_rule else nn.Linear(config.width, dimensions.classes)
+        )
+        self.register_buffer("log_prior", log_prior, persistent=False)
         if config.mlm:
             self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
             if config.tie_mlm_head:
@@ -89,12 +120,11 @@ class FusionModel(nn.Module):
         """Both losses of a batch with labels. Without `mlm`, or without a text encoder, pass 2 is left out."""
         emb_text, emb_image = self.embed(batch)
         cross = self.attend(emb_text, emb_image, batch)
-        logits = self.classify(*self.fuse(self.transformer, emb_text, cross, emb_image, batch))
-        sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
+        losses = self.judge(*self.fuse(self.transformer, emb_text, cross, emb_image, batch), batch)
         if not self.config.mlm or text_encoder is None:
-            return Losses(sentiment, sentiment.new_zeros(()), sentiment, 0)
+            return losses
         mlm, hidden = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
-        return Losses(sentiment, mlm, sentiment + self.config.mlm_weight * mlm, hidden)  # eq 13
+        return losses.with_words(mlm, hidden, self.config.mlm_weight)  # eq 13
 
     def embed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Emb_T (B, n, d) and Emb_I (B, 1+m, d), its first row the projected pooled feature; None for a modality not
@@ -152,8 +182,26 @@ class FusionModel(nn.Module):
 
     def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
         """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""
-        pooled = fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
-        return self.sentiment_head(pooled)  # eq 15
+        return self.sentiment_head(self.pool(fused, mask))  # eq 15
+
+    def pool(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """The maximum over the real rows, (B, d)."""
+        return fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
+
+    def judge(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
+        """The losses of pass 1, in which no word is hidden: eq 16, and beyond the paper what else is minimised."""
+        pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
+        if isinstance(head, LabelRule):
+            own = head.own_logits(pooled)
+            logits, auxiliary = log_masses(own), auxiliary_loss(own, batch.modality_labels)
+        else:
+            logits = head(pooled)  # eq 15
+        sentiment = total = F.cross_entropy(logits, batch.labels)  # eq 16
+        if self.config.logit_adjustment:
+            total = adjusted_loss(logits, batch.labels, self.config.logit_adjustment, self.log_prior)
+        if auxiliary is not None:
+            total = total + self.config.auxiliary_weight * auxiliary
+        return Losses(sentiment, sentiment.new_zeros(()), total, 0, auxiliary)
 
     def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
         """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""

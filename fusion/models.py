@@ -30,11 +30,18 @@ def model_class(name: str) -> Any:
     return getattr(import_module(module), class_name)
 
 
-def build_model(config: Config, dimensions: Dimensions, *, word_embeddings: Tensor | None = None) -> Any:
+def build_model(
+    config: Config,
+    dimensions: Dimensions,
+    *,
+    word_embeddings: Tensor | None = None,
+    log_prior: Tensor | None = None,
+) -> Any:
     """The configured model, freshly initialised: a FusionModel, or a fusion.baselines.base.Baseline.
 
-    Both have `config`, `forward(batch)` and `losses(batch, text_encoder)`. `word_embeddings` are the fusion model's,
-    for `tie_mlm_head`. Raises ValueError naming the setting if config and dimensions don't fit.
+    Both have `config`, `forward(batch)` and `losses(batch, text_encoder)`. `word_embeddings` and `log_prior` are the
+    fusion model's, for `tie_mlm_head` and `logit_adjustment`. Raises ValueError naming the setting if config and
+    dimensions don't fit.
     """
-    options = {"word_embeddings": word_embeddings} if config.model == "fusion" else {}
+    options = {"word_embeddings": word_embeddings, "log_prior": log_prior} if config.model == "fusion" else {}
     return model_class(config.model)(config, dimensions, **options)

@@ -38,6 +38,7 @@ class _Logits(nn.Module):
                 input_ids=text_mask.long(),
                 text_mask=text_mask,
                 labels=nothing,
+                modality_labels=nothing[:, None].expand(-1, 2),
                 has_text=everyone,
                 has_image=everyone,
                 words=np.zeros(0),

@@ -25,6 +25,8 @@ from fusion.config import Config
 from fusion.epoch import Epoch, Step, new_optimizer
 from fusion.evaluate import predict, score
 from fusion.features import Features, Place
+from fusion.label_rule import require_modality_labels
+from fusion.logit_adjustment import training_log_prior
 from fusion.model import Dimensions, FusionModel
 from fusion.models import build_model
 from fusion.parallel import Ranks
@@ -103,13 +105,15 @@ def train(
     Raises InputError on a cache without training or validation posts of all classes, and on a loss that is not finite.
     """
     require_all_classes(cache)
+    if config.label_rule:
+        require_modality_labels(cache)
     keep_memory()
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
     torch.manual_seed(config.seed)
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0
     dimensions = Dimensions(channels, cache.text_width, vocabulary, patches=m)
-    model = _build(config, dimensions, text_encoder).to(device)
+    model = _build(config, dimensions, text_encoder, training_log_prior(cache)).to(device)
     optimizer = new_optimizer(model, config)
     trainable = sum(parameter.numel() for parameter in model.parameters())
     frozen = text_encoder.parameters if text_encoder else 0
@@ -178,10 +182,12 @@ def _finish(run: Run, progress: Progress, trainable: int, frozen: int, wall: flo
     return result
 
 
-def _build(config: Config, dimensions: Dimensions, text_encoder: TextEncoder | None) -> FusionModel:
+def _build(
+    config: Config, dimensions: Dimensions, text_encoder: TextEncoder | None, prior: torch.Tensor
+) -> FusionModel:
     try:
         words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
-        return build_model(config, dimensions, word_embeddings=words)
+        return build_model(config, dimensions, word_embeddings=words, log_prior=prior)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
 

@@ -34,25 +34,65 @@ class Settings:
     mlm_cross: str = "unmasked"
     mask_projection: bool = True
     tie_mlm_head: bool = False
+    label_rule: bool = False
+    auxiliary_weight: float = 0.5
+    logit_adjustment: float = 0.0
+    prior: tuple[float, ...] = ()  # each class's share of the training posts, for logit_adjustment
 
 
 @dataclass(frozen=True)
 class Post:
-    """patches (m, C): eq 1; tokens (n, D): eq 5, with [CLS] and [SEP]; input_ids (n,): eq 17; label 0, 1 or 2."""
+    """patches (m, C): eq 1; tokens (n, D): eq 5, with [CLS] and [SEP]; input_ids (n,): eq 17; label 0, 1 or 2.
+
+    own_labels: the text's and the image's, -1 where unknown.
+    """
 
     patches: Tensor
     tokens: Tensor
     input_ids: Tensor
     label: int
+    own_labels: tuple[int, int] = (-1, -1)
 
 
 def logits(p: Parameters, s: Settings, post: Post) -> Tensor:
-    """Sentiment logits (3,): eqs 2-4, 6-12, 14-15 without its softmax."""
+    """Sentiment logits (3,): eqs 2-4, 6-12, 14-15 without its softmax; with the label rule, log probabilities."""
+    if s.label_rule:
+        return torch.log(torch.stack(rule(*own_probabilities(p, pooled(p, s, post)))))
+    return linear(p, "sentiment_head", pooled(p, s, post))  # eq 15
+
+
+def pooled(p: Parameters, s: Settings, post: Post) -> Tensor:
     rows = fused(p, s, "transformer", *embeddings(p, s, post), *cross(p, s, *embeddings(p, s, post)))
     largest = rows[0]
     for row in rows[1:]:
         largest = torch.where(row > largest, row, largest)  # eq 14
-    return linear(p, "sentiment_head", largest)  # eq 15
+    return largest
+
+
+def own_probabilities(p: Parameters, row: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Of the text's own label and of the image's, three each."""
+    text, image = (softmax(list(linear(p, f"sentiment_head.{name}", row))) for name in ("text_head", "image_head"))
+    return text, image
+
+
+def rule(text: list[Tensor], image: list[Tensor]) -> list[Tensor]:
+    """Probabilities of the post's label: positive 0, neutral 1, negative 2; positive against negative is left out."""
+    positive = text[0] * image[0] + text[0] * image[1] + text[1] * image[0]
+    neutral = text[1] * image[1]
+    negative = text[2] * image[2] + text[2] * image[1] + text[1] * image[2]
+    kept = positive + neutral + negative
+    return [positive / kept, neutral / kept, negative / kept]
+
+
+def auxiliary_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
+    """Mean cross-entropy over all texts and images whose own label is known; 0 if none is."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for post in posts:
+        guesses = own_probabilities(p, pooled(p, s, post))
+        for probabilities, label in zip(guesses, post.own_labels, strict=True):
+            if label >= 0:
+                total, count = total - torch.log(probabilities[label]), count + 1
+    return total / count if count else total
 
 
 def sentiment_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
@@ -60,6 +100,19 @@ def sentiment_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
     return sum(
         (cross_entropy(logits(p, s, post), post.label) for post in posts), torch.zeros((), dtype=torch.float64)
     ) / len(posts)
+
+
+def adjusted_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
+    """Eq 10 of Menon et al. 2021, mean over posts: log(1 + sum over others z of (pi_z / pi_y)^tau exp(f_z - f_y))."""
+    total = torch.zeros((), dtype=torch.float64)
+    for post in posts:
+        f, y = logits(p, s, post), post.label
+        inside = torch.ones((), dtype=torch.float64)
+        for other in range(3):
+            if other != y:
+                inside = inside + (s.prior[other] / s.prior[y]) ** s.logit_adjustment * torch.exp(f[other] - f[y])
+        total = total + torch.log(inside)
+    return total / len(posts)
 
 
 def hidden_positions(p: Parameters, s: Settings, post: Post) -> list[int]:
@@ -111,8 +164,10 @@ def total_loss(
     reencode: Reencode,
     word_embeddings: Tensor | None = None,
 ) -> Tensor:
-    """Eq 13."""
-    loss = sentiment_loss(p, s, posts)
+    """Eq 13, with logit adjustment and the label rule's own loss where they are on."""
+    loss = adjusted_loss(p, s, posts) if s.logit_adjustment else sentiment_loss(p, s, posts)
+    if s.label_rule:
+        loss = loss + s.auxiliary_weight * auxiliary_loss(p, s, posts)
     return loss + s.mlm_weight * mlm_loss(p, s, posts, mask_id, reencode, word_embeddings) if s.mlm else loss
 
 

@@ -49,7 +49,15 @@ def test_encoding_again_by_hand():
     assert total(reencoding_products(10, size, [7, 2])) == 2 * 3 * (9 * 12 * 100 + 2 * (49 + 4) * 10)
 
 
-CASES = ("layers=1", "layers=3", "share_transformer=false", "mlm_cross=masked", "mlm=false", "cross_attention=false")
+CASES = (
+    "layers=1",
+    "layers=3",
+    "share_transformer=false",
+    "mlm_cross=masked",
+    "mlm=false",
+    "cross_attention=false",
+    "label_rule=true",
+)
 
 
 @pytest.mark.parametrize("setting", CASES)

@@ -105,7 +105,9 @@ def test_runs_are_never_overwritten_by_exports(masking_run, tiny_run, tmp_path):
     assert "an export knows no posts" in refused("evaluate", out)
 
 
-@pytest.mark.parametrize("settings", [(), ("segment_embeddings=true", "layers=2"), ("modalities=text",)])
+@pytest.mark.parametrize(
+    "settings", [(), ("segment_embeddings=true", "layers=2"), ("modalities=text",), ("label_rule=true",)]
+)
 def test_onnx_gives_the_same_logits_at_sizes_of_its_own(settings, tmp_path):
     torch.manual_seed(0)
     model = FusionModel(load_config(settings=(*SMALL, "mlm=false", *settings)), Dimensions(CHANNELS, WIDTH, 0)).eval()

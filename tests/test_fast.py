@@ -37,8 +37,8 @@ def assert_equals_the_clear_path(model: FusionModel, batch) -> None:
     quick = fast.losses(model, batch, encode if model.config.mlm else None)
     found = gradients(model, quick.total)
     assert quick.hidden == clear.hidden
-    for name in ("sentiment", "mlm", "total"):
-        torch.testing.assert_close(getattr(quick, name), getattr(clear, name), **EXACT)
+    assert (quick.auxiliary is not None) == (clear.auxiliary is not None) == model.config.label_rule
+    torch.testing.assert_close([*quick.means, quick.total], [*clear.means, clear.total], **EXACT)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, **EXACT, msg=name)
 
@@ -62,7 +62,10 @@ def test_losses_and_gradients_equal_the_clear_path(lengths, variant, layers, rat
     assert_equals_the_clear_path(model, batch_of(lengths, seed))
 
 
-@pytest.mark.parametrize("variant", ["the paper", "two Transformers", "much at once", "tied head", "without both"])
+@pytest.mark.parametrize(
+    "variant",
+    ["the paper", "two Transformers", "much at once", "tied head", "without both", "label rule", "both of them"],
+)
 def test_losses_and_gradients_equal_the_oracle(variant):
     model = model_of(load_config(settings=(*BASE, *VARIANTS[variant])))
     batch = batch_of(LENGTHS)
@@ -106,14 +109,19 @@ def test_checkpointing_changes_memory_and_nothing_else(setting):
         torch.testing.assert_close(found[name], expected[name], **EXACT)
 
 
-def test_micro_batches_add_up_to_the_whole():
-    model, batch = model_of(load_config(settings=BASE)), batch_of([7, 2, 11, 5, 3])
+@pytest.mark.parametrize("variant", ["the paper", "both of them"])
+def test_micro_batches_add_up_to_the_whole(variant):
+    """Also where the parts know unequal shares of the labels of texts and images."""
+    model, batch = model_of(load_config(settings=(*BASE, *VARIANTS[variant]))), batch_of([7, 2, 11, 5, 3])
+    known = (batch.modality_labels >= 0).sum(dim=1).tolist()
+    assert sum(known[:2]) / sum(known) != 2 / 5
     whole = fast.losses(model, batch, encode)
     expected = gradients(model, whole.total)
     model.zero_grad()
-    for part in (batch[:2], batch[2:]):
-        losses = fast.losses(model, part, encode)
-        losses.share(len(part) / len(batch), losses.hidden / whole.hidden, model.config.mlm_weight).backward()
+    for place in (slice(0, 2), slice(2, 5)):
+        losses = fast.losses(model, batch[place], encode)
+        known_share = sum(known[place]) / sum(known)
+        losses.share(len(batch[place]) / 5, losses.hidden / whole.hidden, known_share, model.config).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], **EXACT, msg=name)
 

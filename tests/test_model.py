@@ -33,16 +33,21 @@ VARIANTS = {
     "tied head of equal width": ("tie_mlm_head=true", "width=7", "heads=7"),
     "eq 21 to the letter": ("mask_projection=false", "width=7", "heads=1"),
     "half the words": ("mask_rate=0.5", "mlm_weight=0.37"),
+    "label rule": ("label_rule=true", "auxiliary_weight=0.7"),
+    "logit adjustment": ("logit_adjustment=1.3",),
+    "both of them": ("label_rule=true", "logit_adjustment=0.8", "share_transformer=false"),
     "much at once": ("segment_embeddings=true", "attention_scale=true", "mlm_cross=masked", "share_transformer=false"),
 }
 TEXT = ToyText(TEXT_WIDTH, torch.float64)
+PRIOR = (0.6, 0.1, 0.3)  # classes' shares, for logit_adjustment
 
 
 def model_of(config: Config, seed: int = 0) -> FusionModel:
     """A float64 model with random weights everywhere, norms and biases too."""
     words = TEXT.word_embeddings if config.tie_mlm_head else None
     dimensions = Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY)
-    model = FusionModel(config, dimensions, word_embeddings=words).double().eval()
+    prior = torch.tensor(PRIOR, dtype=torch.float64).log()
+    model = FusionModel(config, dimensions, word_embeddings=words, log_prior=prior).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,11 +61,14 @@ def batch_of(lengths: list[int], seed: int = 0) -> Batch:
 
 def oracle_of(model: FusionModel, batch: Batch):
     """The oracle's parameters and settings, and the batch's posts without their padding."""
-    options = oracle.Settings(**{field.name: getattr(model.config, field.name) for field in fields(oracle.Settings)})
+    names = [field.name for field in fields(oracle.Settings) if field.name != "prior"]
+    options = oracle.Settings(**{name: getattr(model.config, name) for name in names}, prior=PRIOR)
     parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     posts = [
-        oracle.Post(batch.patches[i], batch.tokens[i, :n], batch.input_ids[i, :n], int(batch.labels[i]))
-        for i, n in enumerate(batch.text_mask.sum(dim=1).tolist())
+        oracle.Post(batch.patches[i], batch.tokens[i, :n], batch.input_ids[i, :n], int(batch.labels[i]), own)
+        for i, (n, own) in enumerate(
+            zip(batch.text_mask.sum(dim=1).tolist(), map(tuple, batch.modality_labels.tolist()), strict=True)
+        )
     ]
     return parameters, options, posts
 
@@ -81,7 +89,8 @@ def assert_agrees(model: FusionModel, batch: Batch) -> None:
     """Logits, hidden words, losses and gradients of model and oracle."""
     parameters, options, posts = oracle_of(model, batch)
     expected = torch.stack([oracle.logits(parameters, options, post) for post in posts])
-    torch.testing.assert_close(model(batch), expected, **EXACT)
+    found = model(batch)
+    torch.testing.assert_close(found.log_softmax(dim=1) if options.label_rule else found, expected, **EXACT)
 
     losses = model.losses(batch, TEXT)
     sentiment = oracle.sentiment_loss(parameters, options, posts)

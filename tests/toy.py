@@ -43,8 +43,12 @@ def write_cache(
     seed: int = 0,
     strength: float = 1.0,
     fingerprint: dict[str, Any] = FINGERPRINT,
+    modality_labels: bool = True,
 ) -> Cache:
-    """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each."""
+    """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each.
+
+    With `modality_labels`, every third text is labelled neutral, every third image too, and every seventh text not.
+    """
     random = np.random.default_rng(seed)
     text_encoder = ToyText(width)
     labels = np.arange(posts) % 3
@@ -63,10 +67,13 @@ def write_cache(
         part = slice(start, start + hdf5.SHARD_POSTS)
         features = hdf5.ShardFeatures(records[part], patches[part], patches[part].mean(axis=1), tokens[part], ids[part])
         hdf5.write_shard(folder / hdf5.shard_name(start // hdf5.SHARD_POSTS), features, fingerprint)
-    listed = [
-        Post(str(number), f"text number {number} of the toy", Path(f"{number}.jpg"), LABELS[label], SPLITS[split])
-        for number, (label, split) in enumerate(zip(labels, splits, strict=True))
-    ]
+    listed = []
+    for number, (label, split) in enumerate(zip(labels, splits, strict=True)):
+        text_label = None if number % 7 == 0 else "neutral" if number // 3 % 3 == 0 else LABELS[label]
+        image_label = "neutral" if number // 3 % 3 == 1 else LABELS[label]
+        own = (text_label, image_label) if modality_labels else (None, None)
+        text, image = f"text number {number} of the toy", Path(f"{number}.jpg")
+        listed.append(Post(str(number), text, image, LABELS[label], SPLITS[split], *own))
     hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint)
     return Cache(folder)
 
@@ -91,6 +98,7 @@ def random_batch(
         input_ids=input_ids,
         text_mask=mask,
         labels=torch.randint(0, 3, (count,), generator=generator),
+        modality_labels=torch.randint(-1, 3, (count, 2), generator=generator),
         has_text=everyone,
         has_image=everyone,
         words=np.array(lengths) - 2,
