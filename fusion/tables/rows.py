@@ -109,13 +109,17 @@ def _table_4(base: Config) -> list[Row]:
 
 
 def _beyond(base: Config) -> list[Row]:
-    rows = [_full("the paper's model")]
-    if "best" in presets():
-        rows.append(Row("best", "preset best", preset="best", group="beyond the paper"))
-    return rows + [
-        Row(f"modality-dropout-{share}", f"modality dropout {share}", {"modality_dropout": share}, group=_GROUP)
-        for share in (0.1, 0.2)
+    options: list[tuple[str, str, dict[str, Any]]] = [
+        ("label-rule", "label rule as the output layer, heads for text and image", {"label_rule": True}),
+        *(
+            (f"logit-adjustment-{tau}", f"logit adjustment {tau}", {"logit_adjustment": tau})
+            for tau in (0.25, 0.5, 1.0)
+        ),
+        *((f"modality-dropout-{p}", f"modality dropout {p}", {"modality_dropout": p}) for p in (0.1, 0.2)),
+        ("segments", "segment embeddings", {"segment_embeddings": True}),
     ]
+    best = [Row("best", "preset best", preset="best", group=_GROUP)] if "best" in presets() else []
+    return [_full("the paper's model"), *best, *(Row(*option, group=_GROUP) for option in options)]
 
 
 _GROUP = "beyond the paper"
