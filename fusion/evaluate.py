@@ -12,7 +12,7 @@ from fusion.checkpoint import Run
 from fusion.features import Features
 from fusion.model import FusionModel
 from fusion.precision import precision
-from fusion.probe import probe
+from fusion.probe import kinds_of, probe
 from pipeline.cache import Cache
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
@@ -135,9 +135,8 @@ def table(result: dict[str, Any]) -> str:
         ("this model", result),
         ("  95 % interval", {name: result["interval"][name] for name in SCORES}),
         ("without duplicates", clean) if clean else ("without duplicates", {}),
-        ("image shuffled", result["controls"]["image_shuffled"]),
-        ("text shuffled", result["controls"]["text_shuffled"]),
-        ("linear probe, both", floor["probe"]),
+        *((name.replace("_", " "), scores) for name, scores in result["controls"].items()),
+        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"]),
         ("model - probe", floor["difference"]),
         ("  95 % interval", {name: floor["interval"][name] for name in SCORES}),
     ]
@@ -168,24 +167,28 @@ def controls(model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.d
     """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
 
     A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
-    modality.
+    modality. Texts alone have the second one only.
     """
     shuffles = [_partners(len(rows), np.random.default_rng(number)) for number in range(SHUFFLES)]
     truth = cache.labels[rows].astype(np.int64)
-    image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
-    text = [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]
+    found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]}
+    if cache.has_images:
+        image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
+        found = {"image_shuffled": image, **found}
     return {
-        "image_shuffled": _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in image]),
-        "text_shuffled": _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in text]),
+        name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
+        for name, each in found.items()
     }
 
 
 def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """The paired difference, model minus the linear probe of both modalities, on the same posts."""
-    floor = probe(cache, "both", split)
+    """The paired difference, model minus the linear probe of all modalities that there are, on the same posts."""
+    kind = kinds_of(cache)[-1]
+    floor = probe(cache, kind, split)
     right, probe_right = predicted == truth, floor.test_predictions == truth
     probe_scores, ours = score(truth, floor.test_predictions), score(truth, predicted)
     return {
+        "kind": kind,
         "probe": probe_scores,
         "difference": {name: ours[name] - probe_scores[name] for name in ours},
         "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, floor.test_predictions)},

@@ -21,6 +21,7 @@ from fusion.words import Spans, join_words
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder, first_difference
 from pipeline.errors import InputError
+from pipeline.fingerprint import require_images
 from pipeline.records import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
@@ -136,7 +137,10 @@ def explain_cached(
 
 
 def cache_of(run: Run, folder: Path | None = None) -> Cache:
-    """The cache that a run was made from, or another of the same encoders. Raises InputError if it is of others."""
+    """The cache that a run was made from, or another of the same encoders, to explain posts of. Raises InputError if it
+    is of others, or of texts alone.
+    """
+    require_images(run.facts["fingerprint"], run.folder, "explaining needs images")
     cache = Cache(folder or Path(run.facts["cache"]))
     if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")

@@ -51,8 +51,11 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
     """The posts of a cache from their sources, one by one; those whose image can't be read any more are left out."""
     posts = hdf5.read_posts(cache.folder)
     for row in rows:
+        path = posts[row].image
+        if path is None:
+            continue
         try:
-            picture, _ = to_rgb(posts[row].image.read_bytes())
+            picture, _ = to_rgb(path.read_bytes())
         except (OSError, ImageProblem):
             continue
         written = posts[row].text or ""

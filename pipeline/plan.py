@@ -215,6 +215,6 @@ def _recorded_sha256(index: hdf5.Index) -> dict[str, str]:
 
 def _image_sha256(post: Post) -> str:
     try:
-        return hashlib.sha256(regular_bytes(post.image)).hexdigest()
+        return "" if post.image is None else hashlib.sha256(regular_bytes(post.image)).hexdigest()
     except OSError:
         return ""

@@ -81,6 +81,7 @@ def chosen(**options):
 
 
 CHANGES = {
+    "no image encoder": (chosen(image="none"), "image.name"),
     "image weights": (other_image_weights, "image.weights_sha256"),
     "text weights": (other_text_weights, "text.weights_sha256"),
     "size": (other_transform("input_size", (3, 96, 96)), "image.transform.size"),
