@@ -42,6 +42,7 @@ class EncoderChoice:
     image_weights: Path | None = None
     text: str | None = None
     max_tokens: int = 128
+    text_layers: int = 1  # tokens are the mean of so many last hidden states
     dtype: str = "float32"
     device: str = "auto"
     offline: bool = False  # ask the hub's local cache, never the hub
@@ -144,7 +145,15 @@ class TextEncoder:
     """A frozen BERT-family model with its tokenizer (eqs 5, 17, 21)."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, *, max_tokens: int, dtype: str, device: torch.device
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        *,
+        max_tokens: int,
+        dtype: str,
+        device: torch.device,
+        layers: int = 1,
     ) -> None:
         self.name = name
         self._model = _frozen(model, device)
@@ -152,6 +161,7 @@ class TextEncoder:
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         self.max_tokens = max_tokens
+        self._layers = layers
         self.width: int = model.config.hidden_size
         self.vocabulary: int = model.config.vocab_size
         self.mask_id: int = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id  # -1: it has none
@@ -160,12 +170,13 @@ class TextEncoder:
             "weights_sha256": _weights_sha256(model),
             "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "max_tokens": max_tokens,
-            "layers": [-1],
+            "layers": list(range(-layers, 0)),
             "compute_dtype": dtype,
         }
 
     def describe(self) -> str:
-        return f"{self.name} ({self.width})"
+        layers = f", mean of {self._layers} layers" if self._layers > 1 else ""
+        return f"{self.name} ({self.width}{layers})"
 
     def in_precision(self, dtype: str) -> "TextEncoder":
         """The same encoder computing in `dtype`, where its features need not equal those of a cache."""
@@ -197,13 +208,16 @@ class TextEncoder:
         return list(encoded.encodings[0].offsets)
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """last_hidden_state of ids (B, n) under mask (B, n), True = real token: (B, n, D) float32 on the device. Eqs 5,
-        21.
+        """last_hidden_state, or the mean of the last hidden states, of ids (B, n) under mask (B, n), True = real token:
+        (B, n, D) float32 on the device. Eqs 5, 21.
         """
         with torch.inference_mode(), _precision(self.device, self._dtype):
             ids = input_ids.to(self.device, torch.int64)
-            output = self._model(input_ids=ids, attention_mask=mask.to(self.device, torch.int64))
+            real = mask.to(self.device, torch.int64)
+            output = self._model(input_ids=ids, attention_mask=real, output_hidden_states=self._layers > 1)
             states = output.last_hidden_state.float()  # eqs 5, 21
+            if self._layers > 1:
+                states = torch.stack([state.float() for state in output.hidden_states[-self._layers :]]).mean(dim=0)
         return states.clone()  # outside inference mode, so that what follows may learn from it
 
 
@@ -270,10 +284,18 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", choice.max_tokens))
     if not 3 <= choice.max_tokens <= longest:
         raise InputError(f"--max-tokens {choice.max_tokens}: {name} takes 3 to {longest}")
+    if not 1 <= choice.text_layers <= model.config.num_hidden_layers:
+        raise InputError(f"--text-layers {choice.text_layers}: {name} has 1 to {model.config.num_hidden_layers}")
     if folder.is_dir() and name != PACKAGED_TEXT:
         name = f"{model.config.model_type} (local files)"  # where a folder lies does not change the features
     return TextEncoder(
-        model, tokenizer, name, max_tokens=choice.max_tokens, dtype=choice.dtype, device=resolve_device(choice.device)
+        model,
+        tokenizer,
+        name,
+        max_tokens=choice.max_tokens,
+        dtype=choice.dtype,
+        device=resolve_device(choice.device),
+        layers=choice.text_layers,
     )
 
 

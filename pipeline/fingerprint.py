@@ -54,8 +54,13 @@ def same_text_encoder(
     name = marks["name"]
     if folder is None and name.endswith("(local files)"):
         raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
+    layers = marks.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
-        text=folder or name, max_tokens=marks["max_tokens"], dtype=marks["compute_dtype"], device=device
+        text=folder or name,
+        max_tokens=marks["max_tokens"],
+        text_layers=len(layers),
+        dtype=marks["compute_dtype"],
+        device=device,
     )
     try:
         encoder = load_text_encoder(choice)
@@ -64,7 +69,7 @@ def same_text_encoder(
             f"{owner}: needs the text encoder {name}, weights {marks['weights_sha256'][:12]}; "
             f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
         ) from None
-    _refuse_another(marks, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
+    _refuse_another({**marks, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
     return encoder
 
 

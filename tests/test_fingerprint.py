@@ -91,6 +91,7 @@ CHANGES = {
     "deviation": (other_transform("std", (0.5, 0.5, 0.25)), "image.transform.std"),
     "decoder": (other_decoder, "image.transform.decoder"),
     "tokenizer": (other_tokenizer, "text.tokenizer_sha256"),
+    "text layers": (chosen(text_layers=2), "text.layers"),
     "max tokens": (chosen(max_tokens=31), "text.max_tokens"),
     "compute dtype": (chosen(dtype="bfloat16"), "image.compute_dtype"),
     "stored dtype": (chosen(stored="float32"), "stored_dtype"),
