@@ -53,6 +53,7 @@ def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-tokens", default=128, help="Longer texts are cut by the tokenizer."),
         click.option("--text-layers", type=click.IntRange(1), default=1, help="Tokens: mean of its last K layers."),
         click.option("--text-encoder", "text", help="A BERT-family model by hub name, or a local folder."),
+        click.option("--views", type=click.IntRange(1, 6), default=1, help="Of each image: centre, mirror, corners."),
         click.option("--image-weights", type=PATH, help="Its weights from a local .safetensors or .pth file."),
         click.option("--image-encoder", "image", help="A timm model with a patch grid; none: texts alone."),
         click.option(

@@ -40,23 +40,29 @@ def predict(
 ) -> np.ndarray:
     """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
 
+    A model that was trained on sampled views answers by the mean over all views.
     Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
     `features`: where the rows' features lie already.
     """
     model.eval()
     order = np.argsort(cache.lengths[rows], kind="stable")
     batches = list(in_order(order, batch_size))
-    if image_rows is None:
-        features = features or Features(cache, rows, device, "map")
-        read = features.batches(rows[at] for at in batches)
-    else:
-        read = (read_batch(cache, rows[at], device, image_rows=image_rows[at]) for at in batches)
-    probabilities = np.empty((len(rows), len(LABELS)))
-    for at, batch in zip(batches, read, strict=True):
-        with precision(model.config, device):
-            logits = model(batch)
-        probabilities[at] = logits.double().softmax(dim=1).cpu().numpy()
-    return probabilities
+    features = features or Features(cache, rows, device, "map")
+    views = cache.views if model.config.views == "sample" else 1
+    probabilities = np.zeros((len(rows), len(LABELS)))
+    for view in range(views):
+        shown = np.full(len(cache), view)
+        if image_rows is None:
+            read = features.batches((rows[at] for at in batches), shown)
+        else:
+            read = (
+                read_batch(cache, rows[at], device, image_rows=image_rows[at], views=shown[rows[at]]) for at in batches
+            )
+        for at, batch in zip(batches, read, strict=True):
+            with precision(model.config, device):
+                logits = model(batch)
+            probabilities[at] += logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities / views
 
 
 def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:

@@ -14,7 +14,7 @@ import torch
 
 from fusion.attribution import METHODS, Features, Weights, trace
 from fusion.checkpoint import Run
-from fusion.evaluate import precision, predict
+from fusion.evaluate import predict
 from fusion.model import FusionModel
 from fusion.predict import Inputs, Predictor
 from fusion.words import Spans, join_words
@@ -76,9 +76,8 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         inputs: what `predictor.inputs` made of them. One that has a `reason` raises InputError.
         method: one of METHODS; their formulas stand in `fusion.attribution`.
     """
-    batch = predictor.features(inputs)
-    with torch.inference_mode(), precision(predictor.config, predictor.device):
-        answers = predictor.model(batch).double().softmax(dim=1).cpu().numpy()
+    views = predictor.features(inputs)
+    batch, answers = views[0], predictor.probabilities(views)
     posts = []
     for i, one in enumerate(inputs):
         tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]

@@ -27,6 +27,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
 from pipeline.images import ImageProblem, to_rgb
+from pipeline.views import first_view
 
 SHARE, DRAWS = 0.2, 5
 
@@ -60,7 +61,7 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
             continue
         written = posts[row].text or ""
         (ids,), _ = text.tokenize([written])
-        yield RawPost(image.pixels(picture), ids, word_pieces(text.spans(written)))
+        yield RawPost(first_view(image.pixels(picture)), ids, word_pieces(text.spans(written)))
 
 
 def faithfulness(

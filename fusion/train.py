@@ -105,6 +105,8 @@ def train(
     if config.modalities != "text":
         unless = " unless modalities is text" if config.model == "fusion" else ""
         require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
+    if config.views == "sample" and cache.views == 1:
+        raise InputError(f"{cache.folder}: has one view of each image; for views sample extract with --views 2 to 6")
     require_all_classes(cache)
     keep_memory()
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
@@ -116,7 +118,8 @@ def train(
     optimizer = new_optimizer(model, config)
     trainable = sum(parameter.numel() for parameter in model.parameters())
     frozen = text_encoder.parameters if text_encoder else 0
-    features = Features(cache, np.concatenate([train_rows, val_rows]), device, means.cache_in)
+    views = cache.views if config.views == "sample" else 1
+    features = Features(cache, np.concatenate([train_rows, val_rows]), device, means.cache_in, views=views)
     say(f"features: {features.why}")
     say(f"precision: {resolved(config, device)}")
     started = time.perf_counter()

@@ -40,8 +40,9 @@ class ShardJob:
     def __init__(self, posts: Sequence[Post], image: ImageEncoder, text: TextEncoder, dtype: np.dtype) -> None:
         self.posts = posts
         self._image, self._text, self._dtype = image, text, dtype
-        self._patches = np.zeros((len(posts), *image.patches_shape), dtype)
-        self._pooled = np.zeros((len(posts), image.patches_shape[1]), dtype)
+        views = image.pixels_shape[:-3]  # (V,), or none where there is one
+        self._patches = np.zeros((len(posts), *views, *image.patches_shape), dtype)
+        self._pooled = np.zeros((len(posts), *views, image.patches_shape[1]), dtype)
         self._input_ids, self._truncated = text.tokenize(
             ["" if text_problem(post) else str(post.text) for post in posts]
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline import images
 from pipeline.errors import InputError
+from pipeline.views import VIEWS, Views
 from pipeline.weights import cached_or_fetched, hub_file, package_folder, packaged_image_weights, read_weights
 
 NO_IMAGES = "none"  # in place of an image encoder's name
@@ -40,6 +41,7 @@ class EncoderChoice:
     preset: str = "paper"
     image: str | None = None
     image_weights: Path | None = None
+    views: int = 1  # of each picture; see pipeline.views
     text: str | None = None
     max_tokens: int = 128
     text_layers: int = 1  # tokens are the mean of so many last hidden states
@@ -63,9 +65,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 class ImageEncoder:
-    """A frozen timm model with a patch grid (eq 1)."""
+    """A frozen timm model with a patch grid (eq 1). `pixels_shape` is (3, S, S), with several views (V, 3, S, S)."""
 
-    def __init__(self, model: Any, name: str, *, dtype: str, device: torch.device) -> None:
+    def __init__(self, model: Any, name: str, *, dtype: str, device: torch.device, views: int = 1) -> None:
         from timm.data import create_transform, resolve_data_config
 
         self.name = name
@@ -76,7 +78,10 @@ class ImageEncoder:
         self.transform = create_transform(**config, normalize=False)  # resize and crop only: (3, S, S) uint8
         self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
         self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
-        self.pixels_shape: tuple[int, int, int] = tuple(config["input_size"])
+        self.pixels_shape: tuple[int, ...] = tuple(config["input_size"])
+        if views > 1:
+            self.transform = Views(self.transform, views, name)
+            self.pixels_shape = (views, *self.pixels_shape)
         self.patches_shape = self._probe_grid()
         self.fingerprint: dict[str, Any] = {
             "name": name,
@@ -90,34 +95,37 @@ class ImageEncoder:
                 "std": list(config["std"]),
                 "decoder": images.DECODER,
             },
-            "views": ["center"],
+            "views": list(VIEWS[:views]),
             "compute_dtype": dtype,
         }
 
     def describe(self) -> str:
         patches, channels = self.patches_shape
-        return f"{self.name} ({patches} x {channels})"
+        views = "".join(f"{count} views of " for count in self.pixels_shape[:-3])
+        return f"{self.name} ({views}{patches} x {channels})"
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """An RGB picture, resized and cropped: (3, S, S) uint8."""
+        """An RGB picture, resized and cropped: uint8 of `pixels_shape`."""
         return np.asarray(self.transform(picture))
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features of a batch of `pixels()`: patches (B, m, C), row-major, and their mean (B, C); both float32. Eqs 1,
-        2.
+        """Features of a batch of `pixels()`: patches (B, m, C), row-major, and their mean (B, C); both float32. Of
+        several views (B, V, m, C) and (B, V, C). Eqs 1, 2.
         """
+        pictures = pixels.reshape(-1, *pixels.shape[-3:])
         with torch.inference_mode(), _precision(self.device, self._dtype):
             # One memory layout, whatever the pixels came in: another one takes other kernels, which round differently.
-            x = torch.from_numpy(pixels).to(self.device).float().contiguous(memory_format=torch.channels_last)
+            x = torch.from_numpy(pictures).to(self.device).float().contiguous(memory_format=torch.channels_last)
             x = x.div_(255).sub_(self._mean).div_(self._std)
             patches = _rows(self._model, self._model.forward_features(x)).float()  # eq 1
             pooled = patches.mean(dim=1)  # eq 2
-        return patches.cpu().numpy(), pooled.cpu().numpy()
+        of = pixels.shape[:-3]
+        return patches.cpu().numpy().reshape(*of, *patches.shape[1:]), pooled.cpu().numpy().reshape(*of, -1)
 
     def _probe_grid(self) -> tuple[int, int]:
         """(m, C), read off one blank picture."""
         try:
-            patches, _ = self.encode(np.zeros((1, *self.pixels_shape), np.uint8))
+            patches, _ = self.encode(np.zeros((1, *self.pixels_shape[-3:]), np.uint8))
         except ValueError as error:
             raise InputError(f"--image-encoder {self.name}: {error}") from None
         return patches.shape[1], patches.shape[2]
@@ -248,7 +256,9 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     except RuntimeError as error:
         source = choice.image_weights or "the weights"
         raise InputError(f"{source}: not weights of {name} ({' '.join(str(error).split())[:300]})") from None
-    return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device))
+    if not 1 <= choice.views <= len(VIEWS):
+        raise InputError(f"--views {choice.views}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
+    return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device), views=choice.views)
 
 
 def load_text_encoder(choice: EncoderChoice) -> TextEncoder:

@@ -32,7 +32,14 @@ def same_image_encoder(
     """
     if marks["name"] == NO_IMAGES:
         return NoImages(resolve_device(device))
-    choice = EncoderChoice(image=marks["name"], image_weights=weights, dtype=marks["compute_dtype"], device=device)
+    views = marks.get("views", ["center"])
+    choice = EncoderChoice(
+        image=marks["name"],
+        image_weights=weights,
+        views=len(views),
+        dtype=marks["compute_dtype"],
+        device=device,
+    )
     try:
         encoder = load_image_encoder(choice)
     except Unreachable as error:
@@ -40,7 +47,9 @@ def same_image_encoder(
             f"{owner}: needs the image encoder {marks['name']}, weights {marks['weights_sha256'][:12]}; "
             f"{error.what}; where they lie in a file, say so with --image-weights FILE"
         ) from None
-    _refuse_another(marks, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner)
+    _refuse_another(
+        {**marks, "views": views}, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner
+    )
     return encoder
 
 

@@ -50,7 +50,8 @@ class PostRecord:
 class ShardFeatures:
     """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
 
-    patches (N, m, C), pooled (N, C); tokens and input_ids a list of (n, D) and (n,), one per post.
+    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
+    and (n,), one per post.
     """
 
     posts: list[PostRecord]
@@ -181,7 +182,7 @@ def read_index(folder: Path) -> Index:
             splits=splits,
             offsets=file["/text/offsets"][:],
             shards={name: column[:] for name, column in file["/shard"].items()},
-            patches_shape=file["/image/patches"].shape[1:],
+            patches_shape=file["/image/patches"].shape[-2:],
             text_width=file["/text/tokens"].shape[1],
             part=json.loads(file.attrs["part"]) if "part" in file.attrs else None,
         )

@@ -92,6 +92,7 @@ CHANGES = {
     "decoder": (other_decoder, "image.transform.decoder"),
     "tokenizer": (other_tokenizer, "text.tokenizer_sha256"),
     "text layers": (chosen(text_layers=2), "text.layers"),
+    "views": (chosen(views=2), "image.views"),
     "max tokens": (chosen(max_tokens=31), "text.max_tokens"),
     "compute dtype": (chosen(dtype="bfloat16"), "image.compute_dtype"),
     "stored dtype": (chosen(stored="float32"), "stored_dtype"),
