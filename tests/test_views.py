@@ -19,11 +19,11 @@ from fusion.train import Means
 from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.check import encode_again
-from pipeline.encoders import EncoderChoice, load_image_encoder
+from pipeline.encoders import EncoderChoice, NoImages, load_image_encoder
 from pipeline.errors import InputError
 from pipeline.extract import extract
 from pipeline.fingerprint import same_image_encoder
-from pipeline.plan import Changes, Part
+from pipeline.plan import Changes, Part, Plan, feature_bytes
 from pipeline.records import LABELS, write_manifest
 from pipeline.views import VIEWS, Views, first_view
 from tests.conftest import CPU, trained
@@ -83,6 +83,8 @@ def test_a_transform_without_a_centre_and_numbers_that_make_no_sense_are_refused
     for count in (0, 7):
         with pytest.raises(InputError, match=rf"--views {count}: there are 1 to 6: center, flip"):
             load_image_encoder(EncoderChoice(preset="packaged", device="cpu", views=count))
+    with pytest.raises(InputError, match="--views 2: with --image-encoder none there is nothing to view"):
+        load_image_encoder(EncoderChoice(image="none", device="cpu", views=2))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,15 @@ def test_views_are_the_same_bytes_however_the_cache_was_made(make, tmp_path, mon
     assert shard_bytes(tmp_path / "part")["shard-00001.h5"] == shard_bytes(tmp_path / "whole")["shard-00001.h5"]
     with pytest.raises(InputError, match=r"made by other encoders; image\.views: "):
         make(posts, tmp_path / "whole", image=TinyImage())
+
+
+def test_room_is_asked_for_every_view_and_for_none_where_there_are_no_images(tmp_path):
+    todo = Plan([], {0: tiny_posts(tmp_path / "posts", 5)}, [0], Part())
+    three, one, none = (
+        feature_bytes(todo, image, TinyText(), "float16") for image in (ThreeViews(), TinyImage(), NoImages(CPU))
+    )
+    image = (4 + 1) * 3 * 2  # patches and pooled of one view, in bytes
+    assert (three - one, one - none) == (5 * 2 * image, 5 * image)
 
 
 def test_a_view_that_is_not_finite_fails_its_post_alone(make, tmp_path):
