@@ -127,7 +127,7 @@ def test_a_given_split_is_followed_and_what_it_lacks_has_none(tmp_path):
     with pytest.raises(InputError, match="post '2' is positive there but negative by the data set's own labels"):
         prepare(folder, splits=splits)
     splits.write_text("id,split\n77,test\n")
-    with pytest.raises(InputError, match="not one of its 1 ids is a post of this folder"):
+    with pytest.raises(InputError, match="not one of its 1 ids is a post of this data set"):
         prepare(folder, splits=splits)
 
 
