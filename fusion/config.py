@@ -59,6 +59,9 @@ class Config(BaseModel):
     segment_embeddings: bool = False  # beyond the paper: a learned vector for each of the four blocks
     modality_dropout: Fraction = 0.0  # beyond the paper: how often a training post loses one modality
 
+    # Beyond the paper, of a cache with several views: train on one at random each epoch, and answer by their mean
+    views: Literal["first", "sample"] = "first"
+
     # The masked-language loss
     mlm: bool = True  # the fusion model's alone: with a baseline it is always false
     mlm_weight: Annotated[float, Field(ge=0)] = 1.0  # eq 13
@@ -106,6 +109,8 @@ class Config(BaseModel):
             raise ValueError(
                 "mask_choice: no image to choose words by when modalities is text; set mask_choice to random"
             )
+        if self.modalities == "text" and self.views == "sample":
+            raise ValueError("views: no image to see when modalities is text; leave it at first")
         if self.modalities != "both" and self.modality_dropout:
             raise ValueError("modality_dropout: needs modalities both")
         if self.modalities != "both" and self.label_rule:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion import fast
-from fusion.batches import Batch, shuffled
+from fusion.batches import Batch, sampled_views, shuffled
 from fusion.config import Config
 from fusion.features import Features
 from fusion.label_rule import known_labels
@@ -74,7 +74,10 @@ class Epoch:
         sums = np.zeros((2, 3 if config.label_rule else 2))  # of each loss over what it is a mean of, and of this
         unseen: list[tuple[int, Tensor, int]] = []
         lr = config.lr
-        for number, (batch, share) in enumerate(zip(batches, self._batches(shares), strict=True)):
+        views = None
+        if config.views == "sample":
+            views = sampled_views(len(self._cache), self._cache.views, config.seed, epoch)
+        for number, (batch, share) in enumerate(zip(batches, self._batches(shares, views), strict=True)):
             lr = learning_rate(config, (epoch - 1) * self.steps + number, config.epochs * self.steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
@@ -98,9 +101,9 @@ class Epoch:
             "lr": lr,
         }
 
-    def _batches(self, shares: list[np.ndarray]) -> Any:
+    def _batches(self, shares: list[np.ndarray], views: np.ndarray | None) -> Any:
         """This rank's batches; None where a small last batch leaves it without a post."""
-        read = self._features.batches(share for share in shares if len(share))
+        read = self._features.batches((share for share in shares if len(share)), views)
         return (next(read) if len(share) else None for share in shares)
 
     def _step(self, rows: np.ndarray, share: Batch | None, draws: torch.Generator) -> tuple[Tensor, int]:

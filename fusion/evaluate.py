@@ -12,7 +12,7 @@ from fusion.checkpoint import Run
 from fusion.features import Features
 from fusion.model import FusionModel
 from fusion.precision import precision
-from fusion.probe import probe
+from fusion.probe import kinds_of, probe
 from pipeline.cache import Cache
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
@@ -40,23 +40,29 @@ def predict(
 ) -> np.ndarray:
     """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
 
+    A model that was trained on sampled views answers by the mean over all views.
     Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
     `features`: where the rows' features lie already.
     """
     model.eval()
     order = np.argsort(cache.lengths[rows], kind="stable")
     batches = list(in_order(order, batch_size))
-    if image_rows is None:
-        features = features or Features(cache, rows, device, "map")
-        read = features.batches(rows[at] for at in batches)
-    else:
-        read = (read_batch(cache, rows[at], device, image_rows=image_rows[at]) for at in batches)
-    probabilities = np.empty((len(rows), len(LABELS)))
-    for at, batch in zip(batches, read, strict=True):
-        with precision(model.config, device):
-            logits = model(batch)
-        probabilities[at] = logits.double().softmax(dim=1).cpu().numpy()
-    return probabilities
+    features = features or Features(cache, rows, device, "map")
+    views = cache.views if model.config.views == "sample" else 1
+    probabilities = np.zeros((len(rows), len(LABELS)))
+    for view in range(views):
+        shown = np.full(len(cache), view)
+        if image_rows is None:
+            read = features.batches((rows[at] for at in batches), shown)
+        else:
+            read = (
+                read_batch(cache, rows[at], device, image_rows=image_rows[at], views=shown[rows[at]]) for at in batches
+            )
+        for at, batch in zip(batches, read, strict=True):
+            with precision(model.config, device):
+                logits = model(batch)
+            probabilities[at] += logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities / views
 
 
 def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
@@ -135,9 +141,8 @@ def table(result: dict[str, Any]) -> str:
         ("this model", result),
         ("  95 % interval", {name: result["interval"][name] for name in SCORES}),
         ("without duplicates", clean) if clean else ("without duplicates", {}),
-        ("image shuffled", result["controls"]["image_shuffled"]),
-        ("text shuffled", result["controls"]["text_shuffled"]),
-        ("linear probe, both", floor["probe"]),
+        *((name.replace("_", " "), scores) for name, scores in result["controls"].items()),
+        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"]),
         ("model - probe", floor["difference"]),
         ("  95 % interval", {name: floor["interval"][name] for name in SCORES}),
     ]
@@ -168,24 +173,28 @@ def controls(model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.d
     """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
 
     A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
-    modality.
+    modality. Texts alone have the second one only.
     """
     shuffles = [partners(len(rows), np.random.default_rng(number)) for number in range(SHUFFLES)]
     truth = cache.labels[rows].astype(np.int64)
-    image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
-    text = [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]
+    found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]}
+    if cache.has_images:
+        image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
+        found = {"image_shuffled": image, **found}
     return {
-        "image_shuffled": _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in image]),
-        "text_shuffled": _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in text]),
+        name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
+        for name, each in found.items()
     }
 
 
 def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """The paired difference, model minus the linear probe of both modalities, on the same posts."""
-    floor = probe(cache, "both", split)
+    """The paired difference, model minus the linear probe of all modalities that there are, on the same posts."""
+    kind = kinds_of(cache)[-1]
+    floor = probe(cache, kind, split)
     right, probe_right = predicted == truth, floor.test_predictions == truth
     probe_scores, ours = score(truth, floor.test_predictions), score(truth, predicted)
     return {
+        "kind": kind,
         "probe": probe_scores,
         "difference": {name: ours[name] - probe_scores[name] for name in ours},
         "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, floor.test_predictions)},

@@ -14,13 +14,14 @@ import torch
 
 from fusion.attribution import METHODS, Features, Weights, trace
 from fusion.checkpoint import Run
-from fusion.evaluate import precision, predict
+from fusion.evaluate import predict
 from fusion.model import FusionModel
 from fusion.predict import Inputs, Predictor
 from fusion.words import Spans, join_words
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder, first_difference
 from pipeline.errors import InputError
+from pipeline.fingerprint import require_images
 from pipeline.records import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
@@ -75,9 +76,8 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         inputs: what `predictor.inputs` made of them. One that has a `reason` raises InputError.
         method: one of METHODS; their formulas stand in `fusion.attribution`.
     """
-    batch = predictor.features(inputs)
-    with torch.inference_mode(), precision(predictor.config, predictor.device):
-        answers = predictor.model(batch).double().softmax(dim=1).cpu().numpy()
+    views = predictor.features(inputs)
+    batch, answers = views[0], predictor.probabilities(views)
     posts = []
     for i, one in enumerate(inputs):
         tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
@@ -136,7 +136,10 @@ def explain_cached(
 
 
 def cache_of(run: Run, folder: Path | None = None) -> Cache:
-    """The cache that a run was made from, or another of the same encoders. Raises InputError if it is of others."""
+    """The cache that a run was made from, or another of the same encoders, to explain posts of. Raises InputError if it
+    is of others, or of texts alone.
+    """
+    require_images(run.facts["fingerprint"], run.folder, "explaining needs images")
     cache = Cache(folder or Path(run.facts["cache"]))
     if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")

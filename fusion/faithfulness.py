@@ -27,6 +27,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
 from pipeline.images import ImageProblem, to_rgb
+from pipeline.views import first_view
 
 SHARE, DRAWS = 0.2, 5
 
@@ -51,13 +52,16 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
     """The posts of a cache from their sources, one by one; those whose image can't be read any more are left out."""
     posts = hdf5.read_posts(cache.folder)
     for row in rows:
+        path = posts[row].image
+        if path is None:
+            continue
         try:
-            picture, _ = to_rgb(posts[row].image.read_bytes())
+            picture, _ = to_rgb(path.read_bytes())
         except (OSError, ImageProblem):
             continue
         written = posts[row].text or ""
         (ids,), _ = text.tokenize([written])
-        yield RawPost(image.pixels(picture), ids, word_pieces(text.spans(written)))
+        yield RawPost(first_view(image.pixels(picture)), ids, word_pieces(text.spans(written)))
 
 
 def faithfulness(

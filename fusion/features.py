@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,22 +27,28 @@ class Features:
 
     `map`: read from the mapped shards, which all processes share. `ram`: copied into this process's memory. `device`:
     copied to the GPU, gathered there. `auto`: the GPU where they take at most half of what is free there, else mapped.
+    So many of each image's `views` are copied.
     """
 
-    def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device, place: Place = "auto") -> None:
-        self._cache, self._device = cache, device
-        self.bytes = _feature_bytes(cache, rows)
+    def __init__(
+        self, cache: Cache, rows: np.ndarray, device: torch.device, place: Place = "auto", *, views: int = 1
+    ) -> None:
+        self._cache, self._device, self._views = cache, device, views
+        self.bytes = _feature_bytes(cache, rows, views)
         self.place, self.why = _decide(self.bytes, device, place)
         self.waited = 0.0  # seconds that the caller of `batches` waited for data
         if self.place != "map":
             self._copy(rows, device if self.place == "device" else torch.device("cpu"))
 
-    def batches(self, batches_of_rows: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """A batch for each of the row lists, read ahead while the caller works on the one before."""
+    def batches(self, batches_of_rows: Iterable[np.ndarray], views: np.ndarray | None = None) -> Iterator[Batch]:
+        """A batch for each of the row lists, read ahead while the caller works on the one before.
+
+        views (posts of the cache,): which view of each post's image; without it the first.
+        """
+        read = partial(self._read if self.place == "map" else self._gathered, views=views)
         if self.place == "device":
-            yield from map(self._gathered, batches_of_rows)
+            yield from map(read, batches_of_rows)
             return
-        read = self._gathered if self.place == "ram" else self._read
         with ThreadPoolExecutor(1, "read") as reader:
             coming: deque[Future[Batch]] = deque()
             for rows in batches_of_rows:
@@ -57,23 +64,28 @@ class Features:
         self.waited += time.perf_counter() - started
         return batch.to(self._device)
 
-    def _read(self, rows: np.ndarray) -> Batch:
-        return self._pinned(read_batch(self._cache, rows, torch.device("cpu")))
+    def _read(self, rows: np.ndarray, views: np.ndarray | None) -> Batch:
+        chosen = None if views is None else views[rows]
+        return self._pinned(read_batch(self._cache, rows, torch.device("cpu"), views=chosen))
 
     def _copy(self, rows: np.ndarray, to: torch.device) -> None:
-        """Patches, pooled and labels of the rows, and their tokens one after the other."""
+        """Patches (V, rows, m, C), pooled and labels of the rows, and their tokens one after the other."""
         cache = self._cache
         self._place_of = np.full(len(cache), -1)
         self._place_of[rows] = np.arange(len(rows))
         self._lengths = cache.lengths[rows]
         self._starts = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
-        patches, pooled = cache.gather_images(rows)
+        (m, channels), dtype = cache.patches_shape, cache.fingerprint["stored_dtype"]
+        patches = np.empty((self._views, len(rows), m, channels), dtype)
+        pooled = np.empty((self._views, len(rows), channels), dtype)
+        for view, out in enumerate(zip(patches, pooled, strict=True)):
+            cache.gather_images(rows, out, views=np.full(len(rows), view))
         tokens = np.concatenate([cache.tokens(row) for row in rows])
         ids = np.concatenate([cache.input_ids(row) for row in rows]).astype(np.int64)
         labels = cache.labels[rows].astype(np.int64), modality_labels_of(cache, rows)
         self._stored = [torch.from_numpy(array).to(to) for array in (patches, pooled, tokens, ids, *labels)]
 
-    def _gathered(self, rows: np.ndarray) -> Batch:
+    def _gathered(self, rows: np.ndarray, views: np.ndarray | None) -> Batch:
         patches, pooled, tokens, ids, labels, modality_labels = self._stored
         places = self._place_of[rows]
         lengths = self._lengths[places]
@@ -82,12 +94,15 @@ class Features:
         # a padded position reads the text's first token, and is set to zero after
         at = np.where(mask, self._starts[places][:, None] + np.arange(longest), self._starts[places][:, None])
         here = labels.device
-        where, real, of = (torch.from_numpy(array).to(here, non_blocking=True) for array in (at, mask, places))
+        shown = np.zeros(len(rows), np.int64) if views is None else views[rows]
+        where, real, of, view = (
+            torch.from_numpy(array).to(here, non_blocking=True) for array in (at, mask, places, shown)
+        )
         everyone = torch.ones(len(rows), dtype=torch.bool, device=here)
         batch = Batch(
             rows=rows,
-            patches=patches[of].float(),
-            pooled=pooled[of].float(),
+            patches=patches[view, of].float(),
+            pooled=pooled[view, of].float(),
             tokens=tokens[where].float().mul_(real[:, :, None]),
             input_ids=ids[where] * real,
             text_mask=real,
@@ -104,10 +119,11 @@ class Features:
         return batch.each(Tensor.pin_memory) if self._device.type == "cuda" else batch
 
 
-def _feature_bytes(cache: Cache, rows: np.ndarray) -> int:
+def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
     m, channels = cache.patches_shape
     size = np.dtype(cache.fingerprint["stored_dtype"]).itemsize
-    return int(len(rows) * (m + 1) * channels * size + cache.lengths[rows].sum() * (cache.text_width * size + 8))
+    images = len(rows) * views * (m + 1) * channels * size
+    return int(images + cache.lengths[rows].sum() * (cache.text_width * size + 8))
 
 
 def _decide(needed: int, device: torch.device, place: Place) -> tuple[Place, str]:

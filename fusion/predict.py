@@ -4,6 +4,7 @@
 to the cache's stored precision, so that a post gets the answer that it would get from the cache.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,10 @@ from PIL import Image
 
 from fusion.batches import Batch, collate
 from fusion.checkpoint import Run
-from fusion.config import Config
 from fusion.evaluate import precision
 from fusion.model import FusionModel
 from pipeline.encode import text_problem
-from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.encoders import ImageEncoder, NoImages, TextEncoder
 from pipeline.errors import InputError
 from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
@@ -41,7 +41,8 @@ class RawPost:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the encoders get of a post: its text, and pixels (3, S, S) uint8; None where there is none.
+    """What the encoders get of a post: its text, and pixels (3, S, S) uint8, of several views (V, 3, S, S); None where
+    there is none.
 
     `reason` says why the post can't be answered, and is empty if it can. `picture` is the whole upright RGB picture,
     for showing.
@@ -96,6 +97,7 @@ class Predictor:
         self.run, self.config, self.model = run, model.config, model
         self.image, self.text, self.device = image, text, device
         self._stored = np.dtype(run.facts["fingerprint"]["stored_dtype"])
+        self._views = math.prod(image.pixels_shape[:-3]) if self.config.views == "sample" else 1
 
     @classmethod
     def open(
@@ -123,13 +125,13 @@ class Predictor:
         picture, pixels = None, None
         flags: tuple[str, ...] = ()
         reason = _text_problem(post.text)
-        if post.image is not None and not reason:
+        if post.image is not None and not reason and not isinstance(self.image, NoImages):
             try:
                 picture, flags = to_rgb(post.image, max_pixels)
                 pixels = self.image.pixels(picture)
             except ImageProblem as error:
                 reason = f"image: {error}"
-        reason = reason or missing_problem(self.config, post.text is None, post.image is None)
+        reason = reason or unanswerable(self, post.text is None, post.image is None)
         return Inputs(post.id, post.text, pixels, flags, reason, picture)
 
     @torch.inference_mode()
@@ -138,27 +140,37 @@ class Predictor:
         answers = {i: Answer(one.id, {}, reason=one.reason) for i, one in enumerate(inputs) if one.reason}
         good = [i for i in range(len(inputs)) if i not in answers]
         if good:
-            batch, flags, finite = self._encode([inputs[i] for i in good])
-            with precision(self.config, self.device):
-                logits = self.model(batch)
-            probabilities = logits.double().softmax(dim=1).cpu().numpy()
+            batches, flags, finite = self._encode([inputs[i] for i in good])
+            probabilities = self.probabilities(batches)
             for i, values, said, whole in zip(good, probabilities, flags, finite, strict=True):
                 named = dict(zip(LABELS, map(float, values), strict=True))
                 bad = Answer(inputs[i].id, {}, reason=f"features: not finite in {self._stored}")
                 answers[i] = Answer(inputs[i].id, named, said) if whole else bad
         return [answers[i] for i in range(len(inputs))]
 
-    def features(self, inputs: Sequence[Inputs]) -> Batch:
-        """The features of posts as a batch, labels unknown. Raises InputError naming the first that has none."""
+    @torch.inference_mode()
+    def probabilities(self, views: Sequence[Batch]) -> np.ndarray:
+        """(B, 3) float64: the mean over the views of the same posts."""
+        total = np.zeros((len(views[0]), len(LABELS)))
+        for batch in views:
+            with precision(self.config, self.device):
+                logits = self.model(batch)
+            total += logits.double().softmax(dim=1).cpu().numpy()
+        return total / len(views)
+
+    def features(self, inputs: Sequence[Inputs]) -> list[Batch]:
+        """The features of posts as a batch for each view that the run answers by, the encoder's own crop first; labels
+        unknown. Raises InputError naming the first post that has none.
+        """
         if bad := next((one for one in inputs if one.reason), None):
             raise InputError(f"post {bad.id}: {bad.reason}")
-        batch, _, finite = self._encode(inputs)
+        batches, _, finite = self._encode(inputs)
         if not finite.all():
             raise InputError(f"post {inputs[int(finite.argmin())].id}: features: not finite in {self._stored}")
-        return batch
+        return batches
 
-    def _encode(self, inputs: Sequence[Inputs]) -> tuple[Batch, list[tuple[str, ...]], np.ndarray]:
-        """Features (eqs 1, 2, 5), each post's flags, and whether its features are finite (B,).
+    def _encode(self, inputs: Sequence[Inputs]) -> tuple[list[Batch], list[tuple[str, ...]], np.ndarray]:
+        """Features (eqs 1, 2, 5) by view, each post's flags, and whether its features are finite (B,).
 
         What is missing is zeros, or the tokens of an empty text, which the model then leaves out of its rows.
         """
@@ -170,9 +182,13 @@ class Predictor:
         mask = torch.arange(longest) < torch.tensor([len(values) for values in ids])[:, None]
         states = self.text.encode(padded, mask).cpu().numpy()
 
-        patches = np.zeros((len(inputs), *self.image.patches_shape), np.float32)
-        pooled = np.zeros((len(inputs), self.image.patches_shape[1]), np.float32)
-        seen = {i: one.pixels for i, one in enumerate(inputs) if one.pixels is not None}
+        patches = np.zeros((len(inputs), self._views, *self.image.patches_shape), np.float32)
+        pooled = np.zeros((len(inputs), self._views, self.image.patches_shape[1]), np.float32)
+        seen = {
+            i: one.pixels.reshape(-1, *one.pixels.shape[-3:])[: self._views]
+            for i, one in enumerate(inputs)
+            if one.pixels is not None
+        }
         if seen:
             patches[list(seen)], pooled[list(seen)] = self.image.encode(np.stack(list(seen.values())))
 
@@ -182,17 +198,20 @@ class Predictor:
         finite = np.array(
             [all(np.isfinite(part).all() for part in (tokens[i], patches[i], pooled[i])) for i in range(len(inputs))]
         )
-        batch = collate(
-            patches,
-            pooled,
-            tokens,
-            ids,
-            self.device,
-            has_text=[one.text is not None for one in inputs],
-            has_image=[one.pixels is not None for one in inputs],
-        )
+        batches = [
+            collate(
+                patches[:, view],
+                pooled[:, view],
+                tokens,
+                ids,
+                self.device,
+                has_text=[one.text is not None for one in inputs],
+                has_image=[one.pixels is not None for one in inputs],
+            )
+            for view in range(self._views)
+        ]
         flags = [_flags(one, cut) for one, cut in zip(inputs, truncated, strict=True)]
-        return batch, flags, finite
+        return batches, flags, finite
 
 
 def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> Answer:
@@ -207,13 +226,16 @@ def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> An
     return answer
 
 
-def missing_problem(config: Config, no_text: bool, no_image: bool) -> str:
-    """Why a run can't answer a post that lacks a modality; empty if it was trained for that."""
+def unanswerable(predictor: Predictor, no_text: bool, no_image: bool) -> str:
+    """Why a run can't answer a post that has or lacks these; empty if it was trained for that."""
     if no_text and no_image:
         return "neither text nor image"
+    config = predictor.config
     for missing, what, other in ((no_text, "text", "image"), (no_image, "image", "text")):
         if missing and config.modalities != other and not config.modality_dropout:
             return f"{what}: none; this run needs both (trained with modality_dropout it could do without)"
+    if isinstance(predictor.image, NoImages) and not no_image:
+        return "image: this run was made of texts alone; leave the image out"
     return ""
 
 

@@ -70,6 +70,11 @@ def probe(cache: Cache, kind: str, test_split: str = "test") -> Probe:
     )
 
 
+def kinds_of(cache: Cache) -> tuple[str, ...]:
+    """What can be probed: of texts alone, the text."""
+    return KINDS if cache.has_images else ("text",)
+
+
 def features_of(cache: Cache, rows: np.ndarray, kind: str) -> np.ndarray:
     """Text: mean of all real tokens, with [CLS] and [SEP]; image: mean of patches; both: side by side. (len(rows), D
     and/or C).

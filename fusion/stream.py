@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from fusion.predict import Answer, Inputs, Predictor, missing_problem
+from fusion.predict import Answer, Inputs, Predictor, unanswerable
 from pipeline.decode import Decoders, Reading
 from pipeline.encode import text_problem
 from pipeline.errors import InputError
@@ -180,7 +180,7 @@ def _parse(line: bytes, folder: Path, where: str, predictor: Predictor) -> _Line
         return _Line(Inputs("", reason=f"{where}: not UTF-8 at byte {error.start}"), None)
     except InputError as error:
         return _Line(Inputs("", reason=str(error)), None)
-    reason = missing_problem(predictor.config, "text" in missing, "image" in missing)
+    reason = unanswerable(predictor, "text" in missing, "image" in missing)
     if "text" not in missing:
         reason = reason or text_problem(post)
     image = None if reason or "image" in missing else post.image

@@ -37,7 +37,7 @@ from fusion.transformer import Transformer
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder
 from pipeline.errors import InputError
-from pipeline.fingerprint import same_text_encoder
+from pipeline.fingerprint import require_images, same_text_encoder
 
 EpochLine = dict[str, Any]
 
@@ -104,6 +104,11 @@ def train(
     `on_epoch` gets each epoch's line of metrics once its state is saved; what it raises ends the training, resumably.
     Raises InputError on a cache without training or validation posts of all classes, and on a loss that is not finite.
     """
+    if config.modalities != "text":
+        unless = " unless modalities is text" if config.model == "fusion" else ""
+        require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
+    if config.views == "sample" and cache.views == 1:
+        raise InputError(f"{cache.folder}: has one view of each image; for views sample extract with --views 2 to 6")
     require_all_classes(cache)
     if config.label_rule:
         require_modality_labels(cache)
@@ -117,7 +122,8 @@ def train(
     optimizer = new_optimizer(model, config)
     trainable = sum(parameter.numel() for parameter in model.parameters())
     frozen = text_encoder.parameters if text_encoder else 0
-    features = Features(cache, np.concatenate([train_rows, val_rows]), device, means.cache_in)
+    views = cache.views if config.views == "sample" else 1
+    features = Features(cache, np.concatenate([train_rows, val_rows]), device, means.cache_in, views=views)
     say(f"features: {features.why}")
     say(f"precision: {resolved(config, device)}")
     started = time.perf_counter()

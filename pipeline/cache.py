@@ -27,8 +27,8 @@ class Cache:
     """A finished cache, read through memory maps: no copy, no HDF5 handle kept, safe across forks and pickling.
 
     Attributes: `ids` (list of str), `ok` (N,) bool, `labels` and `splits` (N,) int8 indices into LABELS and SPLITS with
-    -1 for none, `lengths` (N,) tokens per text, `fingerprint`, `patches_shape` (m, C), `text_width` D; `index` is all
-    that the index file says.
+    -1 for none, `lengths` (N,) tokens per text, `fingerprint`, `patches_shape` (m, C), `text_width` D, `views` how many
+    there are of each image; `index` is all that the index file says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,6 +49,7 @@ class Cache:
         self.labels, self.splits = index.labels, index.splits
         self.text_labels, self.image_labels = index.text_labels, index.image_labels
         self.patches_shape, self.text_width = index.patches_shape, index.text_width
+        self.views = len(self.fingerprint["image"].get("views", ["center"]))
         self._table, self._offsets = index.shards, index.offsets
         self.lengths = np.diff(self._offsets)
         self._first_row = np.concatenate([[0], np.cumsum(self._table["rows"])])
@@ -61,6 +62,11 @@ class Cache:
             if found != size:
                 state = "missing" if found is None else f"cut short or changed ({found} bytes, not {size})"
                 raise InputError(f"{shard} ({self._posts_of(number)}): {state}; `extract` with --repair makes it again")
+
+    @property
+    def has_images(self) -> bool:
+        """False for texts alone: the image features of every post have no size."""
+        return self.patches_shape[0] > 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,34 +102,40 @@ class Cache:
         """How many posts of the split have no features."""
         return int(np.sum(~self.ok & (self.splits == SPLITS.index(split))))
 
-    def patches(self, row: int) -> np.ndarray:
+    def patches(self, row: int, view: int = 0) -> np.ndarray:
         """(m, C), a read-only view of the mapped shard, in the stored dtype."""
-        return self._feature("patches", row)
+        return self._feature("patches", row)[view]
 
-    def pooled(self, row: int) -> np.ndarray:
+    def pooled(self, row: int, view: int = 0) -> np.ndarray:
         """(C,), the mean of the patches."""
-        return self._feature("pooled", row)
+        return self._feature("pooled", row)[view]
 
     def gather_images(
-        self, rows: np.ndarray, out: tuple[np.ndarray, np.ndarray] | None = None
+        self,
+        rows: np.ndarray,
+        out: tuple[np.ndarray, np.ndarray] | None = None,
+        *,
+        views: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Patches (len(rows), m, C) and pooled (len(rows), C) of many posts, copied out of the mapped shards.
 
-        They go into the arrays `out`, contiguous and of the stored dtype and these shapes, where it is given.
+        views (len(rows),): which view of each post's image; without it the first. They go into the arrays `out`,
+        contiguous and of the stored dtype and these shapes, where it is given.
         """
         dtype = np.dtype(self.fingerprint["stored_dtype"])
         shapes = (len(rows), *self.patches_shape), (len(rows), self.patches_shape[1])
         patches, pooled = out or (np.empty(shapes[0], dtype), np.empty(shapes[1], dtype))
         if (patches.shape, pooled.shape) != shapes or not patches.dtype == pooled.dtype == dtype:
             raise ValueError(f"out: must be {dtype} of the shapes {shapes[0]} and {shapes[1]}")
-        if not len(rows):
+        if not patches.size:
             return patches, pooled
         # Bytes to bytes: NumPy's own assignment of a row takes a tenth longer.
         to_patches, to_pooled = _bytes_of(patches), _bytes_of(pooled)
         a, b = len(to_patches) // len(rows), len(to_pooled) // len(rows)
         numbers = np.searchsorted(self._first_row, rows, side="right") - 1
-        for place, (row, number) in enumerate(zip(rows.tolist(), numbers.tolist(), strict=True)):
-            local = row - self._firsts[number]
+        chosen = [0] * len(rows) if views is None else views.tolist()
+        for place, (row, number, view) in enumerate(zip(rows.tolist(), numbers.tolist(), chosen, strict=True)):
+            local = (row - self._firsts[number]) * self.views + view
             from_patches, from_pooled = self._image_bytes(number)
             to_patches[place * a : (place + 1) * a] = from_patches[local * a : (local + 1) * a]
             to_pooled[place * b : (place + 1) * b] = from_pooled[local * b : (local + 1) * b]
@@ -219,13 +231,15 @@ class Cache:
         return f"posts {self.ids[self._firsts[number]]} to {self.ids[self._firsts[number + 1] - 1]}"
 
     def _finite(self, row: int) -> bool:
-        return all(np.isfinite(values).all() for values in (self.patches(row), self.pooled(row), self.tokens(row)))
+        images = self._feature("patches", row), self._feature("pooled", row)
+        return all(np.isfinite(values).all() for values in (*images, self.tokens(row)))
 
     def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
         number = int(np.searchsorted(self._first_row, row, side="right")) - 1
         return self._shard(number), row - int(self._first_row[number])
 
     def _feature(self, name: str, row: int) -> np.ndarray:
+        """Of all views: (V, m, C) or (V, C)."""
         shard, local = self._locate(row)
         return shard[name][local]
 
@@ -240,8 +254,8 @@ class Cache:
             tokens = int(self._offsets[self._first_row[number + 1]] - self._offsets[self._first_row[number]])
             dtype = self.fingerprint["stored_dtype"]
             layout = {
-                "patches": (dtype, (rows, *self.patches_shape)),
-                "pooled": (dtype, (rows, self.patches_shape[1])),
+                "patches": (dtype, (rows, self.views, *self.patches_shape)),
+                "pooled": (dtype, (rows, self.views, self.patches_shape[1])),
                 "tokens": (dtype, (tokens, self.text_width)),
                 "input_ids": ("int32", (tokens,)),
                 "offsets": ("int64", (rows + 1,)),

@@ -29,7 +29,7 @@ from pipeline.errors import InputError
 from pipeline.files import regular_bytes, sha256_of_file
 from pipeline.images import ImageProblem, to_rgb
 
-Transform = Any  # a picklable callable: an RGB picture in, (3, S, S) uint8 out
+Transform = Any  # a picklable callable: an RGB picture in, pixels out, uint8 of `shape`
 _CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
 _CONTEXT.set_forkserver_preload(["timm.data", "pipeline.decode"])  # once, not in every worker
 _MEMORY = Path("/dev/shm")
@@ -63,7 +63,7 @@ class Reading:
 class Decoders:
     """Worker processes over a ring of batch buffers. A context manager; leaving it ends the workers."""
 
-    def __init__(self, transform: Transform, shape: tuple[int, int, int], *, batch_size: int, workers: int) -> None:
+    def __init__(self, transform: Transform, shape: tuple[int, ...], *, batch_size: int, workers: int) -> None:
         self._shape = (batch_size, *shape)
         self._setup = (transform, self._shape)
         self._workers = workers
@@ -99,7 +99,7 @@ class Decoders:
                 self._renew(pool)
 
     def pixels(self, reading: Reading) -> tuple[np.ndarray, list[Decoded]]:
-        """The batch's pixels (B, 3, S, S) uint8, a view that `release` ends, and what became of each file.
+        """The batch's pixels (B, *shape) uint8, a view that `release` ends, and what became of each file.
 
         A file without a picture leaves zeros. A file whose decoding ends its worker process is a failed file too.
         """

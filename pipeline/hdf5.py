@@ -50,7 +50,8 @@ class PostRecord:
 class ShardFeatures:
     """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
 
-    patches (N, m, C), pooled (N, C); tokens and input_ids a list of (n, D) and (n,), one per post.
+    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
+    and (n,), one per post.
     """
 
     posts: list[PostRecord]
@@ -148,7 +149,7 @@ def write_index(
         file.create_dataset(
             "/post/text", data=[(post.text or "").replace("\0", "\ufffd") for post in posts], dtype=_TEXT
         )
-        file.create_dataset("/post/image", data=[str(post.image) for post in posts], dtype=_TEXT)
+        file.create_dataset("/post/image", data=[str(post.image or "") for post in posts], dtype=_TEXT)
         for field, names, dtype in (
             ("label", LABELS, _LABEL),
             ("text_label", LABELS, _LABEL),
@@ -181,7 +182,7 @@ def read_index(folder: Path) -> Index:
             splits=splits,
             offsets=file["/text/offsets"][:],
             shards={name: column[:] for name, column in file["/shard"].items()},
-            patches_shape=file["/image/patches"].shape[1:],
+            patches_shape=file["/image/patches"].shape[-2:],
             text_width=file["/text/tokens"].shape[1],
             part=json.loads(file.attrs["part"]) if "part" in file.attrs else None,
         )
@@ -210,7 +211,7 @@ def read_posts(folder: Path) -> list[Post]:
         Post(
             id=index.ids[row],
             text=texts[row],
-            image=Path(images[row]),
+            image=Path(images[row]) if images[row] else None,
             label=name(LABELS, index.labels[row]),
             split=name(SPLITS, index.splits[row]),
             text_label=name(LABELS, index.text_labels[row]),
@@ -318,7 +319,7 @@ def _write_shard_table(file: h5py.File, shards: Sequence[Path]) -> None:
         layout = h5py.VirtualLayout((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].dtype)
         start = 0
         for part in parts:
-            if part.shape[0]:
+            if all(part.shape):
                 layout[start : start + part.shape[0]] = part
             start += part.shape[0]
         file.create_virtual_dataset(_FEATURES[name], layout)

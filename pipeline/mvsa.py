@@ -64,23 +64,17 @@ def prepare(
         "dropped": _count(verdict.reason for verdict in verdicts.values() if not verdict.label),
         "files_without_label_row": len({file.stem for file in (folder / "data").iterdir()} - set(rows)),
         "text_problems": {post.id: post.problem for post in posts if post.problem},
-        "images_missing": [post.id for post in posts if not post.image.is_file()],
+        "images_missing": [post.id for post in posts if post.image is not None and not post.image.is_file()],
     }
     if splits is None:
         posts = stratified_split(posts, ratios, seed)
         summary["split"] = f"stratified {':'.join(f'{ratio:g}' for ratio in ratios)}, seed {seed}"
     else:
-        posts, unmatched = _given_split(posts, splits)
+        posts, unmatched = given_split(posts, splits)
         summary["split"] = str(splits)
         summary["split_rows_without_post"] = unmatched
-    summary["classes"] = {
-        split: {label: counts[label] for label in LABELS}
-        for split in (*SPLITS, None)
-        if (counts := Counter(post.label for post in posts if post.split == split)) and (split or counts.total())
-    }
-    if None in summary["classes"]:
-        summary["classes"]["none"] = summary["classes"].pop(None)
-    summary["duplicates_of_training"] = _duplicates_of_training(posts)
+    summary["classes"] = class_counts(posts)
+    summary["duplicates_of_training"] = duplicates_of_training(posts)
     return Prepared(posts, summary)
 
 
@@ -104,7 +98,9 @@ def judge(pairs: Sequence[tuple[str, str]]) -> Verdict:
 
 
 def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int) -> list[Post]:
-    """Give every post a split, each class in the given ratios of train, val and test; the remainder goes to train."""
+    """Give every labelled post a split, each class in the given ratios of train, val and test; the remainder goes to
+    train.
+    """
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or ratios[0] <= 0:
         raise InputError(f"--ratios must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}")
     draw = random.Random(seed)
@@ -116,7 +112,7 @@ def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int) 
         split_of.update(dict.fromkeys(ids, "train"))
         split_of.update(dict.fromkeys(ids[:val], "val"))
         split_of.update(dict.fromkeys(ids[val : val + test], "test"))
-    return [replace(post, split=split_of[post.id]) for post in posts]
+    return [replace(post, split=split_of.get(post.id)) for post in posts]
 
 
 def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -167,28 +163,44 @@ def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
     return Post(id_, text, image, verdict.label, None, verdict.text_label, verdict.image_label, problem)
 
 
-def _given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
+def class_counts(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+    """Posts of each class by split; `none` are those that the split leaves out."""
+    return {
+        split or "none": {label: counts[label] for label in LABELS}
+        for split in (*SPLITS, None)
+        if (counts := Counter(post.label for post in posts if post.split == split))
+    }
+
+
+def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
     """Posts with the split that the file gives them, and how many rows of the file name no post here."""
     assignments = read_splits(path)
     for post in posts:
         given = assignments.get(post.id)
-        if given and given.label and given.label != post.label:
+        if given and given.label and post.label and given.label != post.label:
             raise InputError(
-                f"{path}: post {post.id!r} is {given.label} there but {post.label} by the label rule; "
+                f"{path}: post {post.id!r} is {given.label} there but {post.label} by the data set's own labels; "
                 "mend the file, or leave its label column out"
             )
     unmatched = len(assignments.keys() - {post.id for post in posts})
     if unmatched == len(assignments):
-        raise InputError(f"{path}: not one of its {unmatched} ids is a post of this folder")
-    return [
-        replace(post, split=assignments[post.id].split if post.id in assignments else None) for post in posts
-    ], unmatched
+        raise InputError(f"{path}: not one of its {unmatched} ids is a post of this data set")
+    placed = []
+    for post in posts:
+        given = assignments.get(post.id)
+        label = post.label or (given.label if given else None)
+        placed.append(replace(post, label=label, split=given.split if given else None))
+    return placed, unmatched
 
 
-def _duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
     """For val and test: how many posts repeat a training post's text, or its image byte for byte."""
     texts = {post.id: comparable_text(post.text) for post in posts if post.text is not None}
-    images = {post.id: hashlib.sha256(post.image.read_bytes()).digest() for post in posts if post.image.is_file()}
+    images = {
+        post.id: hashlib.sha256(post.image.read_bytes()).digest()
+        for post in posts
+        if post.image is not None and post.image.is_file()
+    }
     counts = {}
     for split in SPLITS[1:]:
         here = [post.id for post in posts if post.split == split]

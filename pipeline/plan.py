@@ -4,6 +4,7 @@ Shards are numbered over the whole manifest, so part 2 of 3 makes the very shard
 """
 
 import hashlib
+import math
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +136,8 @@ def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dty
         for ids in text.tokenize(texts[start : start + _TOKENIZED_AT_ONCE])[0]
     )
     size = np.dtype(stored_dtype).itemsize
-    return len(posts) * (patches + 1) * channels * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
+    pictures = len(posts) * math.prod(image.pixels_shape[:-3])  # one post's views are as many
+    return pictures * (patches + 1) * channels * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
 
 
 def record_bytes(plan: Plan) -> int:
@@ -215,6 +217,6 @@ def _recorded_sha256(index: hdf5.Index) -> dict[str, str]:
 
 def _image_sha256(post: Post) -> str:
     try:
-        return hashlib.sha256(regular_bytes(post.image)).hexdigest()
+        return "" if post.image is None else hashlib.sha256(regular_bytes(post.image)).hexdigest()
     except OSError:
         return ""

@@ -23,11 +23,13 @@ _CHOICES = {"label": LABELS, "text_label": LABELS, "image_label": LABELS, "split
 
 @dataclass(frozen=True)
 class Post:
-    """One post. `text` is None when it could not be read; `problem` then says why."""
+    """One post. `text` is None when it could not be read; `problem` then says why. `image` is None in a data set of
+    texts alone.
+    """
 
     id: str
     text: str | None
-    image: Path
+    image: Path | None
     label: str | None = None
     split: str | None = None
     text_label: str | None = None
@@ -43,18 +45,21 @@ class Assignment:
     split: str
 
 
-def read_manifest(path: Path) -> list[Post]:
+def read_manifest(path: Path, *, images: bool = True) -> list[Post]:
     """Read a manifest: a JSON object a line with `id`, `text`, `image`, and optionally the other fields of `Post`.
 
-    A relative `image` is taken from the manifest's folder. Raises InputError naming file, line and field.
+    A relative `image` is taken from the manifest's folder. Without `images` it may be left out, and the posts have
+    none. Raises InputError naming file, line and field.
     """
     posts: list[Post] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         post = _post(_json_object(line, where), path.parent.absolute(), where)
+        if images and post.image is None:
+            raise InputError(f"{where}: field 'image' is missing; texts alone go with --image-encoder none")
         if post.id in first_line:
             raise InputError(f"{where}, field id: {post.id!r} already stands in line {first_line[post.id]}")
         first_line[post.id] = number
@@ -82,12 +87,10 @@ def write_manifest(path: Path, posts: Iterable[Post]) -> None:
     folder = path.parent.resolve()
     lines = []
     for post in posts:
-        image = post.image.resolve()
-        record: dict[str, Any] = {
-            "id": post.id,
-            "text": post.text,
-            "image": image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image),
-        }
+        record: dict[str, Any] = {"id": post.id, "text": post.text}
+        if post.image is not None:
+            image = post.image.resolve()
+            record["image"] = image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image)
         for field in _FIELDS[3:]:
             if getattr(post, field) is not None:
                 record[field] = getattr(post, field)
@@ -101,7 +104,7 @@ def read_splits(path: Path) -> dict[str, Assignment]:
     Returns post id -> Assignment. Raises InputError naming file, line and field.
     """
     try:
-        return _assignments(csv.DictReader(_lines(path), strict=True), path)
+        return _assignments(csv.DictReader(read_lines(path), strict=True), path)
     except csv.Error as error:
         raise InputError(f"{path}: not CSV ({error})") from None
 
@@ -116,8 +119,8 @@ def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignm
         where = f"{path}, line {reader.line_num}"
         if row["id"] in assignments:
             raise InputError(f"{where}, field id: {row['id']!r} stands there twice")
-        label = _choice(row["label"], "label", where) if "label" in columns else None
-        split = _choice(row["split"], "split", where)
+        label = choice(row["label"], "label", where) if "label" in columns else None
+        split = choice(row["split"], "split", where)
         if not row["id"] or split is None:
             raise InputError(f"{where}: id or split is empty")
         assignments[row["id"]] = Assignment(label, split)
@@ -139,7 +142,8 @@ def comparable_text(text: str) -> str | None:
     return text if len(text) >= 10 else None
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that people made, with or without a byte order mark. Raises InputError naming it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -164,19 +168,23 @@ def _post(record: dict[str, Any], folder: Path, where: str) -> Post:
             raise InputError(f"{where}: unknown field {field!r}; known are {', '.join(_FIELDS)}")
     if type(record.get("id")) is int:  # people write 17 for "17"
         record["id"] = str(record["id"])
-    for field in ("id", "image"):
-        value = _string(record, field, where)
-        if not value or not value.isprintable():
-            raise InputError(f"{where}, field {field}: must be printable and not empty, not {value!r}")
+    for field in ("id", "image") if "image" in record else ("id",):
+        require_name(_string(record, field, where), field, where)
     problem = _string(record, "problem", where) if record.get("problem") is not None else None
     text = None if problem and record.get("text") is None else _string(record, "text", where)
     return Post(
         id=record["id"],
         text=text,
-        image=folder / record["image"],
+        image=folder / record["image"] if "image" in record else None,
         problem=problem,
-        **{field: _choice(record.get(field), field, where) for field in _CHOICES},
+        **{field: choice(record.get(field), field, where) for field in _CHOICES},
     )
+
+
+def require_name(value: str, field: str, where: str) -> None:
+    """Raises InputError if a value can't be the name of a post or of a file."""
+    if not value or not value.isprintable():
+        raise InputError(f"{where}, field {field}: must be printable and not empty, not {value!r}")
 
 
 def _string(record: dict[str, Any], field: str, where: str) -> str:
@@ -192,7 +200,8 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _choice(value: Any, field: str, where: str) -> str | None:
+def choice(value: Any, field: str, where: str) -> str | None:
+    """A label or split as it stands in a file; None for nothing. Raises InputError if there is no such one."""
     if value is None or value == "":
         return None
     if value not in _CHOICES[field]:

@@ -31,7 +31,7 @@ def test_every_place_gives_the_batches_that_the_cache_gives(cache, place):
 
 def test_an_error_while_reading_ahead_reaches_the_caller(cache, monkeypatch):
     features = Features(cache, cache.rows("train"), CPU)
-    monkeypatch.setattr("fusion.features.read_batch", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr("fusion.features.read_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         list(features.batches([cache.rows("train")[:3]]))
 

@@ -81,6 +81,7 @@ def chosen(**options):
 
 
 CHANGES = {
+    "no image encoder": (chosen(image="none"), "image.name"),
     "image weights": (other_image_weights, "image.weights_sha256"),
     "text weights": (other_text_weights, "text.weights_sha256"),
     "size": (other_transform("input_size", (3, 96, 96)), "image.transform.size"),
@@ -90,6 +91,8 @@ CHANGES = {
     "deviation": (other_transform("std", (0.5, 0.5, 0.25)), "image.transform.std"),
     "decoder": (other_decoder, "image.transform.decoder"),
     "tokenizer": (other_tokenizer, "text.tokenizer_sha256"),
+    "text layers": (chosen(text_layers=2), "text.layers"),
+    "views": (chosen(views=2), "image.views"),
     "max tokens": (chosen(max_tokens=31), "text.max_tokens"),
     "compute dtype": (chosen(dtype="bfloat16"), "image.compute_dtype"),
     "stored dtype": (chosen(stored="float32"), "stored_dtype"),

@@ -124,10 +124,10 @@ def test_a_given_split_is_followed_and_what_it_lacks_has_none(tmp_path):
     assert prepared.summary["split_rows_without_post"] == 1
     assert prepared.summary["classes"]["none"] == {"positive": 0, "neutral": 1, "negative": 0}
     splits.write_text("id,label,split\n2,positive,test\n")
-    with pytest.raises(InputError, match="post '2' is positive there but negative by the label rule"):
+    with pytest.raises(InputError, match="post '2' is positive there but negative by the data set's own labels"):
         prepare(folder, splits=splits)
     splits.write_text("id,split\n77,test\n")
-    with pytest.raises(InputError, match="not one of its 1 ids is a post of this folder"):
+    with pytest.raises(InputError, match="not one of its 1 ids is a post of this data set"):
         prepare(folder, splits=splits)
 
 

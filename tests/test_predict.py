@@ -61,7 +61,7 @@ def test_a_raw_post_gets_the_answer_that_it_gets_from_the_cache(predictor, drawn
 
 def test_features_are_those_of_the_cache(predictor, drawn_cache, drawn_posts):
     by_id = {post.id: post for post in drawn_posts}
-    batch = predictor.features([predictor.inputs(raw(by_id[drawn_cache.ids[row]])) for row in (3, 11)])
+    (batch,) = predictor.features([predictor.inputs(raw(by_id[drawn_cache.ids[row]])) for row in (3, 11)])
     for place, row in enumerate((3, 11)):
         length = drawn_cache.lengths[row]
         assert batch.text_mask[place].tolist() == [True] * length + [False] * (batch.text_mask.shape[1] - length)

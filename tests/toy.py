@@ -11,6 +11,7 @@ from fusion.batches import Batch
 from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.records import LABELS, SPLITS, Post
+from pipeline.views import VIEWS
 
 CLS, SEP, MASK, VOCABULARY = 2, 3, 5, 31
 FINGERPRINT = {"image": {"name": "toy"}, "text": {"name": "toy"}, "stored_dtype": "float32"}
@@ -43,12 +44,15 @@ def write_cache(
     seed: int = 0,
     strength: float = 1.0,
     fingerprint: dict[str, Any] = FINGERPRINT,
+    views: int = 1,
     modality_labels: bool = True,
 ) -> Cache:
     """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each.
 
     With `modality_labels`, every third text is labelled neutral, every third image too, and every seventh text not.
     """
+    if views > 1:
+        fingerprint = {**fingerprint, "image": {**fingerprint["image"], "views": list(VIEWS[:views])}}
     random = np.random.default_rng(seed)
     text_encoder = ToyText(width)
     labels = np.arange(posts) % 3
@@ -59,13 +63,16 @@ def write_cache(
         states = text_encoder.encode(torch.from_numpy(row)[None], torch.ones(1, len(row), dtype=torch.bool))[0].numpy()
         states[:, 0] += strength * (labels[number] == 1)
         tokens.append(states.astype(np.float32))
-    patches = random.normal(size=(posts, m, channels)).astype(np.float32)
-    patches[:, :, 0] += strength * labels[:, None]
+    shape = (posts, m, channels) if views == 1 else (posts, views, m, channels)
+    patches = random.normal(size=shape).astype(np.float32)
+    patches[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 2))
     folder.mkdir(parents=True, exist_ok=True)
     records = [hdf5.PostRecord(str(number), f"{number:064x}", f"{number + posts:064x}") for number in range(posts)]
     for start in range(0, posts, hdf5.SHARD_POSTS):
         part = slice(start, start + hdf5.SHARD_POSTS)
-        features = hdf5.ShardFeatures(records[part], patches[part], patches[part].mean(axis=1), tokens[part], ids[part])
+        features = hdf5.ShardFeatures(
+            records[part], patches[part], patches[part].mean(axis=-2), tokens[part], ids[part]
+        )
         hdf5.write_shard(folder / hdf5.shard_name(start // hdf5.SHARD_POSTS), features, fingerprint)
     listed = []
     for number, (label, split) in enumerate(zip(labels, splits, strict=True)):

@@ -87,8 +87,10 @@ def shaded(words: Sequence[tuple[str, float]]) -> list[Word]:
     return [Word(word, weight, ranks.get(i)) for i, (word, weight) in enumerate(words)]
 
 
-def picture_of(path: Path) -> Image.Image | str:
+def picture_of(path: Path | None) -> Image.Image | str:
     """The picture of a file, upright, or why there is none."""
+    if path is None:
+        return "the post has no image"
     try:
         return to_rgb(path.read_bytes())[0]
     except OSError as error:

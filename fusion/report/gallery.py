@@ -21,7 +21,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder, first_difference
 from pipeline.errors import InputError
 from pipeline.files import complete_or_absent, write_json
-from pipeline.fingerprint import same_text_encoder
+from pipeline.fingerprint import require_images, same_text_encoder
 from pipeline.records import LABELS, Post
 
 PAGE, DATA = "index.html", "explanations.json"
@@ -82,6 +82,7 @@ def look_at_raw(
     looks = []
     picture: Image.Image | str = "none was given"
     for predictor in predictors:
+        require_images(predictor.run.facts["fingerprint"], predictor.run.folder, "explaining needs images")
         inputs = predictor.inputs(post)
         picture = inputs.picture or picture
         explanations = explain_posts(predictor, [inputs], method=method)

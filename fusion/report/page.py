@@ -110,13 +110,11 @@ def _worst(
 def _rows(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str, list[float]]]]:
     """The table of scores: name, scores, and their intervals where there are any."""
     floor, clean = evaluation["versus_probe"], evaluation["without_duplicates"]
-    controls = evaluation["controls"]
     return [
         ("this model", evaluation, evaluation["interval"]),
         *([(f"without duplicates ({clean['posts']} posts)", clean, {})] if clean else []),
-        ("image shuffled", controls["image_shuffled"], {}),
-        ("text shuffled", controls["text_shuffled"], {}),
-        ("linear probe, both", floor["probe"], {}),
+        *((name.replace("_", " "), scores, {}) for name, scores in evaluation["controls"].items()),
+        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"], {}),
         ("model - probe", floor["difference"], floor["interval"]),
     ]
 
