@@ -129,9 +129,12 @@ def test_the_kept_model_is_the_best_epochs_and_training_stops_early(tmp_path, ca
 def test_the_test_split_is_never_read(tmp_path, cache, monkeypatch):
     read = []
     original = cache_module.Cache.gather_images
-    monkeypatch.setattr(
-        cache_module.Cache, "gather_images", lambda self, rows: read.extend(rows.tolist()) or original(self, rows)
-    )
+
+    def watched(self, rows, *rest, **named):
+        read.extend(rows.tolist())
+        return original(self, rows, *rest, **named)
+
+    monkeypatch.setattr(cache_module.Cache, "gather_images", watched)
     run, _ = run_of(tmp_path, cache, "epochs=1")
     assert set(read) == set(cache.rows("train")) | set(cache.rows("val"))
     assert "test" not in (run.folder / "metrics.jsonl").read_text()
