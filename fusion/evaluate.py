@@ -169,17 +169,19 @@ def _percent(value: float | list[float] | None) -> str:
     return f"{100 * value:.2f}"
 
 
-def controls(model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.device) -> dict[str, Scores]:
+def controls(
+    model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.device, *, shuffles: int = SHUFFLES
+) -> dict[str, Scores]:
     """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
 
     A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
     modality. Texts alone have the second one only.
     """
-    shuffles = [partners(len(rows), np.random.default_rng(number)) for number in range(SHUFFLES)]
+    drawn = [partners(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
     truth = cache.labels[rows].astype(np.int64)
-    found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in shuffles]}
+    found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]}
     if cache.has_images:
-        image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in shuffles]
+        image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in drawn]
         found = {"image_shuffled": image, **found}
     return {
         name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
