@@ -80,14 +80,16 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
     beyond = [(line, found) for line, found in compared if found.excludes_zero("accuracy")]
     told = [_sentence(line, found) for line, found in beyond]
     within = [line.title for line, found in compared if not found.excludes_zero("accuracy")]
-    width = statistics.median((f.interval["accuracy"][1] - f.interval["accuracy"][0]) / 2 for _, f in compared)
+    papers = [found for line, found in compared if result["published"] in line.row["published"]]
+    ends = [found.interval["accuracy"] for found in papers or [found for _, found in compared]]
+    width = statistics.median((high - low) / 2 for low, high in ends)
     said = ["**What the posts support.**", *told]
     if within:
         said.append(f"No difference to the full model is shown for: {'; '.join(within)}.")
     said.append(
-        f"With {posts} posts and {repeats} {'repeat' if repeats == 1 else 'repeats'}, an interval reaches about "
-        f"{100 * width:.1f} points to either side, so a smaller step can't be seen"
-        f"{_steps(result, lines)}."
+        f"With {posts} posts and {repeats} {'repeat' if repeats == 1 else 'repeats'}, the interval of a row"
+        f"{' of the paper' if papers else ''} reaches about {100 * width:.1f} points to either side, so a smaller step "
+        f"can't be seen{_steps(result, lines)}."
     )
     if beyond and len(compared) > 1:
         said.append(
