@@ -38,8 +38,8 @@ def test_neither_modality_alone_is_enough(floors):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_fusion_clearly_beats_both_single_modalities(demo_cache, floors, seed, tmp_path):
-    """The demo's preset, in four passes for six: they are enough for this."""
-    settings = ("--preset", "demo", "--set", "epochs=4", "--seed", seed)
+    """The demo's preset, in three passes for six: they are enough for this."""
+    settings = ("--preset", "demo", "--set", "epochs=3", "--seed", seed)
     invoke("train", demo_cache, "--out", tmp_path / "run", *settings, "--quiet")
     model, cache = Run(tmp_path / "run").load_model(CPU), Cache(demo_cache)
     rows = cache.rows("test")
@@ -53,7 +53,7 @@ def test_fusion_clearly_beats_both_single_modalities(demo_cache, floors, seed, t
 
 
 def test_the_demo_command_ends_by_naming_files_that_are_there(tmp_path):
-    output = invoke("demo", "--out", tmp_path, "--posts", "60")
+    output = invoke("demo", "--out", tmp_path, "--posts", "50")
     named = [line.strip() for line in output.splitlines()[output.splitlines().index("files:") + 1 :]]
     assert {name.removeprefix(f"{tmp_path}/") for name in named} >= {
         "mvsa",
@@ -66,4 +66,4 @@ def test_the_demo_command_ends_by_naming_files_that_are_there(tmp_path):
     assert f"open the report in a browser: {tmp_path / 'run' / 'report.html'}" in output
     assert (tmp_path / "run" / "figure.png").read_bytes().startswith(b"\x89PNG")
     # a second time replaces what the first one made, and stops at nothing
-    invoke("demo", "--out", tmp_path, "--posts", "60", "--seed", "1")
+    invoke("demo", "--out", tmp_path, "--posts", "50", "--seed", "1")
