@@ -142,12 +142,12 @@ def test_a_kill_changes_nothing(cache, whole, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "cli.py", *arguments(cache, out, "--quiet")]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    there = len(list(out.rglob("metrics.jsonl")))
     deadline = time.monotonic() + 60
-    while len(list(out.rglob("metrics.jsonl"))) == there and process.poll() is None and time.monotonic() < deadline:
+    while not list(out.rglob("metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (out / "table-2.md").exists()
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     told = [table_of(folder) for folder in (out, whole[0])]
     for result in told:
