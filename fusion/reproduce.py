@@ -18,14 +18,16 @@ from fusion.checkpoint import Run
 from fusion.config import Config
 from fusion.evaluate import partners, predict
 from fusion.folds import fold_files
-from fusion.probe import probe, require_all_classes
+from fusion.probe import probe
 from fusion.processes import in_processes
 from fusion.tables.rows import FULL, Row, rows_of
+from fusion.train import require_trainable
 from fusion.trainer import Trainer
 from pipeline.cache import Cache
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
 from pipeline.files import write_json
+from pipeline.fingerprint import require_images
 from pipeline.lock import only_writer
 from pipeline.records import LABELS
 
@@ -53,9 +55,25 @@ class Task:
     text_encoder: str | None = None
     jobs: int = 1
 
-    @property
-    def rows(self) -> list[Row]:
-        return rows_of(self.table, self.base, extra=self.extra, baselines=self.baselines)
+    def rows(self, cache: Cache) -> tuple[list[Row], list[dict[str, str]]]:
+        """The table's rows, and those that the base or the cache excludes: each one's title and why.
+
+        Raises InputError if the full model is among these.
+        """
+        rows, left_out = [], []
+        for row in rows_of(self.table, self.base, extra=self.extra, baselines=self.baselines):
+            try:
+                if row.kind == "trained":
+                    require_trainable(cache, row.config(self.base))
+                elif row.kind == "probe" and row.key != "probe-text":
+                    require_images(cache.fingerprint, cache.folder, f"a {row.title} needs images")
+            except InputError as error:
+                if row.key == FULL:
+                    raise
+                left_out.append({"title": row.title, "why": str(error)})
+            else:
+                rows.append(row)
+        return rows, left_out
 
     def config(self, row: Row, seed: int) -> Config:
         """A row's configuration; the quick budget has half of its epochs, over which a schedule runs its whole course.
@@ -88,23 +106,29 @@ def reproduce(task: Task, say: Say = lambda line: None) -> dict[str, Any]:
     encoders, and if another process is at it.
     """
     cache = Cache(task.cache)
-    if task.folds is None:
-        require_all_classes(cache)
     folds: list[Path | None] = list(fold_files(task.folds, cache)) if task.folds else [None]
-    fits = list(_fits(task, folds))
+    rows, left_out = task.rows(cache.with_splits(folds[0]) if folds[0] else cache)
+    fits = list(_fits(task, rows, folds))
     for fit in fits:
         _require_same(fit, task, cache)
     task.out.mkdir(parents=True, exist_ok=True)
     with only_writer(task.out):
         lacking = [fit for fit in fits if not (fit.folder(task.out) / ANSWERS).is_file()]
+        for row in left_out:
+            say(f"left out: {row['title']} ({row['why']})")
         say(f"table {task.table}: {len(fits)} fits, {len(fits) - len(lacking)} of them done before")
         done = len(fits) - len(lacking)
+
+        def write() -> dict[str, Any]:
+            result = {**collect(task, rows, cache, folds), "left_out": left_out}
+            write_json(result_file(task), result)
+            return result
 
         def ended(fit: Fit) -> None:
             nonlocal done
             done += 1
             say(f"{done} of {len(fits)}: {fit.folder(task.out).relative_to(task.out)}")
-            write_json(result_file(task), collect(task, cache, folds))
+            write()
 
         if task.jobs == 1:
             answer = begin(task)
@@ -113,9 +137,7 @@ def reproduce(task: Task, say: Say = lambda line: None) -> dict[str, Any]:
                 ended(fit)
         elif lacking:
             in_processes(iter(lacking), task.jobs, begin, (task,), ended, task.out)
-        result = collect(task, cache, folds)
-        write_json(result_file(task), result)
-        return result
+        return write()
 
 
 def result_file(task: Task) -> Path:
@@ -134,11 +156,11 @@ def begin(task: Task) -> Callable[[Fit], None]:
     return answer
 
 
-def _fits(task: Task, folds: list[Path | None]) -> Iterator[Fit]:
+def _fits(task: Task, rows: list[Row], folds: list[Path | None]) -> Iterator[Fit]:
     """The paper's rows before others; of like rows all with one seed before any with the next, so that a table that is
     not whole yet can be compared.
     """
-    rows = [row for row in task.rows if row.kind != "shuffled"]
+    rows = [row for row in rows if row.kind != "shuffled"]
     for group in dict.fromkeys(row.group for row in rows):
         for seed in range(task.seeds):
             for row in rows:
@@ -181,7 +203,7 @@ def _floor(row: Row, cache: Cache) -> dict[str, Any]:
     return {"ids": ids, "predicted": _digits(fitted.test_predictions), "validation": validation}
 
 
-def collect(task: Task, cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
+def collect(task: Task, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
     """The table as it stands: the posts that it was tested on, and each row's answers by repeat, all else beside.
 
     Answers and labels are strings of class codes, a digit a post. A repeat whose folds are not all there is left out.
@@ -208,7 +230,7 @@ def collect(task: Task, cache: Cache, folds: list[Path | None]) -> dict[str, Any
         "classes": list(LABELS),
         "ids": ids,
         "labels": _digits(truth),
-        "rows": [_row(row, task, folds, ids) for row in task.rows],
+        "rows": [_row(row, task, folds, ids) for row in rows],
     }
 
 

@@ -86,6 +86,18 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     return encoder.in_precision(resolved(config, device))
 
 
+def require_trainable(cache: Cache, config: Config) -> None:
+    """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels."""
+    if config.modalities != "text":
+        unless = " unless modalities is text" if config.model == "fusion" else ""
+        require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
+    if config.views == "sample" and cache.views == 1:
+        raise InputError(f"{cache.folder}: has one view of each image; for views sample extract with --views 2 to 6")
+    require_all_classes(cache)
+    if config.label_rule:
+        require_modality_labels(cache)
+
+
 def train(
     cache: Cache,
     config: Config,
@@ -104,14 +116,7 @@ def train(
     `on_epoch` gets each epoch's line of metrics once its state is saved; what it raises ends the training, resumably.
     Raises InputError on a cache without training or validation posts of all classes, and on a loss that is not finite.
     """
-    if config.modalities != "text":
-        unless = " unless modalities is text" if config.model == "fusion" else ""
-        require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
-    if config.views == "sample" and cache.views == 1:
-        raise InputError(f"{cache.folder}: has one view of each image; for views sample extract with --views 2 to 6")
-    require_all_classes(cache)
-    if config.label_rule:
-        require_modality_labels(cache)
+    require_trainable(cache, config)
     keep_memory()
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
     torch.manual_seed(config.seed)

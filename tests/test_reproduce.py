@@ -15,12 +15,15 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.evaluate import evaluate, partners, predict
 from fusion.models import BASELINES
+from fusion.reproduce import Task
 from fusion.tables.markdown import lines_of, markdown
 from fusion.tables.rows import FULL, TABLES, rows_of
+from pipeline.errors import InputError
+from pipeline.fingerprint import NO_IMAGES
 from pipeline.records import read_splits
 from tests.conftest import CPU
 from tests.test_cli import ROOT, invoke, refused
-from tests.toy import write_cache
+from tests.toy import FINGERPRINT, write_cache
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=3", "batch_size=16", "mlm=false", "lr=1e-2")
 OPTIONS = [part for text in SETTINGS for part in ("--set", text)]
@@ -204,6 +207,33 @@ def test_baselines_stand_beside_with_the_same_budget(cache, tmp_path, monkeypatc
         == Run(out / "full" / "seed-0").config
     )
     assert "| *same frozen features* |" in (out / "table-2.md").read_text()
+
+
+def test_rows_that_a_cache_cannot_give_are_left_out_and_named(cache, tmp_path):
+    out = tmp_path / "out"
+    one_view = invoke(*arguments(cache, out, table="beyond", seeds=1))
+    assert "left out: views of an image sampled in training, averaged in answers (" in one_view
+    result = table_of(out, "beyond")
+    assert [row["title"] for row in result["left_out"]] == [
+        "views of an image sampled in training, averaged in answers"
+    ]
+    assert [row["key"] for row in result["rows"] if not row["repeats"]] == []
+    assert "Left out: views of an image sampled in training, averaged in answers (" in one_view
+    two_views = write_cache(tmp_path / "views", posts=75, views=2)
+    rows, left_out = Task(two_views.folder, out, "beyond", load_config(settings=SETTINGS), "cpu").rows(two_views)
+    assert rows[-1].key == "views"
+    assert left_out == []
+    texts = write_cache(tmp_path / "texts", posts=75, fingerprint={**FINGERPRINT, "image": {"name": NO_IMAGES}})
+    text_base = load_config(settings=(*SETTINGS, "modalities=text"))
+    rows, left_out = Task(texts.folder, out, "2", text_base, "cpu").rows(texts)
+    assert {row["title"] for row in left_out} >= {
+        "linear probe, image",
+        "linear probe, both",
+        "image only, no words to hide",
+    }
+    assert {"majority", "probe-text"} <= {row.key for row in rows}
+    with pytest.raises(InputError, match="needs images unless modalities is text"):
+        Task(texts.folder, out, "2", load_config(settings=SETTINGS), "cpu").rows(texts)
 
 
 def planted(full, other, labels, **row):

@@ -98,6 +98,8 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
         )
     if lacking := [row["title"] for row in result["rows"] if not row["repeats"]]:
         said.append(f"Missing: {'; '.join(lacking)}.")
+    if left_out := [f"{row['title']} ({row['why']})" for row in result.get("left_out", [])]:
+        said.append(f"Left out: {'; '.join(left_out)}.")
     return " ".join(said)
 
 

@@ -6,7 +6,7 @@ The published figures are those of Liu et al. (2024), tables 2, 3 and 4, in perc
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fusion.config import Config, load_config, presets
+from fusion.config import Config, load_config
 from fusion.models import BASELINES, model_class
 
 Published = dict[str, tuple[float, float]]
@@ -27,12 +27,10 @@ class Row:
     published: Published = field(default_factory=dict)
     kind: Kind = "trained"
     group: str = "the paper's"
-    preset: str | None = None  # in place of the base
 
     def config(self, base: Config) -> Config:
         """What to train. Raises InputError where the base excludes the settings."""
-        start = load_config(self.preset) if self.preset else base
-        values = {**start.model_dump(), **self.settings}
+        values = {**base.model_dump(), **self.settings}
         return load_config(settings=tuple(f"{key}={_yaml(value)}" for key, value in values.items()))
 
 
@@ -110,19 +108,18 @@ def _table_4(base: Config) -> list[Row]:
 
 def _beyond(base: Config) -> list[Row]:
     options: list[tuple[str, str, dict[str, Any]]] = [
+        *([("no-mlm", "without the masked-language loss", {"mlm": False})] if base.mlm else []),
         ("label-rule", "label rule as the output layer, heads for text and image", {"label_rule": True}),
-        *(
-            (f"logit-adjustment-{tau}", f"logit adjustment {tau}", {"logit_adjustment": tau})
-            for tau in (0.25, 0.5, 1.0)
-        ),
+        *((f"logit-adjustment-{t}", f"logit adjustment {t}", {"logit_adjustment": t}) for t in (0.25, 0.5, 1.0)),
         *((f"modality-dropout-{p}", f"modality dropout {p}", {"modality_dropout": p}) for p in (0.1, 0.2)),
         ("segments", "segment embeddings", {"segment_embeddings": True}),
+        ("views", "views of an image sampled in training, averaged in answers", {"views": "sample"}),
     ]
-    best = [Row("best", "preset best", preset="best", group=_GROUP)] if "best" in presets() else []
-    return [_full("the paper's model"), *best, *(Row(*option, group=_GROUP) for option in options)]
+    full = _full() if base.mlm else Row(FULL, "the full model, without the masked-language loss")
+    return [full, *(Row(*option, group=_BEYOND) for option in options)]
 
 
-_GROUP = "beyond the paper"
+_BEYOND = "beyond the paper"
 _READER = "for the careful reader"
 _EXTRA = {
     "2": [
