@@ -15,6 +15,8 @@ from fusion.masking import hide_highest, image_guidance, masked_ids, word_pieces
 from fusion.reencoding import FrozenText
 from fusion.transformer import Transformer
 
+SEGMENT_DEVIATION = 0.02  # BERT's; PyTorch's own, 1, would drown the rows that the vectors are added to
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -87,6 +89,7 @@ class FusionModel(nn.Module):
             self.text_projection = nn.Linear(dimensions.text_width, config.width)
         if config.segment_embeddings:
             self.segments = nn.Embedding(4, config.width)
+            nn.init.normal_(self.segments.weight, std=SEGMENT_DEVIATION)
         self.transformer = self._new_transformer()
         self.sentiment_head = (
             LabelRule(config.width) if config.label_rule else nn.Linear(config.width, dimensions.classes)

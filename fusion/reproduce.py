@@ -102,7 +102,7 @@ class Fit:
 def reproduce(task: Task, say: Say = lambda line: None) -> dict[str, Any]:
     """Fit what the table still lacks, `task.jobs` at a time; returns the table's JSON, written after each fit too.
 
-    Raises InputError if a row can't be had from the base, if the folder holds runs of other settings, posts or
+    Raises InputError if the full model can't be had of the cache, if the folder holds runs of other settings, posts or
     encoders, and if another process is at it.
     """
     cache = Cache(task.cache)

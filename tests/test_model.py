@@ -228,3 +228,12 @@ def test_dropout_acts_in_training_only():
     torch.testing.assert_close(model(batch), model(batch), rtol=0, atol=0)
     model.train()
     assert not torch.equal(model(batch), model(batch))
+
+
+def test_segment_vectors_begin_far_smaller_than_the_rows_they_are_added_to():
+    torch.manual_seed(0)
+    config = load_config(settings=(*BASE, "segment_embeddings=true", "width=64"))
+    model = FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY, patches=PATCHES))
+    rows, _ = model.embed(random_batch(LENGTHS, m=PATCHES, channels=CHANNELS, width=TEXT_WIDTH, dtype=torch.float32))
+    assert 0.01 < model.segments.weight.std() < 0.03
+    assert model.segments.weight.std() < rows.std() / 5

@@ -41,7 +41,7 @@ def rows_of(table: str, base: Config, *, extra: bool = True, baselines: bool = F
     """
     rows = {"2": _table_2, "3": _table_3, "4": _table_4, "beyond": _beyond}[table](base)
     if extra:
-        rows += _EXTRA.get(table, [])
+        rows += [*_EXTRA.get(table, []), *([_best()] if table == "2" else [])]
     if baselines:
         rows += [
             Row(name, str(model_class(name).title), {"model": name}, _BASELINES[name], group="same frozen features")
@@ -117,6 +117,12 @@ def _beyond(base: Config) -> list[Row]:
     ]
     full = _full() if base.mlm else Row(FULL, "the full model, without the masked-language loss")
     return [full, *(Row(*option, group=_BEYOND) for option in options)]
+
+
+def _best() -> Row:
+    """What the preset `best` changes in the one that it was chosen with, over any base."""
+    best, start = load_config("best").model_dump(), load_config("packaged").model_dump()
+    return Row("best", "preset best", {key: best[key] for key in best if best[key] != start[key]}, group=_BEYOND)
 
 
 _BEYOND = "beyond the paper"
