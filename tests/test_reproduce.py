@@ -72,6 +72,14 @@ def test_the_rows_are_the_papers_with_its_figures_and_settings():
     assert [row.key for row in rows_of("2", base, baselines=True)][-10:] == list(BASELINES)
 
 
+def test_the_preset_best_is_what_it_changes_over_any_base():
+    base = load_config("packaged", settings=("precision=float32", "width=32"))
+    best = next(row for row in rows_of("2", base) if row.key == "best")
+    assert best.config(load_config("packaged")) == load_config("best")
+    assert (best.config(base).width, best.config(base).precision) == (32, "float32")
+    assert set(best.settings) == {"mlm", "label_rule", "logit_adjustment", "modality_dropout", "views"}
+
+
 def test_published_figures_are_those_of_the_documents():
     page = (ROOT / "docs" / "baselines.md").read_text()
     for row in rows_of("2", load_config("packaged"), extra=False, baselines=True):
