@@ -146,7 +146,7 @@ def test_inspect_says_what_is_damaged(tmp_path):
         (("extract", "nowhere.jsonl", "--out", "C"), ["nowhere.jsonl", "no such file"]),
         (("probe", "nowhere"), ["nowhere", "no such cache"]),
         (("train", "nowhere", "--out", "R"), ["nowhere", "no such cache"]),
-        (("train", "nowhere", "--out", "R", "--preset", "best"), ["best", "no such preset"]),
+        (("train", "nowhere", "--out", "R", "--preset", "none"), ["none", "no such preset"]),
         (("train", "nowhere", "--out", "R", "--resume"), ["R", "no unfinished run there"]),
         (("evaluate", "nowhere"), ["nowhere", "no run there"]),
     ],
