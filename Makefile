@@ -9,6 +9,7 @@ ifneq ($(SHARED),)
 export MVSA_SINGLE ?= $(abspath $(SHARED)/mvsa-single)
 export MVSA_ORIGINAL ?= $(abspath $(SHARED)/mvsa-single-original)
 export MVSA_MULTIPLE_TEXTS ?= $(abspath $(SHARED)/mvsa-multiple/texts.csv)
+export MSED ?= $(abspath $(SHARED)/msed)
 endif
 
 .DEFAULT_GOAL := help

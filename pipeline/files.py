@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+MOST_BYTES = 1 << 30  # of a file that is read whole, unless the caller asks for less
 
 
 @contextmanager
@@ -65,13 +67,33 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def regular_bytes(path: Path) -> bytes:
-    """A file's bytes. Raises OSError; for a pipe or a device too, which could be waited for, or read, for ever."""
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a file", str(path))
-    return path.read_bytes()
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading if it is an ordinary one; opening never waits.
+
+    Raises OSError for a folder, a pipe, a socket or a device: these could block for ever, or have no end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of an ordinary file of at most `most` bytes. Raises OSError for anything else."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""  # /proc has files without an end and without a size
+    if max(size, len(data)) > most:
+        raise OSError(errno.EFBIG, f"over the limit of {most} bytes", str(path))
+    return data
+
+
+def regular_text(path: Path, most: int = MOST_BYTES, *, encoding: str = "utf-8") -> str:
+    """The text of an ordinary file. Raises OSError as `regular_bytes` does, and UnicodeDecodeError."""
+    return regular_bytes(path, most).decode(encoding)

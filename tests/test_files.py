@@ -1,8 +1,12 @@
 """Files are complete under their final names, or absent."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
-from pipeline.files import complete_or_absent, sha256_of_file, write_json, write_text
+from pipeline.files import complete_or_absent, regular_bytes, regular_text, sha256_of_file, write_json, write_text
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_half_written(tmp_path):
@@ -47,3 +51,34 @@ def test_sha256_of_the_empty_file_and_of_abc(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_blocks_has_no_end_or_is_too_large_is_refused_without_reading(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    kinds = {"pipe": errno.EINVAL, "loop": errno.ELOOP, "sparse": errno.EFBIG, ".": errno.EINVAL, "none": errno.ENOENT}
+    for name, number in {**kinds, "/dev/zero": errno.EINVAL, "/dev/tty": None}.items():
+        with pytest.raises(OSError, match=".") as caught:
+            regular_bytes(tmp_path / name)
+        assert number in (None, caught.value.errno)
+        assert caught.value.filename == str(tmp_path / name)
+        if number != errno.EFBIG:
+            with pytest.raises(OSError, match="."):
+                sha256_of_file(tmp_path / name)
+
+
+def test_a_file_may_have_as_many_bytes_as_the_limit(tmp_path):
+    (tmp_path / "a").write_bytes(b"h\xc3\xbc\r\n")
+    assert regular_bytes(tmp_path / "a", 5) == b"h\xc3\xbc\r\n"
+    assert regular_text(tmp_path / "a") == "h\u00fc\r\n"
+    with pytest.raises(OSError, match="over the limit of 4 bytes"):
+        regular_bytes(tmp_path / "a", 4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="no /proc here")
+def test_a_file_that_says_it_is_empty_is_read_within_the_limit():
+    assert Path("/proc/self/maps").stat().st_size == 0
+    with pytest.raises(OSError, match="over the limit of 7 bytes"):
+        regular_bytes(Path("/proc/self/maps"), 7)

@@ -239,7 +239,9 @@ def test_mvsa_single_as_published():
         "test": 450,
     }
     assert summary["classes"]["test"] == {"positive": 268, "neutral": 47, "negative": 135}
-    assert summary["files_without_label_row"] == 358
+    assert summary["label_rows"] == 4869
+    assert summary["dropped"] == {"positive against negative": 358}
+    assert summary["files_without_label_row"] == 0
     assert summary["text_problems"] == {}
     assert summary["images_missing"] == []
     assert 0.07 < summary["duplicates_of_training"]["test"]["text"] / 450 < 0.09
