@@ -77,7 +77,7 @@ def snapshot(folder: Path | None) -> dict[str, Any]:
         state = path.lstat()
         content: Any = state.st_size
         if stat.S_ISLNK(state.st_mode):
-            content = os.readlink(path)
+            content = str(path.readlink())
         elif stat.S_ISREG(state.st_mode) and state.st_size < 1 << 26:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
         elif stat.S_ISDIR(state.st_mode):
