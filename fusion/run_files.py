@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pipeline.common.documents import Count, Difference, Document, Line, Name, Number, Plain, Post, Share, first_problem
+from pipeline.common.documents import PLAIN, Count, Difference, Document, Line, Name, Number, Post, Share, first_problem
 from pipeline.records import LABELS
 from pipeline.views import VIEWS
 
@@ -128,7 +128,7 @@ class Facts(Document):
     exported: bool = False
     cache: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     manifest_sha256: Sha256
-    fingerprint: Annotated[dict[str, Any], AfterValidator(_fingerprint), Plain]
+    fingerprint: Annotated[dict[str, Any], AfterValidator(_fingerprint), PLAIN]
     labels: Annotated[list[str], AfterValidator(_own_labels)] = Field(default=list(LABELS))
     dimensions: DimensionFacts
     device: Line = ""

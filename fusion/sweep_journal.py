@@ -13,7 +13,7 @@ from optuna.distributions import distribution_to_json
 from pydantic import AfterValidator, ConfigDict, Field, RootModel
 
 from fusion.space import Space, optuna
-from pipeline.common.documents import Count, Document, Line, Number, Plain, Share, parse_json
+from pipeline.common.documents import PLAIN, Count, Document, Line, Number, Share, parse_json
 from pipeline.errors import InputError
 from pipeline.files import regular_text
 
@@ -50,8 +50,8 @@ class MadeOf(Document):
     """What a sweep is made from, compared with what it is to be resumed with."""
 
     space: Annotated[dict[Line, Annotated[str, Field(max_length=100_000)]], Field(min_length=1, max_length=100)]
-    configuration: Annotated[dict[str, Any], Plain]
-    encoder_fingerprint: Annotated[dict[str, Any], Plain] = Field(alias="encoder fingerprint")
+    configuration: Annotated[dict[str, Any], PLAIN]
+    encoder_fingerprint: Annotated[dict[str, Any], PLAIN] = Field(alias="encoder fingerprint")
     manifest: Line
     split: Line
 

@@ -5,7 +5,7 @@ Names, dtypes and shapes are compared in the file's header before any tensor tak
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,11 @@ def _opened(path: Path) -> Iterator[Any]:
             header = int.from_bytes(raw.read(8), "little")
         if header > _MOST_HEADER:
             raise _damaged(path, f"a header of {header} bytes, over the limit of {_MOST_HEADER}")
-        file: Mapping[str, Any] = safe_open(path, "pt")
+        file: Any = safe_open(path, "pt")
     except (OSError, SafetensorError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise _damaged(path, " ".join(why.split())[:200]) from None
-    with file:  # type: ignore[attr-defined]
+    with file:
         yield file
 
 

@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.common.documents import Document, Line, parse_json
-from pipeline.common.folders import require_regular
+from pipeline.common.folders import remove_file, require_regular
 from pipeline.errors import InputError
 
 LOCK = "writer.lock"
@@ -54,7 +54,9 @@ def _take(path: Path) -> None:
     mine = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid), "since": since}
     draft = path.with_name(f"{path.name}.{mine['host']}.{pid}")
     try:
-        draft.write_text(json.dumps(mine), encoding="utf-8")
+        remove_file(draft)  # of an earlier process of this number; and no link is followed
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(mine))
         while not _linked(draft, path):
             _clear_if_dead(path)
     except OSError as error:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fusion.run_files import Epoch, Parameters
 from fusion.tables.rows import DATA_SETS, FULL, TABLES
-from pipeline.common.documents import Document, Line, Name, Number, Plain, Post, Share, read_json
+from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, read_json
 from pipeline.records import LABELS
 
 MOST_POSTS = 50_000
@@ -72,7 +72,7 @@ class RowFacts(Document):
     title: Annotated[Line, Field(min_length=1, max_length=200)]
     group: Annotated[Line, Field(max_length=200)]
     kind: Literal["trained", "majority", "probe", "shuffled"]
-    settings: Annotated[dict[str, Any], Plain] = Field(default={})
+    settings: Annotated[dict[str, Any], PLAIN] = Field(default={})
     published: Published = Field(default={})
     repeats: Annotated[list[Repeat], Field(max_length=1000)]
 
@@ -97,7 +97,7 @@ class Table(Document):
 
     table: Annotated[str, AfterValidator(_known_table)]
     published: Literal["mvsa-single", "mvsa-multiple", "none"]
-    made_of: Annotated[dict[str, Any], Plain]
+    made_of: Annotated[dict[str, Any], PLAIN]
     classes: Annotated[list[str], AfterValidator(_own_classes)] = Field(default=list(LABELS))
     ids: Annotated[list[Post], Field(max_length=MOST_POSTS)] = Field(default=[])
     labels: Codes

@@ -43,7 +43,7 @@ Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Line = Annotated[str, Field(max_length=500), AfterValidator(_one_line)]  # text that is shown
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.+-]+$")]
-Plain = Annotated[Any, AfterValidator(_plain)]  # any JSON value that is small, shallow and finite
+PLAIN = AfterValidator(_plain)  # for a JSON value of any form: it must be small, shallow and finite
 Post = Annotated[str, Field(min_length=1, max_length=4096)]  # an id
 
 Model = TypeVar("Model", bound=BaseModel)
