@@ -85,7 +85,7 @@ def _run(begin: Callable[..., Callable[[Any], Iterable[Any]]], connection: Conne
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started the parent may have it ignored; see bounds
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     answers = begin(*arguments)
     try:
         connection.send(None)
@@ -97,7 +97,7 @@ def _run(begin: Callable[..., Callable[[Any], Iterable[Any]]], connection: Conne
         os._exit(1)  # the parent has closed its end
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A killed parent sends no word: without this its workers would finish their work first."""
     parent = multiprocessing.parent_process()
     if parent:

@@ -73,18 +73,18 @@ def test_a_worker_that_is_killed_costs_no_file(decoders, tmp_path):
 
 
 def test_a_picture_that_takes_too_long_or_too_much_is_a_failed_file(tmp_path):
-    """40 million coefficients gone over 4000 times; and 81 million pixels within 64 MiB. Their neighbours are read."""
+    """40 million coefficients gone over 4000 times; and 81 million pixels within 200 MiB. Their neighbours are read."""
     good = picture(tmp_path, "good", (5, 7), "white")
     endless, large = tmp_path / "endless.jpg", tmp_path / "large.gif"
     endless.write_bytes(endless_jpeg())
     large.write_bytes(large_gif(9000))
-    with Decoders(Shrink(), (3, 2, 2), batch_size=5, workers=1, seconds=1, mib=64) as decoders:
+    with Decoders(Shrink(), (3, 2, 2), batch_size=5, workers=1, seconds=1, mib=200) as decoders:
         pixels, decoded = decoders.pixels(decoders.read([good, endless, good, large, good]))
         assert [one.reason for one in decoded] == [
             "",
             f"image: takes more than 1 s to decode: {endless}",
             "",
-            f"image: needs more than 64 MiB to decode: {large}",
+            f"image: needs more than 200 MiB to decode: {large}",
             "",
         ]
         assert decoded[1].image_sha256 == hashlib.sha256(endless_jpeg()).hexdigest()
