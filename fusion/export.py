@@ -41,6 +41,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     model = build_model(config, Dimensions(**facts["dimensions"]))
     trained = run.load_model(torch.device("cpu")).state_dict()
     model.load_state_dict({name: trained[name] for name in model.state_dict()})
+    model_card(run, None)  # what it reads may be damaged: found before anything is written
     clear(out)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -180,7 +180,7 @@ def test_config_yaml(commands, place, case, every):
     data = CONFIG[case] if isinstance(CONFIG[case], bytes) else CONFIG[case].encode()
     for folder in ("run", "stopped"):
         (place / folder / "config.yaml").write_bytes(data)
-    for line in refusals(commands, place, case, every, "evaluate", "export", "explain", "resume"):
+    for line in refusals(commands, place, case, every, "evaluate", "export", "resume"):
         assert "config" in line or MODEL in line or STATE in line
     if case == "another width":
         return
@@ -234,7 +234,7 @@ WEIGHTS = (
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_weights(commands, place, case, every):
     damaged_weights(place / "run" / MODEL, case)
-    for line in refusals(commands, place, case, every, "evaluate", "export", "explain"):
+    for line in refusals(commands, place, case, every, "evaluate", "export"):
         assert MODEL in line
     if case in ("a pipe", "a folder", "a loop"):
         return  # a state that is no file counts as none: the training begins again
@@ -393,7 +393,9 @@ def test_metrics_are_not_appended_to_what_is_no_file(commands, place, kind):
         os.mkfifo(path)
     else:
         path.mkdir()
-    outcome = commands.run("train", place / "cache", "--out", place / "stopped", "--resume", "--device", "cpu")
+    outcome = commands.run(
+        "train", place / "cache", "--out", place / "stopped", "--resume", "--device", "cpu", "--quiet"
+    )
     assert outcome.code == 1
     assert len(outcome.problem) == 1
     assert "metrics.jsonl" in outcome.problem[0]
@@ -456,3 +458,18 @@ def test_a_torn_last_line_of_metrics_counts_as_absent(place, commands):
     outcome = commands.run("train", place / "cache", "--out", place / "stopped", "--resume", "--device", "cpu")
     assert outcome.code == 0, outcome.err
     assert [line["epoch"] for line in Run(place / "stopped").metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize("case", ["config", "NaN", "missing", "header"])
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_a_run_of_real_encoders(commands, tiny_run, tmp_path, case, command):
+    """predict and explain load the encoders first; a damaged model is one line all the same."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    if case == "config":
+        (folder / "config.yaml").write_text("width: 16384\nheads: 1\nlayers: 256\nmlm: false\n")
+    else:
+        damaged_weights(folder / MODEL, case)
+    id_ = (folder / "splits.csv").read_text().splitlines()[1].split(",")[0]
+    last = ("--ids", id_, "--out", tmp_path / "out") if command == "explain" else ("--text", "a")
+    assert MODEL in commands.refused(command, folder, *last, "--device", "cpu", watch=tmp_path)
