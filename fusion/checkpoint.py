@@ -9,6 +9,7 @@ finished).
 import csv
 import io
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,10 @@ class Run:
         """
         config, dimensions = self.config, Dimensions(**self.facts["dimensions"])
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("error", "Initializing zero-element tensors")  # a width or a vocabulary of 0
                 expected = _expected(build_model(config, dimensions))
-        except ValueError as error:
+        except (ValueError, UserWarning) as error:
             raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
         tensors = load_tensors(self.folder / "model.safetensors", expected)
         model: FusionModel = build_model(config, dimensions)

@@ -76,10 +76,11 @@ def sweep(
             require_no_link(folder, task.out)
         _tidy_journal(task.out)
         check_journal(task.out / JOURNAL, space)
+        told = _told(task.out)
         study = open_study(task)
         _require_same(study, task, space, trainer.cache)
         finished = sum(trial.state.is_finished() for trial in study.trials)
-        if finished >= trials and _told(task.out) == finished:
+        if finished >= trials and told == finished:
             raise InputError(
                 f"{task.out}: a sweep of {finished} trials is there already; ask for more --trials, give another name, "
                 "or --overwrite"
