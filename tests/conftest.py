@@ -16,6 +16,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extract import extract
 from pipeline.records import Post
+from tests.hostile import Commands, forking
 from tests.server import serving
 
 CPU = torch.device("cpu")
@@ -77,3 +78,10 @@ def server(
     temporary = tmp_path_factory.mktemp("server")
     with serving(tiny_run.folder, temporary) as (address, process):
         yield address, process, temporary
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Runs commands on hostile input, each in a process with a memory and a time limit."""
+    with forking() as commands:
+        yield commands
