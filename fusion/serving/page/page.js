@@ -239,5 +239,6 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === $("text")) $("form").requestSubmit();
 });
+$("unscripted").hidden = true;
 $("app").hidden = false;
 introduced().then(offerExamples);
