@@ -89,7 +89,9 @@ def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of an ordinary file of at most `most` bytes. Raises OSError for anything else."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(most + 1) if size <= most else b""  # /proc has files without an end and without a size
+        data = file.read(size + 1) if size <= most else b""  # a read takes the memory that it is asked for
+        while size < len(data) <= most:  # it grows, or it is of /proc, which has files without a size and an end
+            size, data = len(data), data + file.read(1 << 20)
     if max(size, len(data)) > most:
         raise OSError(errno.EFBIG, f"over the limit of {most} bytes", str(path))
     return data

@@ -21,6 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 LOG = logging.getLogger("uvicorn.error")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]\s]+)(?::[0-9]{1,5})?")
 _DRAIN_SECONDS = 5.0
+_SMALL_BODY = 1 << 16  # bytes of a body for which there is always room
 _HEADERS = (
     # Nothing on the page may come from or go to another place than this server.
     (
@@ -41,9 +42,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, limits: Limits, hosts: Iterable[str] = ()) -> None:
         """hosts: names that may stand in a request's Host, beside those of loopback."""
-        self._app, self._limits = app, limits
+        self._app, self.limits = app, limits
         self._hosts = {name.lower() for name in (*LOOPBACK, *hosts)}
-        self._held = 0  # bytes of all bodies that are being received or answered
+        self.held = 0  # bytes of all bodies that are being received or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,14 +59,13 @@ class Guard:
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        held = _Held(self)
+        body = _Body(self, receive)
         try:
             self._check(scope)
-            body = await self._body(scope, receive, held)
-            await self._app(scope, _replay(body, receive), with_headers)
+            await self._app(scope, _replay(await body.read(), receive), with_headers)
         except Refusal as refusal:
-            held.release()
-            await self._drain(receive, refusal)
+            if refusal.status == 413:
+                await body.drain()
             problem = JSONResponse({"detail": refusal.detail}, refusal.status, refusal.headers)
             await problem(scope, receive, with_headers)
         except ClientDisconnect:
@@ -81,7 +81,7 @@ class Guard:
                 problem = JSONResponse({"detail": "the server failed; its log says where"}, 500)
                 await problem(scope, receive, with_headers)
         finally:
-            held.release()
+            body.release()
 
     def _check(self, scope: Scope) -> None:
         """Raises Refusal for a request that must not even be read."""
@@ -99,63 +99,63 @@ class Guard:
         if b"content-encoding" in values:
             raise Refusal(415, "send the body without Content-Encoding")
         length = values.get(b"content-length", [b"0"])[0]
-        if not length.isdigit():
+        if not length.isdigit() or len(length) > 15:
             raise Refusal(400, "Content-Length must be a number")
-        if int(length) > self._limits.bytes:
-            raise self._too_large()
+        if int(length) > self.limits.bytes:
+            raise too_large(self.limits)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"the request is over the limit of {self._limits.bytes} bytes")
 
-    async def _drain(self, receive: Receive, refusal: Refusal) -> None:
-        """Read on for a while without keeping anything: a client that still sends may not see an answer before."""
-        if refusal.status != 413:
-            return
-        left = 4 * self._limits.bytes
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if message["type"] == "http.disconnect" or not message.get("more_body"):
-                        break
+class _Body:
+    """One request's body while it is received, and its share of the bytes that all requests hold."""
 
-    async def _body(self, scope: Scope, receive: Receive, held: "_Held") -> bytes:
-        """The whole body, in memory and within the limits."""
-        body = bytearray()
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self._guard, self._limits, self._receive = guard, guard.limits, receive
+        self._data = bytearray()
+        self._ended = False
+
+    async def read(self) -> bytes:
+        """The whole body. Raises Refusal where it is too large, too slow, or does not fit beside the others."""
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    body += message.get("body", b"")
-                    if len(body) > self._limits.bytes:
-                        raise self._too_large()
-                    held.grow_to(len(body))
-                    if not message.get("more_body"):
-                        return bytes(body)
+                while not self._ended:
+                    self._hold(await self._next())
         except TimeoutError:
             raise Refusal(408, f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+        return bytes(self._data)
 
-
-class _Held:
-    """One request's share of the bytes that all requests hold."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard, self._bytes = guard, 0
-
-    def grow_to(self, size: int) -> None:
-        """Raises Refusal where all requests together would hold too much; small ones always find room."""
-        guard = self._guard
-        guard._held += size - self._bytes
-        self._bytes = size
-        if guard._held > guard._limits.held_bytes and size > 1 << 16:
-            raise busy("other requests hold all memory that is set aside for them")
+    async def drain(self) -> None:
+        """Read on for a while without keeping anything: a client that still sends may not see an answer before."""
+        self.release()
+        left = 4 * self._limits.bytes
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while left > 0 and not self._ended:
+                    left -= len(await self._next())
 
     def release(self) -> None:
-        self._guard._held -= self._bytes
-        self._bytes = 0
+        """Give the memory back to the others."""
+        self._guard.held -= len(self._data)
+        self._data = bytearray()
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._ended = not message.get("more_body")
+        return bytes(message.get("body", b""))
+
+    def _hold(self, data: bytes) -> None:
+        self._data += data
+        self._guard.held += len(data)
+        if len(self._data) > self._limits.bytes:
+            raise too_large(self._limits)
+        if self._guard.held > self._limits.held_bytes and len(self._data) > _SMALL_BODY:
+            raise busy("other requests hold all memory that is set aside for them")
+
+
+def too_large(limits: Limits) -> Refusal:
+    """A body over the limit."""
+    return Refusal(413, f"the request is over the limit of {limits.bytes} bytes")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -86,7 +86,7 @@ class RequestHandler:
         if problem := self._problem(post):
             raise problem
         if self._in_progress >= self.limits.requests:
-            raise busy(f"{self.limits.requests} requests are in progress")
+            raise busy(f"the limit of {self.limits.requests} requests in progress is reached")
         self._in_progress += 1
         loop = asyncio.get_running_loop()
 
