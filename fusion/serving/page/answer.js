@@ -34,7 +34,7 @@ export function percent(share, digits = 1) {
 export function drawAnswer(answer, text) {
   const title = [
     element("span", { class: "soft" }, "The answer"), " ",
-    element("bdi", { class: "label" }, answer.label), " ",
+    element("bdi", { class: answer.label.length > 24 ? "label long" : "label" }, answer.label), " ",
     element("span", { class: "sure" }, percent(answer.probabilities[answer.label])),
   ];
   const explained = answer.heat_map || answer.words.length;

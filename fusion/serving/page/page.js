@@ -82,7 +82,7 @@ async function ask() {
     kept = [entry, ...kept].slice(0, KEPT);
     show(entry);
     const { label, probabilities } = entry.answer;
-    say(`${label}, ${percent(probabilities[label])}, in ${((performance.now() - began) / 1000).toFixed(1)} s`);
+    say(`\u2068${label}\u2069, ${percent(probabilities[label])}, in ${((performance.now() - began) / 1000).toFixed(1)} s`);
     // Whoever has turned to something else meanwhile is not called away from it.
     if ([focused, document.body].includes(document.activeElement) && $("text").value === text) toAnswer();
   } catch (error) {
