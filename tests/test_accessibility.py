@@ -8,8 +8,7 @@ from playwright.sync_api import Page
 
 from fusion.report import page as report
 from fusion.report.gallery import look_at_cached, write_gallery
-from tests.browser import chromium, needs_chromium, window
-from tests.test_page import fill, png, replies, shown, submit, visit
+from tests.browser import answers, fill, needs_chromium, png, shown, submit, visit, window
 from tests.test_report import make_run
 
 AXE = Path(__file__).parent.parent / ".venv" / "node_modules" / "axe-core" / "axe.min.js"
@@ -21,12 +20,6 @@ pytestmark = [
     needs_chromium,
     pytest.mark.skipif(not AXE.is_file(), reason="no axe-core here: npm install --prefix .venv --no-save axe-core"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +52,7 @@ def violations(page: Page) -> list[str]:
 def test_the_page_is_accessible_in_every_state(browser, server, scheme, size):
     with window(browser, bypass_csp=True, color_scheme=scheme, reduced_motion="reduce", **size) as opened:
         page = opened.page
-        visit(page, server[0])
+        visit(page, server.address)
         assert violations(page) == [], "empty"
         submit(page)
         page.get_by_role("alert").wait_for()
@@ -78,18 +71,9 @@ def test_the_page_is_accessible_in_every_state(browser, server, scheme, size):
 def test_answers_of_every_kind_are_accessible(browser, server, scheme):
     with window(browser, bypass_csp=True, color_scheme=scheme, reduced_motion="reduce") as opened:
         page = opened.page
-        visit(page, server[0])
-        answer = {
-            "label": "label 0",
-            "probabilities": MANY,
-            "flags": ["truncated", "no_image"],
-            "method": "gradient",
-            "heat_map": None,
-            "legend": [],
-            "words": WORDS,
-            "text_share": None,
-        }
-        replies(page, json=answer)
+        visit(page, server.address)
+        changes = {"label": "label 0", "probabilities": MANY, "flags": ["truncated", "no_image"], "words": WORDS}
+        answers(page, **changes)
         fill(page, png(), "x" * 9_990)
         submit(page)
         shown(page)
