@@ -13,11 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
+
+from pipeline.common.documents import Document, Line, parse_json
+from pipeline.common.folders import remove_file, require_regular
 from pipeline.errors import InputError
 
 LOCK = "writer.lock"
+
+
+class Holder(Document):
+    """What a lock says of the process that holds it."""
+
+    host: Line
+    pid: Annotated[int, Field(ge=1, lt=1 << 31)]
+    since: Line
+    process_started: Line
 
 
 @contextmanager
@@ -41,7 +54,9 @@ def _take(path: Path) -> None:
     mine = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid), "since": since}
     draft = path.with_name(f"{path.name}.{mine['host']}.{pid}")
     try:
-        draft.write_text(json.dumps(mine), encoding="utf-8")
+        remove_file(draft)  # of an earlier process of this number; and no link is followed
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(mine))
         while not _linked(draft, path):
             _clear_if_dead(path)
     except OSError as error:
@@ -71,8 +86,9 @@ def _linked(draft: Path, path: Path) -> bool:
 def _clear_if_dead(path: Path) -> None:
     """Remove the lock of a process of this host that is gone. Raises InputError if it is held, or can't be judged."""
     try:
-        with path.open("r+", encoding="utf-8") as file:
-            _require_dead(path, file.read())
+        require_regular(path)
+        with path.open("r+", encoding="utf-8", errors="replace") as file:
+            _require_dead(path, file.read(1 << 16))
             # Of several that find it dead one removes it; the others then see that it is no longer this file.
             fcntl.flock(file, fcntl.LOCK_EX)
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
@@ -83,13 +99,12 @@ def _clear_if_dead(path: Path) -> None:
 
 def _require_dead(path: Path, text: str) -> None:
     try:
-        holder: dict[str, Any] = json.loads(text)
-        host, pid, since, started = (holder[key] for key in ("host", "pid", "since", "process_started"))
-    except (ValueError, KeyError, TypeError):
+        holder = parse_json(text, Holder, str(path))
+    except InputError:
         raise InputError(f"{path}: says that somebody writes there, but not who; delete it if nobody does") from None
-    if host != socket.gethostname() or _started(pid) == started != "":
+    if holder.host != socket.gethostname() or _started(holder.pid) == holder.process_started != "":
         raise InputError(
-            f"{path.parent}: process {pid} on {host} has been writing there since {since}; "
+            f"{path.parent}: process {holder.pid} on {holder.host} has been writing there since {holder.since}; "
             f"wait for it, or, if it is gone, delete {path}"
         )
 

