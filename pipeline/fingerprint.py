@@ -68,6 +68,7 @@ def same_text_encoder(
         text=folder or name,
         max_tokens=marks["max_tokens"],
         text_layers=len(layers),
+        split_special_tokens="special_tokens_in_text" in marks,
         dtype=marks["compute_dtype"],
         device=device,
     )

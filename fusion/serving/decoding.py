@@ -17,8 +17,8 @@ from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
 from fusion.serving.limits import Limits
-from pipeline.decode import _end_with_parent
 from pipeline.images import ImageProblem, to_rgb
+from pipeline.worker import end_with_parent
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # a fork of the server would copy its threads' locks
 SHOWN_SIDE = 640  # pixels of the longer side of the picture that an explanation is drawn on
@@ -95,7 +95,7 @@ def _begin(transform: Any, max_pixels: int, seconds: int, mib: int) -> None:
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait for the decoder
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     limit_memory(mib)
     _worker.update(transform=transform, max_pixels=max_pixels, seconds=seconds, mib=mib)
 
