@@ -51,7 +51,8 @@ def prepare(
 
     With `splits` (a file with id,label,split) posts take their split from it, otherwise a stratified split by `ratios`
     (train, val, test) and `seed` is made. A post whose text is missing, is no ordinary file or is not in `encoding`
-    stays in the list with its problem, so that extraction counts it. Raises InputError if the folder, its label file or `splits` is unusable.
+    stays in the list with its problem, so that extraction counts it. Raises InputError if the folder, its label file or
+    `splits` is unusable.
     """
     rows = _label_rows(folder)
     verdicts = {id_: judge(pairs) for id_, pairs in rows.items()}
@@ -140,7 +141,8 @@ def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
         pairs = [tuple(part.strip() for part in cell.split(",")) for cell in cells]
         if len(pairs) != annotators or any(len(pair) != 2 or not set(pair) <= set(LABELS) for pair in pairs):
             raise InputError(
-                f"{path}, line {number}: not ID and {annotators} text,image pair(s) of {', '.join(LABELS)}: {shown(line)}"
+                f"{path}, line {number}: not ID and {annotators} text,image pair(s) of {', '.join(LABELS)}: "
+                f"{shown(line)}"
             )
         require_name(id_, "ID", f"{path}, line {number}")
         if "/" in id_ or id_ in (".", ".."):

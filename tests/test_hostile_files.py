@@ -147,14 +147,15 @@ def test_an_encoder_that_is_no_file_is_one_line(make, commands, tmp_path):
         assert "text " in commands.refused(*extract, "--image-encoder", "none", "--text-encoder", text, watch=text)
 
 
-def damaged_weights():
-    yield "pth", b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00id\x85R."
-    yield "pth", b""
-    yield "safetensors", b"\xff" * 64
-    yield "safetensors", (1 << 40).to_bytes(8, "little") + b"{}"
+DAMAGED = [
+    ("pth", b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00id\x85R."),
+    ("pth", b""),
+    ("safetensors", b"\xff" * 64),
+    ("safetensors", (1 << 40).to_bytes(8, "little") + b"{}"),
+]
 
 
-@pytest.mark.parametrize(("kind", "data"), damaged_weights())
+@pytest.mark.parametrize(("kind", "data"), DAMAGED)
 def test_damaged_weights_are_one_line(kind, data, commands, tmp_path):
     (tmp_path / "m.jsonl").write_text('{"id": "1", "text": "a", "image": "1.jpg"}\n')
     weights = tmp_path / f"bad.{kind}"
@@ -330,7 +331,9 @@ def test_hostile_texts_are_their_posts_problem(commands, tmp_path):
     assert cache.records[2].reason == f"text: 3.txt: over the limit of {1 << 20} bytes"
 
 
-@pytest.mark.parametrize("encoding", ["idna", "punycode", "undefined", "base64", "utf-7", "unicode_escape", "no-such", "a b"])
+@pytest.mark.parametrize(
+    "encoding", ["idna", "punycode", "undefined", "base64", "utf-7", "unicode_escape", "no-such", "a b"]
+)
 def test_odd_encodings_give_a_manifest_or_one_line(encoding, commands, tmp_path):
     place = mvsa(tmp_path / "mvsa", ["1", "2"])
     (place / "data" / "1.txt").write_bytes(b"\xff +2AA- \\ud800 xn--" + b"a" * 99)
@@ -344,8 +347,8 @@ def test_odd_encodings_give_a_manifest_or_one_line(encoding, commands, tmp_path)
 # emoji of Unicode 17, an apostrophe, a name that looks like an option, and what shells and markup would take apart.
 NAMES = [
     "Screenshot 2024-05-01 at 9.41.00\u202fAM", "a\u00a0b", "a\u3000b", "\u200d", "\u202egpj", "\U0001fae8\U0001fac8",
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U000e0001", "\ue000", "--out", "'", '"', "<b>&amp;", "$(id)", "a b ",
-    "%s{}", "é", "e\u0301", "天气",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U000e0001", "\ue000", "--out", "'", '"', "<b>&amp;", "$(id)",
+    "a b ", "%s{}", "é", "e\u0301", "天气",
 ]  # fmt: skip
 
 

@@ -85,9 +85,9 @@ def test_whatever_a_transform_raises_is_a_reason_but_for_too_little_memory():
     def broken(_picture):
         raise OverflowError("signed integer is\ngreater than maximum")
 
-    with pytest.raises(ImageProblem, match="^5x7 can't be resized: signed integer is greater than maximum$"):
+    with pytest.raises(ImageProblem, match=r"^5x7 can't be resized: signed integer is greater than maximum$"):
         BoundedTransform(broken, [])(Image.new("RGB", (5, 7)))
-    with pytest.raises(ImageProblem, match="^1x900 can't be resized"):  # no pixel is left of its width
+    with pytest.raises(ImageProblem, match=r"^1x900 can't be resized"):  # no pixel is left of its width
         transform_of(crop_mode="border")(Image.new("RGB", (1, 900)))
 
     def short(_picture):

@@ -18,7 +18,7 @@ from pipeline.extract import extract
 from pipeline.fingerprint import same_text_encoder
 from pipeline.frozen import NoImages, TextEncoder
 from pipeline.records import Post, write_manifest
-from tests.test_cli import invoke, refused
+from tests.test_cli import invoke
 
 CPU = torch.device("cpu")
 OLD = EncoderChoice(preset="packaged", image="none", device="cpu", split_special_tokens=False)
@@ -173,7 +173,7 @@ def test_what_can_not_be_read_says_nothing_of_the_reading(old_cache, tmp_path):
 
 
 def test_readings_are_not_mixed(old_cache, tmp_path, text_encoder):
+    (old_cache / "index.h5").unlink()
+    posts = posts_of(tmp_path, 24)
     with pytest.raises(InputError, match=r"made by other encoders; text\.special_tokens_in_text: None, not split"):
-        (old_cache / "index.h5").unlink()
-        extract(posts_of(tmp_path, 24), old_cache, NoImages(CPU), text_encoder, quiet=True)
-    assert refused("inspect", old_cache)
+        extract(posts, old_cache, NoImages(CPU), text_encoder, quiet=True)
