@@ -177,7 +177,7 @@ class TextEncoder:
         """Word-piece ids with [CLS] and [SEP], int32, at most `max_tokens` a text, and whether each was cut short. Eq
         17.
         """
-        encodings = self._encodings(texts)
+        encodings = self._encodings(texts)  # eq 17
         return [self._ids(encoding) for encoding in encodings], [bool(row.overflowing) for row in encodings]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
