@@ -20,7 +20,7 @@ from tests.test_cli import refused
 from tests.test_predict import raw
 from tests.test_serve import EQUAL, ask
 
-CLIENTS, REQUESTS = 8, 200
+CLIENTS = 8
 PATIENCE = 120
 
 
@@ -74,7 +74,7 @@ def test_no_request_reads_lists_writes_or_deletes_a_file(server, client, drawn_p
     before = snapshot(home), snapshot(server.temporary)
     routes = [*client.get(f"{address}/openapi.json").json()["paths"], "/", "/page.js"]
     secret = home / "secret.txt"
-    names = [str(secret), "secret.txt", "./link", "../home/secret.txt", f"file://{secret}", f"{address}/secret.txt"]
+    names = [str(secret), "../home/link", f"file://{secret}", f"{address}/secret.txt"]
     files = [{"path": name, "meta": {"_type": "gradio.FileData"}, "url": name, "orig_name": name} for name in names]
     answers = []
     for route in (*routes, "/upload", "/file", "/queue/join", "/run/predict", "/api/predict", "/call/predict"):
@@ -153,7 +153,8 @@ def test_a_hostile_picture_is_settled_while_others_are_served(name, server, draw
         assert ask(client, post.image.read_bytes(), post.text, address).status_code == 200
 
 
-def test_two_hundred_requests_of_eight_clients_all_get_their_own_answers(server, predictor, drawn_posts):
+@pytest.mark.parametrize("requests", [64, pytest.param(200, marks=pytest.mark.long)])
+def test_requests_of_eight_clients_all_get_their_own_answers(requests, server, predictor, drawn_posts):
     """None is lost or mixed up, and memory stays where it was after the first quarter."""
     address, process, temporary = server.address, server.process, server.temporary
     there = snapshot(temporary)
@@ -173,16 +174,16 @@ def test_two_hundred_requests_of_eight_clients_all_get_their_own_answers(server,
                 assert response.json()["probabilities"] == pytest.approx(expected[which].probabilities, abs=EQUAL)
 
     started = time.perf_counter()
-    quarter = REQUESTS // CLIENTS // 4
+    quarter = requests // CLIENTS // 4
     with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(several, range(CLIENTS), [quarter] * CLIENTS))
         before = memory(process.pid)
-        list(pool.map(several, range(CLIENTS), [REQUESTS // CLIENTS - quarter] * CLIENTS))
+        list(pool.map(several, range(CLIENTS), [requests // CLIENTS - quarter] * CLIENTS))
     after, seconds = memory(process.pid), time.perf_counter() - started
     middle, late = np.percentile(took, [50, 95])
     print(f"{len(took)} answers in {seconds:.1f} s; {middle:.2f} s each at the median, {late:.2f} s at 95 %")
     print(f"memory: {before:.0f} MiB after a quarter, {after:.0f} MiB at the end")
-    assert len(took) == REQUESTS
+    assert len(took) == requests
     assert after < before + 64
     assert snapshot(temporary) == there
 
