@@ -231,9 +231,7 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
                 if first.get(name) != header[name]:
                     raise InputError(f"{path}: unfinished answers {what}; --overwrite begins again")
             end = file.tell()
-            while (
-                record := _whole(file.readline(_MOST_LINE_BYTES))
-            ) is not None and report.answered_before < report.posts:
+            while report.answered_before < report.posts and (record := _whole(file.readline(_MOST_LINE_BYTES))):
                 report.answered_before += 1
                 report.note(record)
                 end = file.tell()
