@@ -1,8 +1,8 @@
 """Work on untrusted bytes in a process of its own: a function and its arguments in, JSON values out, or how it ended.
 
-The HDF5 library reads some damaged files for ever, and ends its process on others. So whatever reads a file that may
-come from a stranger runs in a fork with a limit of memory and of processor time. A fork of a process that has everything
-imported costs milliseconds, where starting Python anew costs a third of a second.
+The HDF5 library never comes to an end with some damaged files, and ends its process on others. So whatever reads a file
+that may come from a stranger runs in a fork with a limit of memory and of processor time. A fork of a process that has
+everything imported costs milliseconds, where starting Python anew costs a third of a second.
 """
 
 import faulthandler

@@ -61,9 +61,8 @@ class Cache:
         self._mapped_bytes: dict[int, tuple[memoryview, memoryview]] = {}
         for number, size in enumerate(self._table["bytes"].tolist()):
             if problem := _problem_of(self._path(number), size):
-                raise InputError(
-                    f"{self._path(number)} ({self._posts_of(number)}): {problem}; `extract` with --repair makes it again"
-                )
+                where = f"{self._path(number)} ({self._posts_of(number)})"
+                raise InputError(f"{where}: {problem}; `extract` with --repair makes it again")
 
     @property
     def has_images(self) -> bool:
@@ -223,19 +222,18 @@ class Cache:
         """Read everything: what does not match its checksum, its offsets, the index or the manifest hash, or is not as
         docs/cache-format.md says; empty if all is whole.
         """
-        problems = []
-        if manifest_sha256(self.records) != self.manifest_sha256:
-            problems.append("index.h5: the posts do not match the manifest hash")
+        listed = manifest_sha256(self.records) == self.manifest_sha256
+        problems = [] if listed else ["index.h5: the posts do not match the manifest hash"]
         names = self._table["name"].tolist()
         for number, shard in enumerate(read_shards([self._path(number) for number in range(len(names))])):
             problems += [
                 f"{names[number].decode()} ({self._posts_of(number)}): {problem}"
-                for problem in self._damage_of(number, shard)
+                for problem in self._damage_of(number, shard, listed)
             ]
         return problems
 
-    def _damage_of(self, number: int, shard: Shard | InputError) -> Iterator[str]:
-        """The first thing that is wrong with a shard, if any is."""
+    def _damage_of(self, number: int, shard: Shard | InputError, listed: bool) -> Iterator[str]:
+        """The first thing that is wrong with a shard, if any is; `listed`: the index's posts are to be relied on."""
         rows = slice(self._firsts[number], self._firsts[number + 1])
         if sha256_of_file(self._path(number)) != self._table["sha256"][number].decode():
             yield "checksum does not match"
@@ -243,7 +241,7 @@ class Cache:
             yield str(shard).removeprefix(f"{self._path(number)}: ")
         elif shard.lengths != self.lengths[rows].tolist():
             yield "text offsets do not match the index"
-        elif shard.fingerprint != self.fingerprint or shard.posts != self.records[rows]:
+        elif shard.fingerprint != self.fingerprint or (listed and shard.posts != self.records[rows]):
             yield "its posts or encoders are not those of the index"
         elif shard.at != {name: self._table[f"{name}_at"][number] for name in FEATURES} or any(
             shard.shapes[name] != array.shape for name, array in self._stored(number).items()

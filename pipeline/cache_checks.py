@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -239,7 +240,7 @@ def _places(shapes: Mapping[str, Sequence[int]], at: Mapping[str, int], stored: 
         if size:
             taken.append((start, start + size))
     taken.sort()
-    if any(end > start for (_, end), (start, _) in zip(taken, taken[1:], strict=False)):
+    if any(end > start for (_, end), (start, _) in pairwise(taken)):
         raise Wrong("the arrays of a shard overlap")
     return taken[-1][1]
 

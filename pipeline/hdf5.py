@@ -69,8 +69,8 @@ class ShardFeatures:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a finished shard says, but for the values of its features: its posts, unless they were left out, the `shapes`
-    of its arrays by name, where they begin in the file (`at`), and the lengths of its texts.
+    """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
+    where they begin in the file (`at`), and the lengths of its texts.
     """
 
     posts: list[PostRecord]
@@ -133,19 +133,14 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
         write_bytes(path, file.id.get_file_image())
 
 
-def read_shards(paths: Sequence[Path], *, posts: bool = True) -> Iterator[Shard | InputError]:
-    """What each of some finished shards says, in order; in the place of a damaged one stands the problem.
-
-    Without `posts` their columns are left out, which takes half the time.
-    """
-    tasks = [(path, posts) for path in paths]
-    for path, found in zip(paths, apart(hdf5_read.shard, tasks, seconds=_SECONDS, memory=_MEMORY), strict=True):
+def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
+    """What each of some finished shards says, in order; in the place of a damaged one stands the problem."""
+    for path, found in zip(paths, apart(hdf5_read.shard, paths, seconds=_SECONDS, memory=_MEMORY), strict=True):
         if isinstance(found, InputError):
             yield _of(path, found)
             continue
         shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
-        records = _records(found["posts"]) if posts else []
-        yield Shard(records, found["fingerprint"], shapes, found["at"], found["lengths"])
+        yield Shard(_records(found["posts"]), found["fingerprint"], shapes, found["at"], found["lengths"])
 
 
 def read_shard_posts(path: Path) -> tuple[list[PostRecord], dict[str, Any]]:

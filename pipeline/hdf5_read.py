@@ -78,28 +78,25 @@ def columns(task: tuple[Path, Sequence[str]]) -> dict[str, list[Any]]:
         return _listed({name: _values(_plain(file, f"/post/{name}", known[name])) for name in names})
 
 
-def shard(task: tuple[Path, bool]) -> dict[str, Any]:
-    """What a shard says: its `fingerprint`; of each array of features its `shape` and place in the file (`at`); the
-    `lengths` of its texts; and, where they are asked for, the columns of its `posts`.
+def shard(path: Path) -> dict[str, Any]:
+    """What a shard says: its `fingerprint`, the columns of its `posts`, of each array of features its shape and its
+    place in the file (`shapes`, `at`), and the `lengths` of its texts.
     """
-    path, wanted = task
     with _opened(path, SHARD_KIND) as file:
         _members(file.id, "/", ("image", "text", "post"))
         _members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
         _members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
         marks = checks.fingerprint(_attribute(file, "fingerprint"))
-        posts = _columns(file, "post", POST_COLUMNS, read=wanted)
-        count = _plain(file, "/post/id", TEXT).shape[0]
+        posts = _columns(file, "post", POST_COLUMNS)
         _bits(file)
         arrays = {
             name: _plain(file, path_, feature_dtype(name, marks["stored_dtype"])) for name, path_ in FEATURES.items()
         }
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         at = {name: array.get_offset() or 0 for name, array in arrays.items()}  # an empty dataset has no place
-        checks.arrays(marks, count, shapes, at)
+        checks.arrays(marks, len(posts["id"]), shapes, at)
         lengths = np.diff(checks.offsets(_values(arrays["offsets"]), shapes["tokens"][0]))
-        if wanted:
-            checks.posts(posts, lengths, checks.most_tokens(marks))
+        checks.posts(posts, lengths, checks.most_tokens(marks))
         return {"fingerprint": marks, "shapes": shapes, "at": at, "lengths": lengths.tolist(), "posts": _listed(posts)}
 
 
@@ -148,10 +145,8 @@ def _members(group: h5g.GroupID, path: str, expected: Iterable[str]) -> None:
             raise Wrong(f"{path.rstrip('/')}/{name} is a link")
 
 
-def _columns(file: h5py.File, group: str, types: Mapping[str, Any], *, read: bool = True) -> dict[str, Any]:
-    """The columns of a group, all of one length: texts as lists, the others as arrays. Not to be `read`, they are checked
-    only.
-    """
+def _columns(file: h5py.File, group: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a group, all of one length: texts as lists, the others as arrays."""
     _members(h5g.open(file.id, group.encode()), f"/{group}", types)
     datasets = {name: _plain(file, f"/{group}/{name}", dtype) for name, dtype in types.items()}
     first = next(iter(types))
@@ -160,7 +155,7 @@ def _columns(file: h5py.File, group: str, types: Mapping[str, Any], *, read: boo
         raise Wrong(f"/{group}/{first} has the shape {shape}")
     for name, dataset in datasets.items():
         _require_shape(dataset, f"/{group}/{name}", shape)
-    return {name: _values(dataset) for name, dataset in datasets.items() if read}
+    return {name: _values(dataset) for name, dataset in datasets.items()}
 
 
 def _plain(file: h5py.File, path: str, dtype: np.dtype) -> h5d.DatasetID:
