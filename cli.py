@@ -799,10 +799,14 @@ def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, json_file: Pat
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
-@click.option(
-    "--host", default="127.0.0.1", help="The address to listen on; the default can't be reached from outside."
-)
+@click.option("--host", default="127.0.0.1", help="The address to listen on; the default is unreachable from outside.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which browsers may reach the server, beside localhost; repeatable.",
+)
 @place_options
 @device_option
 @click.option("--quiet", is_flag=True, help="Print nothing but problems.")
@@ -810,22 +814,23 @@ def serve(
     run_dir: Path,
     host: str,
     port: int,
+    allow_host: tuple[str, ...],
     image_weights: Path | None,
     text_encoder: str | None,
     device: str,
     quiet: bool,
 ) -> None:
-    """A page where one drops a photo and types a text, and a JSON endpoint, POST /predict. Needs the extra `web`."""
+    """Serve a page where one drops a photo and types a text, and a JSON endpoint: POST /predict and /explain."""
     from fusion.checkpoint import Run
     from fusion.predict import Predictor
 
     try:
-        from fusion import serve as serving
+        from fusion.serving.server import serve as start
     except ModuleNotFoundError as error:
-        raise InputError(f"serve needs {error.name}: pip install 'mscf[web]'") from None
+        raise InputError(f"serve needs the package {error.name}; pip install -e '.[web]'") from None
     chosen = _device(device, quiet)
     predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
-    serving.serve(predictor, host=host, port=port, say=lambda line: _say(quiet, line))
+    start(predictor, host=host, port=port, allowed_hosts=allow_host, say=lambda line: _say(quiet, line))
 
 
 @cli.command()

@@ -124,7 +124,7 @@ class Predictor:
         """Decode a post's image and look at its text. A post that can't be answered comes back with the reason."""
         picture, pixels = None, None
         flags: tuple[str, ...] = ()
-        reason = _text_problem(post.text)
+        reason = raw_text_problem(post.text)
         if post.image is not None and not reason and not isinstance(self.image, NoImages):
             try:
                 picture, flags = to_rgb(post.image, max_pixels)
@@ -239,7 +239,7 @@ def unanswerable(predictor: Predictor, no_text: bool, no_image: bool) -> str:
     return ""
 
 
-def _text_problem(text: str | None) -> str:
+def raw_text_problem(text: str | None) -> str:
     """Why a text can't be read; empty if it can, or if there is none."""
     if text is None:
         return ""

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MOST_BYTES = 1 << 30  # of a file that is read whole, unless the caller asks for less
 
@@ -72,7 +73,7 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading if it is an ordinary one; opening never waits.
 
     Raises OSError for a folder, a pipe, a socket or a device: these could block for ever, or have no end.
@@ -88,7 +89,9 @@ def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of an ordinary file of at most `most` bytes. Raises OSError for anything else."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(most + 1) if size <= most else b""  # /proc has files without an end and without a size
+        data = file.read(size + 1) if size <= most else b""  # a read takes the memory that it is asked for
+        while size < len(data) <= most:  # it grows, or it is of /proc, which has files without a size and an end
+            size, data = len(data), data + file.read(1 << 20)
     if max(size, len(data)) > most:
         raise OSError(errno.EFBIG, f"over the limit of {most} bytes", str(path))
     return data

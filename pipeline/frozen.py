@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import images
 from pipeline.errors import InputError
+from pipeline.resize import BoundedTransform
 from pipeline.views import VIEWS, Views
 
 NO_IMAGES = "none"  # in place of an image encoder's name
@@ -34,12 +35,13 @@ class ImageEncoder:
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         config = resolve_data_config({}, model=model)
-        self.transform = create_transform(**config, normalize=False)  # resize and crop only: (3, S, S) uint8
+        resize_and_crop = create_transform(**config, normalize=False)  # and nothing else: (3, S, S) uint8
+        transform = Views(resize_and_crop, views, name) if views > 1 else resize_and_crop
+        self.transform: Any = BoundedTransform(transform, resize_and_crop.transforms)
         self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
         self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
         self.pixels_shape: tuple[int, ...] = tuple(config["input_size"])
         if views > 1:
-            self.transform = Views(self.transform, views, name)
             self.pixels_shape = (views, *self.pixels_shape)
         self.patches_shape = self._probe_grid()
         self.fingerprint: dict[str, Any] = {
@@ -64,8 +66,10 @@ class ImageEncoder:
         return f"{self.name} ({views}{patches} x {channels})"
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """An RGB picture, resized and cropped: uint8 of `pixels_shape`."""
-        return np.asarray(self.transform(picture))
+        """An RGB picture, resized and cropped: uint8 of `pixels_shape`. Raises ImageProblem for one that is too long
+        and thin for that.
+        """
+        return self.transform(picture)
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features of a batch of `pixels()`: patches (B, m, C), row-major, and their mean (B, C); both float32. Of

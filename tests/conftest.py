@@ -76,7 +76,7 @@ def server(
 ) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
     """`serve` in a process of its own: its address, the process, and the folder below which its files lie."""
     temporary = tmp_path_factory.mktemp("server")
-    with serving(tiny_run.folder, temporary) as (address, process):
+    with serving(tiny_run.folder, temporary) as (address, process, _):
         yield address, process, temporary
 
 

@@ -5,19 +5,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def serving(run: Path, temporary: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Its address and its process, ended afterwards. What it writes for a while goes below `temporary`."""
+def serving(
+    run: Path, temporary: Path, *options: str, cwd: Path = ROOT
+) -> Iterator[tuple[str, "subprocess.Popen[str]", list[str]]]:
+    """Its address, its process and what it prints; ended afterwards. Its temporary files go to `temporary`."""
     temporary.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "cli.py", "serve", str(run), "--port", "0"],
-        cwd=ROOT,
+        [sys.executable, str(ROOT / "cli.py"), "serve", str(run), "--port", "0", *options],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -33,10 +35,10 @@ def serving(run: Path, temporary: Path) -> Iterator[tuple[str, subprocess.Popen[
                 break
         else:
             raise AssertionError(f"the server did not start: {''.join(said)}")
-        # what it says later must not fill the pipe
+        # what it prints later must not fill the pipe
         drain = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
         drain.start()
-        yield address, process
+        yield address, process, said
         assert "Traceback" not in "".join(said)
     finally:
         process.terminate()
@@ -47,3 +49,24 @@ def serving(run: Path, temporary: Path) -> Iterator[tuple[str, subprocess.Popen[
             process.wait()
         drain.join(5)
         process.stdout.close()
+
+
+def tree(process_id: int) -> list[int]:
+    """A process and all that descend from it."""
+    found, waiting = [], [process_id]
+    while waiting:
+        found.append(waiting.pop())
+        for tasks in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            with suppress(OSError):
+                waiting += map(int, tasks.read_text().split())
+    return found
+
+
+def memory(process_id: int) -> float:
+    """MiB of a process and all that descend from it; what several share counts once."""
+    total = 0
+    for number in tree(process_id):
+        with suppress(OSError):
+            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.decode import Decoders
+from pipeline.errors import InputError
+from tests.hostile_pictures import endless_jpeg, large_gif, large_jpeg, largest_png
 from tests.test_fuzz import Shrink
 
 DEADLY, SLOW = (31, 37), (29, 23)
@@ -38,13 +41,10 @@ def picture(folder, name, size, colour):
     return path
 
 
-def test_a_renewed_pool_keeps_what_it_was_given_since(decoders, tmp_path):
-    """Two batches lose their process together; the second one, looked at late, must not end the new pool as well."""
+def test_a_deadly_file_fails_alone_and_what_was_given_since_is_read(decoders, tmp_path):
     deadly, good = picture(tmp_path, "deadly", DEADLY, "red"), picture(tmp_path, "good", (5, 7), "white")
     slow = [picture(tmp_path, f"slow-{number}", SLOW, (number, 0, 0)) for number in range(3)]
     first, second = decoders.read([deadly, good]), decoders.read([good])
-    assert first.decoded.exception(timeout=60) is not None
-    assert second.decoded.exception(timeout=60) is not None
     pixels, (dead, whole) = decoders.pixels(first)
     assert dead.reason == f"image: decoding it ended the decoding process: {deadly}"
     assert dead.image_sha256 == hashlib.sha256(deadly.read_bytes()).hexdigest()  # else it would count as changed
@@ -60,19 +60,85 @@ def test_a_renewed_pool_keeps_what_it_was_given_since(decoders, tmp_path):
         np.testing.assert_array_equal(pixels[0, :, 0, 0], [number, 0, 0])
 
 
-def test_a_broken_pools_other_processes_end_too(tmp_path):
-    slow = picture(tmp_path, "slow", SLOW, "white")
-    with Decoders(Moody(), (3, 2, 2), batch_size=2, workers=2) as decoders:
-        for reading in [decoders.read([slow, slow]), decoders.read([slow, slow])]:
-            assert decoders.pixels(reading)[1][0].reason == ""
-            decoders.release(reading)
-        pids = list(decoders._pool._processes)
-        assert len(pids) == 2
-        decoders.pixels(decoders.read([picture(tmp_path, "deadly", DEADLY, "red")]))
-        deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
-            assert time.monotonic() < deadline, "a worker of the broken pool is still there"
-            time.sleep(0.05)
+def test_a_worker_that_is_killed_costs_no_file(decoders, tmp_path):
+    """The kernel's choice when memory is short, or a person's: whatever the worker had in hand is read again."""
+    slow = [picture(tmp_path, str(number), SLOW, (number, 0, 0)) for number in range(2)]
+    decoders.pixels(decoders.read(slow))
+    reading = decoders.read(slow)
+    time.sleep(0.1)
+    os.kill(decoders._workers[0].pid, signal.SIGKILL)
+    pixels, decoded = decoders.pixels(reading)
+    assert [one.reason for one in decoded] == ["", ""]
+    np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 1])
+
+
+def test_a_picture_that_takes_too_long_or_too_much_is_a_failed_file(tmp_path):
+    """40 million coefficients gone over 4000 times; and 81 million pixels within 200 MiB. Their neighbours are read."""
+    good = picture(tmp_path, "good", (5, 7), "white")
+    endless, large = tmp_path / "endless.jpg", tmp_path / "large.gif"
+    endless.write_bytes(endless_jpeg())
+    large.write_bytes(large_gif(9000))
+    with Decoders(Shrink(), (3, 2, 2), batch_size=5, workers=1, seconds=1, mib=200) as decoders:
+        pixels, decoded = decoders.pixels(decoders.read([good, endless, good, large, good]))
+        assert [one.reason for one in decoded] == [
+            "",
+            f"image: takes more than 1 s to decode: {endless}",
+            "",
+            f"image: needs more than 200 MiB to decode: {large}",
+            "",
+        ]
+        assert decoded[1].image_sha256 == hashlib.sha256(endless_jpeg()).hexdigest()
+        assert [bool(one.any()) for one in pixels] == [True, False, True, False, True]
+
+
+def test_the_largest_ordinary_pictures_are_decoded_within_the_limits(tmp_path):
+    paths = [tmp_path / "0.png", tmp_path / "1.jpg"]
+    paths[0].write_bytes(largest_png())
+    paths[1].write_bytes(large_jpeg())
+    with Decoders(Shrink(), (3, 2, 2), batch_size=2, workers=1, seconds=60) as decoders:
+        assert [one.reason for one in decoders.pixels(decoders.read(paths))[1]] == ["", ""]
+
+
+class Broken(Shrink):
+    """A transform of somebody else's, which raises what it likes."""
+
+    def __call__(self, picture):
+        raise ZeroDivisionError("no pixels\nto divide")
+
+
+def test_whatever_a_transform_raises_is_the_reason(tmp_path):
+    path = picture(tmp_path, "0", (5, 7), "white")
+    with Decoders(Broken(), (3, 2, 2), batch_size=1, workers=1) as decoders:
+        (decoded,) = decoders.pixels(decoders.read([path]))[1]
+        assert decoded.reason == f"image: does not decode: no pixels to divide: {path}"
+
+
+class Unstartable:
+    """A transform that no process can be given."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_processes_that_can_not_start_are_said_and_blame_no_file(tmp_path):
+    path = picture(tmp_path, "0", (5, 7), "white")
+    with Decoders(Unstartable(), (3, 2, 2), batch_size=1, workers=1) as decoders:
+        with pytest.raises(InputError, match=r"ends at its start \(exit code 3\)"):
+            decoders.pixels(decoders.read([path]))
+
+
+def test_leaving_ends_the_workers_at_once_whatever_they_have_in_hand(tmp_path):
+    endless = tmp_path / "endless.jpg"
+    endless.write_bytes(endless_jpeg())
+    with Decoders(Shrink(), (3, 2, 2), batch_size=1, workers=2, seconds=60) as decoders:
+        readings = [decoders.read([endless]) for _ in range(3)]
+        while len(decoders._workers) < 2:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        left = time.monotonic()
+    assert time.monotonic() - left < 10
+    assert not any(Path(f"/proc/{worker.pid}").exists() for worker in decoders._workers)
+    assert all(reading.decoded.done() for reading in readings)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
@@ -86,4 +152,4 @@ def test_what_is_no_file_fails_and_is_not_waited_for(kind, decoders, tmp_path):
         path.mkdir()
     reading = decoders.read([path])
     (decoded,) = reading.decoded.result(timeout=30)
-    assert decoded.reason == f"image: not a file: {path}"
+    assert decoded.reason == f"image: not a regular file: {path}"

@@ -1,0 +1,169 @@
+"""Answers posts of untrusted requests: decodes in worker processes, computes on a thread per core, within limits."""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import torch
+from PIL import Image
+
+from fusion.explain import DEFAULT_METHOD, Explanation, explain_posts
+from fusion.model import FusionModel
+from fusion.predict import Answer, Inputs, Predictor, raw_text_problem, unanswerable
+from fusion.report.cards import shaded
+from fusion.report.heatmap import overlay
+from fusion.serving.decoding import PictureDecoders
+from fusion.serving.forms import Post
+from fusion.serving.limits import Limits, Refusal, busy
+from pipeline.encoders import NoImages
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An answer with what it rests on: the picture under its heat map as PNG in a data URI, and each word's weight."""
+
+    answer: Answer
+    explanation: Explanation | None
+    heat_map: str | None
+
+    @property
+    def words(self) -> list[dict[str, Any]]:
+        """Each word with its weight, its rank among the strongest, and whether the encoder read it."""
+        if self.explanation is None:
+            return []
+        read = len(self.explanation.words) - self.explanation.unread
+        return [
+            {"text": word.text, "weight": word.weight, "rank": word.rank, "read": place < read}
+            for place, word in enumerate(shaded(self.explanation.words))
+        ]
+
+
+class RequestHandler:
+    """Answers one post at a time on each core. A context manager; leaving it ends its processes and threads.
+
+    Requests wait in line for a core, at most `limits.requests` of them and at most `limits.seconds` each.
+    """
+
+    def __init__(self, predictor: Predictor, limits: Limits, *, cores: int) -> None:
+        self.predictor, self.limits = predictor, limits
+        self._in_progress = 0
+        self._decoders = PictureDecoders(predictor.image.transform, limits, cores)
+        # Threads that stay: each thread has its own part of the heap, which does not shrink when the thread is idle.
+        self._cores = ThreadPoolExecutor(cores, "answer", initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cores.shutdown(wait=False, cancel_futures=True)
+        self._decoders.__exit__()  # what waits for a picture ends with it
+        self._cores.shutdown()
+
+    def warm_up(self) -> None:
+        """Answer a blank post, so that the first request is as quick as the others. Starts the decoding processes."""
+        picture = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(picture, "PNG")
+        post = Post("warm up", None if isinstance(self.predictor.image, NoImages) else picture.getvalue())
+        self._cores.submit(self._explain, post, time.monotonic() + self.limits.seconds).exception()
+
+    async def predict(self, post: Post) -> Answer:
+        """Class probabilities. Raises Refusal."""
+        return await self._on_a_core(self._predict, post)
+
+    async def explain(self, post: Post) -> Explained:
+        """Class probabilities with the explanation. Raises Refusal."""
+        return await self._on_a_core(self._explain, post)
+
+    async def _on_a_core(self, work: Callable[[Post, float], Result], post: Post) -> Result:
+        """Do a request's work within the limits. Its place is free again only when the work has really ended."""
+        if problem := self._problem(post):
+            raise problem
+        if self._in_progress >= self.limits.requests:
+            raise busy(f"the limit of {self.limits.requests} requests in progress is reached")
+        self._in_progress += 1
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[Result]) -> None:
+            loop.call_soon_threadsafe(self._leave)
+
+        future = self._cores.submit(work, post, time.monotonic() + self.limits.seconds)
+        future.add_done_callback(ended)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise busy(f"no answer within {self.limits.seconds:g} s") from None
+
+    def _leave(self) -> None:
+        self._in_progress -= 1
+
+    def _problem(self, post: Post) -> Refusal | None:
+        """What is wrong with a post as far as it is known before any work."""
+        most = self.limits.characters
+        if post.text and len(post.text) > most:
+            return Refusal(413, f"text: {len(post.text)} characters, over the limit of {most}")
+        reason = raw_text_problem(post.text) or unanswerable(self.predictor, post.text is None, post.image is None)
+        return Refusal(422, reason) if reason else None
+
+    def _predict(self, post: Post, deadline: float) -> Answer:
+        return self._answer(self._inputs(post, deadline))
+
+    def _explain(self, post: Post, deadline: float) -> Explained:
+        inputs = self._inputs(post, deadline)
+        answer = self._answer(inputs)
+        if not isinstance(self.predictor.model, FusionModel):  # the methods explain the paper's model alone
+            return Explained(answer, None, None)
+        (explanation,) = explain_posts(self.predictor, [inputs])
+        heat_map = None
+        if explanation.heat is not None and inputs.picture is not None:
+            view = self.predictor.image.fingerprint["transform"]
+            heat_map = png_uri(overlay(inputs.picture, explanation.heat, view))
+        return Explained(answer, explanation, heat_map)
+
+    def _inputs(self, post: Post, deadline: float) -> Inputs:
+        if time.monotonic() > deadline:  # nobody waits for it any more
+            raise busy("the request waited too long for its turn")
+        if post.image is None:
+            return Inputs("", post.text)
+        picture = self._decoders.decode(post.image)
+        if picture.reason:
+            raise Refusal(422, picture.reason)
+        return Inputs("", post.text, picture.pixels, picture.flags, picture=picture.shown)
+
+    def _answer(self, inputs: Inputs) -> Answer:
+        (answer,) = self.predictor.answer([inputs])
+        if answer.reason:
+            raise Refusal(422, answer.reason)
+        return answer
+
+    def reads(self) -> dict[str, bool]:
+        """Which modalities the run reads at all."""
+        modalities = self.predictor.config.modalities
+        image = modalities != "text" and not isinstance(self.predictor.image, NoImages)
+        return {"image": image, "text": modalities != "image"}
+
+    def needs(self) -> dict[str, bool]:
+        """Which modalities every post must have."""
+        return {
+            "image": bool(unanswerable(self.predictor, no_text=False, no_image=True)),
+            "text": bool(unanswerable(self.predictor, no_text=True, no_image=False)) and self.reads()["text"],
+        }
+
+    @property
+    def method(self) -> str:
+        """How answers are explained."""
+        return DEFAULT_METHOD
+
+
+def png_uri(picture: Image.Image) -> str:
+    """The picture as PNG in a data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=6)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
