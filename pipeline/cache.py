@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import hdf5
 from pipeline.errors import InputError
 from pipeline.files import open_regular, sha256_of_file
-from pipeline.hdf5 import PostRecord, Shard, manifest_sha256, read_index, read_records, read_shards, read_texts
+from pipeline.hdf5 import PostRecord, Shard
 from pipeline.hdf5_layout import FEATURES, FLAGS, INDEX, feature_dtype
 from pipeline.records import LABELS, SPLITS, comparable_text, read_splits
 
 
 def clear(folder: Path) -> None:
     """Remove a cache's own files, the index first, and nothing else that lies in the folder."""
-    for pattern in (INDEX, "shard-?????.h5", "*.h5.partial"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    (folder / INDEX).unlink(missing_ok=True)
+    for path in (*hdf5.shards_in(folder).values(), *folder.glob("*.h5.partial")):
+        path.unlink()
 
 
 class Cache:
@@ -40,11 +41,11 @@ class Cache:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such cache")
         if not (folder / INDEX).exists():
-            done = len(list(folder.glob("shard-?????.h5")))
+            done = len(hdf5.shards_in(folder))
             raise InputError(
                 f"{folder}: no finished cache (no index.h5; {done} shards); run `extract` again to finish it"
             )
-        self.index = index = read_index(folder)
+        self.index = index = hdf5.read_index(folder)
         self.fingerprint = index.fingerprint
         self.manifest_sha256 = index.manifest_sha256
         self.ids = index.ids
@@ -162,12 +163,12 @@ class Cache:
 
     @cached_property
     def texts(self) -> list[str]:
-        return read_texts(self.folder)
+        return hdf5.read_texts(self.folder)
 
     @cached_property
     def records(self) -> list[PostRecord]:
         """Hashes, reasons and flags of all posts."""
-        return read_records(self.folder)
+        return hdf5.read_records(self.folder)
 
     def repeats_training(self, rows: np.ndarray) -> np.ndarray:
         """For each row: does its text, normalised, or its image, byte for byte, also stand in a training post?
@@ -222,10 +223,10 @@ class Cache:
         """Read everything: what does not match its checksum, its offsets, the index or the manifest hash, or is not as
         docs/cache-format.md says; empty if all is whole.
         """
-        listed = manifest_sha256(self.records) == self.manifest_sha256
+        listed = hdf5.manifest_sha256(self.records) == self.manifest_sha256
         problems = [] if listed else ["index.h5: the posts do not match the manifest hash"]
         names = self._table["name"].tolist()
-        for number, shard in enumerate(read_shards([self._path(number) for number in range(len(names))])):
+        for number, shard in enumerate(hdf5.read_shards([self._path(number) for number in range(len(names))])):
             problems += [
                 f"{names[number].decode()} ({self._posts_of(number)}): {problem}"
                 for problem in self._damage_of(number, shard, listed)

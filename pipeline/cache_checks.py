@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.hdf5_layout import FEATURES, FLAGS, STORED_DTYPES, feature_dtype
+from pipeline.hdf5_layout import FEATURES, FLAGS, SHARD_NAME, STORED_DTYPES, feature_dtype
 from pipeline.records import LABELS, SPLITS, require_name
 from pipeline.views import VIEWS
 
 NO_IMAGES = "none"
-_SHARD_NAME = re.compile(r"shard-[0-9]{5}\.h5")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENCODER_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?|[^/\\]+ \(local files\)")
 _MOST_SHARDS = 100_000  # a shard's name has five digits
@@ -151,7 +150,7 @@ def index(
     m, channels, width = arrays(marks, count, shapes, None)
     offsets(starts, shapes["tokens"][0])
     names, rows, sizes = shards["name"], shards["rows"], shards["bytes"]
-    if not all(_SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
+    if not all(SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
         raise Wrong("/shard/name: must be shard-NNNNN.h5, each once, in order")
     if min(rows) < 1 or sum(rows) != count:
         raise Wrong("/shard/rows do not sum to the number of posts")

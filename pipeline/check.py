@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.encoders import ImageEncoder, TextEncoder
-from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
-from pipeline.images import ImageProblem, to_rgb
+from pipeline.sources import Sources
 
 # Another batch, thread count or machine changes features by float16 rounding at most.
 RELATIVE, ABSOLUTE = 1e-2, 1e-2
@@ -30,17 +28,17 @@ def load_encoders(
 
 def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: int, seed: int = 0) -> list[str]:
     """Encode `count` random posts again from their sources; a line for each that differs beyond rounding."""
-    posts = hdf5.read_posts(cache.folder)
+    sources = Sources(cache)
+    posts = sources.posts
     rows = np.flatnonzero(cache.ok)
     rows = np.random.default_rng(seed).permutation(rows)[:count]
     problems = []
     for row in sorted(rows.tolist()):
         again: dict[str, np.ndarray] = {}
-        if path := posts[row].image:
-            try:
-                picture, _ = to_rgb(regular_bytes(path))
-            except (OSError, ImageProblem) as error:
-                problems.append(f"post {posts[row].id}: its image can't be read any more ({error})")
+        if cache.has_images:
+            picture = sources.picture(row)
+            if isinstance(picture, str):
+                problems.append(f"post {posts[row].id}: its image can't be encoded again ({picture})")
                 continue
             again["patches"], again["pooled"] = image.encode(image.pixels(picture)[None])
         (ids,), _ = text.tokenize([posts[row].text or ""])

@@ -31,6 +31,7 @@ from pipeline.hdf5_layout import (
     SCHEMA_VERSION,
     SHARD_COLUMNS,
     SHARD_KIND,
+    SHARD_NAME,
     feature_dtype,
 )
 from pipeline.records import LABELS, SPLITS, Post
@@ -38,7 +39,7 @@ from pipeline.records import LABELS, SPLITS, Post
 SHARD_POSTS = 256
 
 # What reading a file may take: ten thousand posts take a tenth of a second and some MiB.
-_SECONDS, _MEMORY = 3, 256 << 20
+_SECONDS, _MIB = 3, 256
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def shard_number(path: Path) -> int:
     return int(path.stem.removeprefix("shard-"))
 
 
+def shards_in(folder: Path) -> dict[int, Path]:
+    """Shard number -> its path, in order, of all that have the name of a shard."""
+    return {shard_number(path): path for path in sorted(folder.glob("shard-*")) if SHARD_NAME.fullmatch(path.name)}
+
+
 def in_shards(posts: Sequence[Post]) -> dict[int, Sequence[Post]]:
     """Shard number -> its posts, in order, SHARD_POSTS to a shard."""
     starts = range(0, len(posts), SHARD_POSTS)
@@ -135,7 +141,7 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
 
 def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
     """What each of some finished shards says, in order; in the place of a damaged one stands the problem."""
-    for path, found in zip(paths, apart(hdf5_read.shard, paths, seconds=_SECONDS, memory=_MEMORY), strict=True):
+    for path, found in zip(paths, apart(hdf5_read.shard, paths, seconds=_SECONDS, mib=_MIB), strict=True):
         if isinstance(found, InputError):
             yield _of(path, found)
             continue
@@ -199,7 +205,7 @@ def read_index(folder: Path) -> Index:
     not hold.
     """
     found = _from_index(folder, hdf5_read.index, folder)
-    columns = {
+    columns: dict[str, Any] = {
         name: np.array(found.pop(name), dtype)
         for name, dtype in (
             ("ok", bool),
@@ -254,6 +260,11 @@ def manifest_sha256(records: Sequence[PostRecord]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def sha256_of_ids(posts: Sequence[Post]) -> str:
+    """One hash for which posts a manifest has, and in which order: by it `merge` knows that no part is missing."""
+    return hashlib.sha256("".join(f"{post.id}\n" for post in posts).encode()).hexdigest()
+
+
 @contextmanager
 def _image_of(kind: str, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
     """A new HDF5 file in memory. It goes to disk as plain bytes in one write, so that a full disk is a plain error."""
@@ -276,7 +287,7 @@ def _from_index(folder: Path, work: Callable[[Any], Any], task: Any) -> Any:
     """What `work` reads from an index, with as much time and memory as its size justifies."""
     path = folder / INDEX
     mib = min(path.lstat().st_size, MOST_BYTES) >> 20
-    (found,) = apart(work, [task], seconds=_SECONDS + mib, memory=_MEMORY + (16 * mib << 20))
+    (found,) = apart(work, [task], seconds=_SECONDS + mib, mib=_MIB + 16 * mib)
     if isinstance(found, InputError):
         raise _of(path, found)
     return found

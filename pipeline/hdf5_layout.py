@@ -2,6 +2,8 @@
 docs/cache-format.md describes them.
 """
 
+import re
+
 import h5py
 import numpy as np
 
@@ -11,6 +13,7 @@ INDEX = "index.h5"
 SCHEMA_VERSION = 1
 FLAGS = ("truncated", "empty_text", "rotated", "animated", "converted")
 STORED_DTYPES = ("float16", "float32")
+SHARD_NAME = re.compile(r"shard-[0-9]{5}\.h5")
 SHARD_KIND, INDEX_KIND = "mscf shard", "mscf cache"
 
 STATUS = h5py.enum_dtype({"ok": 0, "failed": 1}, basetype="i1")
@@ -36,4 +39,5 @@ SHARD_COLUMNS = {"name": h5py.string_dtype("ascii", 16), "rows": INTEGER, "bytes
 
 def feature_dtype(name: str, stored: str) -> np.dtype:
     """The type of an array of features, in caches that store the features themselves as `stored`."""
-    return {"input_ids": np.dtype(np.int32), "offsets": INTEGER}.get(name, np.dtype(stored))
+    integers: dict[str, np.dtype] = {"input_ids": np.dtype(np.int32), "offsets": INTEGER}
+    return integers.get(name, np.dtype(stored))

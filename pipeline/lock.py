@@ -9,15 +9,17 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.files import create_anew
 
 LOCK = "writer.lock"
+_LONGEST = 4096  # bytes of a lock
 
 
 @contextmanager
@@ -41,6 +43,7 @@ def _take(path: Path) -> None:
     mine = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid), "since": since}
     draft = path.with_name(f"{path.name}.{mine['host']}.{pid}")
     try:
+        create_anew(draft)
         draft.write_text(json.dumps(mine), encoding="utf-8")
         while not _linked(draft, path):
             _clear_if_dead(path)
@@ -70,9 +73,16 @@ def _linked(draft: Path, path: Path) -> bool:
 
 def _clear_if_dead(path: Path) -> None:
     """Remove the lock of a process of this host that is gone. Raises InputError if it is held, or can't be judged."""
+    unreadable = InputError(f"{path}: says that somebody writes there, but not who; delete it if nobody does")
     try:
-        with path.open("r+", encoding="utf-8") as file:
-            _require_dead(path, file.read())
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise unreadable
+        with path.open("rb+") as file:  # for writing: network file systems lock no other
+            try:
+                holder = _holder(file.read(_LONGEST + 1))
+            except (ValueError, RecursionError):
+                raise unreadable from None
+            _require_dead(path, holder)
             # Of several that find it dead one removes it; the others then see that it is no longer this file.
             fcntl.flock(file, fcntl.LOCK_EX)
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
@@ -81,12 +91,20 @@ def _clear_if_dead(path: Path) -> None:
         return  # released just now
 
 
-def _require_dead(path: Path, text: str) -> None:
-    try:
-        holder: dict[str, Any] = json.loads(text)
-        host, pid, since, started = (holder[key] for key in ("host", "pid", "since", "process_started"))
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: says that somebody writes there, but not who; delete it if nobody does") from None
+def _holder(data: bytes) -> tuple[str, int, str, str]:
+    """Host, process number, since when it writes, and when it began. Raises ValueError if the lock does not say so."""
+    holder = json.loads(data.decode())
+    if not isinstance(holder, dict) or len(data) > _LONGEST:
+        raise ValueError
+    pid, texts = holder.get("pid"), [holder.get(key) for key in ("host", "since", "process_started")]
+    if type(pid) is not int or not 0 < pid < 1 << 31:
+        raise ValueError
+    host, since, started = (str(text) for text in texts if isinstance(text, str) and text.isprintable())
+    return host, pid, since, started
+
+
+def _require_dead(path: Path, holder: tuple[str, int, str, str]) -> None:
+    host, pid, since, started = holder
     if host != socket.gethostname() or _started(pid) == started != "":
         raise InputError(
             f"{path.parent}: process {pid} on {host} has been writing there since {since}; "

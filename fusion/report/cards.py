@@ -14,7 +14,6 @@ from PIL import Image
 from fusion.explain import Explanation
 from fusion.report.heatmap import MARKED, STOPS, overlay
 from pipeline.files import write_text
-from pipeline.images import ImageProblem, to_rgb
 
 LONGER_SIDE = 360  # pixels of a picture on a page
 
@@ -85,18 +84,6 @@ def shaded(words: Sequence[tuple[str, float]]) -> list[Word]:
     order = sorted(range(len(words)), key=lambda i: -words[i][1])[:MARKED]
     ranks = {i: rank for rank, i in enumerate(order, start=1) if words[i][1] > 0}
     return [Word(word, weight, ranks.get(i)) for i, (word, weight) in enumerate(words)]
-
-
-def picture_of(path: Path | None) -> Image.Image | str:
-    """The picture of a file, upright, or why there is none."""
-    if path is None:
-        return "the post has no image"
-    try:
-        return to_rgb(path.read_bytes())[0]
-    except OSError as error:
-        return f"{path.name}: {error.strerror or error}"
-    except ImageProblem as error:
-        return f"{path.name}: {error}"
 
 
 def shrunk(picture: Image.Image) -> Image.Image:
