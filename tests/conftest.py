@@ -1,6 +1,5 @@
 """What several test files share: the packaged encoders, loaded once, and a tiny run trained on drawn posts."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_ima
 from pipeline.extract import extract
 from pipeline.records import Post
 from tests.hostile import Commands, forking
-from tests.server import serving
+from tests.server import Server, serving
 
 CPU = torch.device("cpu")
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
@@ -71,13 +70,10 @@ def predictor(tiny_run: Run, image_encoder: ImageEncoder, text_encoder: TextEnco
 
 
 @pytest.fixture(scope="session")
-def server(
-    tiny_run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
-    """`serve` in a process of its own: its address, the process, and the folder below which its files lie."""
-    temporary = tmp_path_factory.mktemp("server")
-    with serving(tiny_run.folder, temporary) as (address, process, _):
-        yield address, process, temporary
+def server(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`serve` in a process of its own, which answers to the name box.lan too."""
+    with serving(tiny_run.folder, tmp_path_factory.mktemp("server"), "--allow-host", "box.lan") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
