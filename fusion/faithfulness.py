@@ -52,8 +52,8 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
     left out.
     """
     sources = Sources(cache)
-    for row in rows:
-        picture = sources.picture(row)
+    rows = list(rows)
+    for row, picture in zip(rows, sources.pictures(rows, image.transform), strict=True):
         if isinstance(picture, str):
             continue
         written = sources.posts[row].text or ""

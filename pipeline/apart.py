@@ -21,7 +21,16 @@ from pipeline.bounds import limit_cpu, limit_memory
 from pipeline.errors import InputError
 
 _T = TypeVar("_T")
-_FORKING = threading.Lock()  # so that no child holds the writing end of another child's pipe
+_forking = threading.Lock()  # so that no child holds the writing end of another child's pipe
+
+
+def _unlock() -> None:
+    """A process that is forked while the lock is held must be able to fork itself."""
+    global _forking
+    _forking = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
 
 
 def apart(work: Callable[[_T], Any], items: Sequence[_T], *, seconds: float, mib: int) -> Iterator[Any]:
@@ -57,7 +66,7 @@ def apart(work: Callable[[_T], Any], items: Sequence[_T], *, seconds: float, mib
 
 def _forked(work: Callable[[_T], Any], items: Sequence[_T], seconds: float, mib: int) -> tuple[int, int]:
     """Start the process. Returns its number and the end of the pipe where its answers arrive."""
-    with _FORKING, warnings.catch_warnings():
+    with _forking, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads; `work` shares no lock with them
         reading, writing = os.pipe()
         pid = os.fork()

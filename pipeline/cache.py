@@ -5,7 +5,7 @@ bytes of its arrays is relied on. The files themselves are the matter of `pipeli
 """
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,24 @@ class Cache:
     def input_ids(self, row: int) -> np.ndarray:
         """(n,) int32 word-piece ids."""
         return self._ragged("input_ids", row)
+
+    def require_sizes(self, dimensions: Mapping[str, Any], owner: object) -> None:
+        """Raises InputError if the features have other sizes than those that a model was made for, whatever the
+        fingerprint says. `dimensions` may lack `patches`.
+        """
+        found = {"channels": self.patches_shape[1], "text_width": self.text_width, "patches": self.patches_shape[0]}
+        for name, size in found.items():
+            if dimensions.get(name, size) != size:
+                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {dimensions[name]}")
+
+    def require_word_pieces(self, vocabulary: int, width: int) -> None:
+        """Raises InputError if the tokens can't be those of a text encoder, whatever the fingerprint says."""
+        if self.text_width != width:
+            raise InputError(f"{self.folder}: a text width of {self.text_width}, but its text encoder has {width}")
+        for number in range(len(self._firsts) - 1):
+            ids = self._shard(number)["input_ids"]
+            if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
+                raise InputError(f"{self._path(number)}: holds ids of word pieces that its text encoder does not have")
 
     @cached_property
     def texts(self) -> list[str]:

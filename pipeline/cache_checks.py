@@ -273,25 +273,26 @@ def _number(value: Any, low: float, high: float) -> bool:
 
 
 def _transform(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and type(value.get("size")) is int
-        and 1 <= value["size"] <= 1 << 14
-        and _number(value.get("crop_pct"), 0.01, 4)
-        and value.get("crop_mode") in ("center", "squash", "border")
-        and isinstance(value.get("interpolation"), str)
-        and isinstance(value.get("decoder"), str)
-        and all(
-            isinstance(value.get(name), list) and all(_number(one, -1000, 1000) for one in value[name])
-            for name in ("mean", "std")
-        )
-    )
+    return isinstance(value, dict) and all(known(value[name]) for name, known in _TRANSFORM.items() if name in value)
+
+
+def _statistics(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 16 and all(_number(one, -1000, 1000) for one in value)
 
 
 def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+_TRANSFORM: dict[str, Any] = {
+    "size": lambda value: type(value) is int and 1 <= value <= 1 << 14,
+    "crop_pct": lambda value: _number(value, 0.01, 4),
+    "crop_mode": lambda value: value in ("center", "squash", "border"),
+    "interpolation": _text,
+    "mean": _statistics,
+    "std": _statistics,
+    "decoder": _text,
+}
 _FIELDS: dict[str, dict[str, Any]] = {
     "image": {
         "weights_sha256": is_sha256,

@@ -31,21 +31,22 @@ def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: in
     sources = Sources(cache)
     posts = sources.posts
     rows = np.flatnonzero(cache.ok)
-    rows = np.random.default_rng(seed).permutation(rows)[:count]
+    chosen = sorted(np.random.default_rng(seed).permutation(rows)[:count].tolist())
+    pictures = sources.pictures(chosen, image.transform) if cache.has_images else [None] * len(chosen)
     problems = []
-    for row in sorted(rows.tolist()):
+    for row, picture in zip(chosen, pictures, strict=True):
         again: dict[str, np.ndarray] = {}
-        if cache.has_images:
-            picture = sources.picture(row)
-            if isinstance(picture, str):
-                problems.append(f"post {posts[row].id}: its image can't be encoded again ({picture})")
-                continue
+        if isinstance(picture, str):
+            problems.append(f"post {posts[row].id}: its image can't be read any more ({picture})")
+            continue
+        if picture is not None:
             again["patches"], again["pooled"] = image.encode(image.pixels(picture)[None])
         (ids,), _ = text.tokenize([posts[row].text or ""])
         tokens = text.encode(torch.from_numpy(ids).long()[None], torch.ones(1, len(ids), dtype=torch.bool))
         again["tokens"] = tokens[0].cpu().numpy()
         for name, values in again.items():
-            stored = cache.tokens(row) if name == "tokens" else _all_views(cache, name, row).reshape(values.shape)
+            stored = cache.tokens(row) if name == "tokens" else _all_views(cache, name, row)
+            values = values.reshape(-1, *values.shape[2:]) if name != "tokens" else values
             scale = ABSOLUTE * max(1.0, float(np.abs(values).max()))
             if stored.shape != values.shape or not np.allclose(stored, values, rtol=RELATIVE, atol=scale):
                 problems.append(f"post {posts[row].id}: its {name} are not what the encoders say")

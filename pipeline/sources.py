@@ -5,14 +5,17 @@ if its bytes have the hash that the cache recorded, and it is decoded first in a
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from pipeline import hdf5
 from pipeline.apart import apart
 from pipeline.cache import Cache
-from pipeline.files import MOST_BYTES, regular_bytes
+from pipeline.files import regular_bytes
 from pipeline.images import ImageProblem, to_rgb
 from pipeline.records import Post
 
@@ -27,38 +30,33 @@ class Sources:
         self._records = cache.records
         self.posts: Sequence[Post] = hdf5.read_posts(cache.folder)
 
-    def picture(self, row: int) -> Image.Image | str:
-        """The picture of a post, upright RGB, or why there is none."""
-        path, sha256 = self.posts[row].image, self._records[row].image_sha256
-        if path is None:
-            return "the post has no image"
-        try:
-            data = regular_bytes(path, MOST_BYTES)
-        except OSError as error:
-            return f"{path.name}: {error.strerror or error}"
-        if hashlib.sha256(data).hexdigest() != sha256:
-            return f"{path.name}: the file has changed since extraction"
-        found = decoded_safely(data)
-        return f"{path.name}: {found}" if isinstance(found, str) else found
+    def pictures(self, rows: Sequence[int], transform: Any = None) -> Iterator[Image.Image | str]:
+        """The picture of each of some posts, upright RGB, or why there is none; one that is too large for an encoder's
+        `transform`, where it is given, is none.
+        """
+        named = [(self.posts[row].image, self._records[row].image_sha256) for row in rows]
+        work = partial(_problem, getattr(transform, "require", None))
+        for (path, sha256), problem in zip(named, apart(work, named, seconds=_SECONDS, mib=_MIB), strict=True):
+            yield str(problem) if problem or path is None else to_rgb(_recorded_bytes(path, sha256))[0]
 
 
-def decoded_safely(data: bytes) -> Image.Image | str:
-    """The picture that a file's bytes hold, upright RGB, or why there is none; nothing that it does in decoding harms
-    this process.
-    """
-    (problem,) = apart(_problem, [data], seconds=_SECONDS, mib=_MIB)
-    if problem:
-        return str(problem)
+def _problem(require: Callable[[int, int], None] | None, named: tuple[Path | None, str]) -> str:
+    """Why there is no picture; empty if there is one. In a process of its own."""
+    path, sha256 = named
+    if path is None:
+        return "the post has no image"
     try:
-        return to_rgb(data)[0]
+        to_rgb(_recorded_bytes(path, sha256), require=require)
+    except OSError as error:
+        return f"{path.name}: {error.strerror or error}"
     except ImageProblem as error:
-        return str(error)
-
-
-def _problem(data: bytes) -> str:
-    """Why bytes give no picture; empty if they do. In a process of its own."""
-    try:
-        to_rgb(data)
-    except ImageProblem as error:
-        return str(error)
+        return f"{path.name}: {error}"
     return ""
+
+
+def _recorded_bytes(path: Path, sha256: str) -> bytes:
+    """The bytes of a file. Raises OSError, and ImageProblem if they are not those of this hash."""
+    data = regular_bytes(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageProblem("the file has changed since extraction")
+    return data

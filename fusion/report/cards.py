@@ -116,5 +116,6 @@ def render(template: str, path: Path, **values: Any) -> None:
     )
     environment.filters["percent"] = lambda value, digits=1: "-" if value is None else f"{100 * value:.{digits}f}"
     environment.filters["as_written"] = as_written
+    environment.filters["isolated"] = lambda value: f"\u2068{value}\u2069"  # where an attribute can't hold a <bdi>
     scale = ", ".join(f"rgb{colour} {at:.0%}" for at, colour in STOPS)
     write_text(path, environment.get_template(template).render(scale=scale, marked=MARKED, **values))

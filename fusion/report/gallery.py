@@ -147,5 +147,6 @@ def _look(run: Run, first: Run, explanations: list[Explanation]) -> Look:
 
 def _shown(cache: Cache, rows: np.ndarray) -> list[Shown]:
     sources = Sources(cache)
-    posts = [(sources.posts[row], sources.picture(row)) for row in rows.tolist()]
-    return [Shown(post.id, post.text, post.label, picture) for post, picture in posts]
+    posts = [sources.posts[row] for row in rows]
+    pictures = sources.pictures(rows.tolist())
+    return [Shown(post.id, post.text, post.label, found) for post, found in zip(posts, pictures, strict=True)]

@@ -101,10 +101,10 @@ def _worst(
             posts[row].id,
             posts[row].text,
             labels[posts[row].id],
-            sources.picture(int(row)),
+            picture,
             [("Where it looks", "", explanation, view)],
         )
-        for row, explanation in zip(rows, found, strict=True)
+        for row, explanation, picture in zip(rows, found, sources.pictures(rows.tolist()), strict=True)
     ], ""
 
 
