@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import InputError
+from pipeline.common.console import escape_message, escaped_warnings, printable, say
+from pipeline.errors import InputError, problem_of
 from pipeline.files import write_json
 
 if TYPE_CHECKING:
@@ -22,15 +23,22 @@ PATH = click.Path(path_type=Path)
 class Commands(click.Group):
     """Turns a problem of the user's input into one line and exit code 1; usage errors stay click's own (2)."""
 
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **named)
+        except click.ClickException as error:
+            raise escape_message(error) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise click.ClickException(str(error)) from None
-        except OSError as error:  # a full disk, a folder that may not be written
-            raise click.ClickException(
-                f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
-            ) from None
+            with escaped_warnings():
+                return super().invoke(ctx)
+        except click.ClickException as error:
+            raise escape_message(error) from None
+        except (InputError, OSError, MemoryError, RuntimeError, UnicodeEncodeError) as error:
+            if (problem := problem_of(error)) is None:
+                raise
+            raise escape_message(click.ClickException(problem)) from None
 
 
 @click.group(
@@ -167,6 +175,7 @@ def extract(
     """Run both encoders once over a manifest's posts; write a feature cache. The same command goes on after a kill."""
     from pipeline import extract as extraction
     from pipeline import records
+    from pipeline.continued import as_before
     from pipeline.decode import start_server
     from pipeline.encoders import NO_IMAGES, EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.plan import Changes, Part
@@ -178,6 +187,7 @@ def extract(
     chosen = _device(device, quiet)
     start_server()
     choice = EncoderChoice(**encoders, device=str(chosen))
+    choice = choice if overwrite else as_before(choice, out)
     image, text = load_image_encoder(choice), load_text_encoder(choice)
     _say(quiet, f"encoders: {image.describe()} and {text.describe()}")
     with contextlib.ExitStack() as stack:
@@ -452,7 +462,7 @@ def sweep(
         result = sweeping.sweep(task, space, trials, ray=ray, overwrite=overwrite, say=lambda line: _say(quiet, line))
     if json_file:
         write_json(json_file, result)
-    _say(quiet, f"\n{shown(result['rows'])}\n")
+    _show(quiet, f"\n{shown(result['rows'])}\n")
     _say(quiet, f"wrote {out}: trial {result['best_trial']} is the best; train with --config {out / BEST}")
 
 
@@ -513,7 +523,8 @@ def reproduce(
     if json_file:
         write_json(json_file, result)
     text, files = write_table(result, out)
-    _say(quiet, f"\n{text}\nwrote {', '.join(map(str, files))}")
+    _show(quiet, f"\n{text}")
+    _say(quiet, f"wrote {', '.join(map(str, files))}")
 
 
 @cli.command()
@@ -522,14 +533,15 @@ def reproduce(
 @result_options
 def table(table_json: Path, out: Path, json_file: Path | None, quiet: bool) -> None:
     """Make a table again from the JSON that `reproduce` wrote, and nothing else."""
-    from fusion.tables.markdown import read_table
     from fusion.tables.show import write_table
+    from fusion.tables.table_file import read_table
 
     result = read_table(table_json)
     if json_file:
         write_json(json_file, result)
     text, files = write_table(result, out)
-    _say(quiet, f"{text}\nwrote {', '.join(map(str, files))}")
+    _show(quiet, text)
+    _say(quiet, f"wrote {', '.join(map(str, files))}")
 
 
 @cli.command()
@@ -546,8 +558,7 @@ def folds(
     from fusion.folds import write_folds
     from pipeline.cache import Cache
 
-    _refuse_finished(out, any(out.glob("fold_*.csv")), overwrite)
-    _report(write_folds(Cache(cache_dir), out, folds=count, seed=seed), json_file, quiet)
+    _report(write_folds(Cache(cache_dir), out, folds=count, seed=seed, overwrite=overwrite), json_file, quiet)
     _say(quiet, f"wrote {out}/fold_1.csv to fold_{count}.csv")
 
 
@@ -581,7 +592,7 @@ def evaluate(
     write_json(path, result)
     if json_file:
         write_json(json_file, result)
-    _say(quiet, evaluation.table(result))
+    _show(quiet, evaluation.table(result))
     _say(quiet, f"wrote {path}")
 
 
@@ -631,6 +642,7 @@ def predict(
         raise click.UsageError("give either --image and --text, or POSTS and --out")
     if out:
         _refuse_finished(out, out.exists(), overwrite)
+    if out or image:
         start_server()
     chosen = _device(device, quiet)
     predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
@@ -711,7 +723,7 @@ def explain(
         measured = check.of_run(predictor, split or "val", posts, cache_folder=cache_dir, quiet=quiet)
         if json_file:
             write_json(json_file, measured)
-        _say(quiet, check.table(measured))
+        _show(quiet, check.table(measured))
         return
     from fusion.report import gallery
 
@@ -850,7 +862,7 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
     started = time.perf_counter()
     page, figure = out / "run" / "report.html", out / "run" / "figure.png"
     folder, manifest, cache, run = (out / name for name in ("mvsa", "manifest.jsonl", "cache", "run"))
-    click.echo(f"== draw {posts} posts into {folder}")
+    _say(False, f"== draw {posts} posts into {folder}")
     drawn.replace(folder, posts=posts, seed=seed)
     for command, options in (
         (prepare, {"source": folder, "out": manifest, "ratios": "6:2:2", "seed": seed}),
@@ -859,12 +871,14 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
         (evaluate, {"run_dir": run, "device": device}),
         (report, {"run_dir": run, "out": page, "device": device}),
     ):
-        click.echo(f"== {command.name}")
+        _say(False, f"== {command.name}")
         ctx.invoke(command, overwrite=True, **options)
     draw_run(Run(run), Run(run).evaluation("test"), figure)
-    click.echo(f"\ndone in {time.perf_counter() - started:.0f} s; open the report in a browser: {page}\nfiles:")
+    _show(False, "")
+    _say(False, f"done in {time.perf_counter() - started:.0f} s; open the report in a browser: {page}")
+    _say(False, "files:")
     for path in (folder, manifest, cache, run / "model.safetensors", run / "evaluation-test.json", figure, page):
-        click.echo(f"  {path}")
+        _say(False, f"  {path}")
 
 
 def _device(name: str, quiet: bool) -> "torch.device":
@@ -873,7 +887,7 @@ def _device(name: str, quiet: bool) -> "torch.device":
 
     device = resolve_device(name)
     if name == "auto" and device.type == "cpu":
-        click.echo("device: cpu (no CUDA GPU found; all work runs on the processor)", err=True)
+        say("device: cpu (no CUDA GPU found; all work runs on the processor)", error=True)
     else:
         _say(quiet, f"device: {device}")
     return device
@@ -909,12 +923,15 @@ def _print_entry(key: str, value: Any, quiet: bool, indent: int = 0) -> None:
 
 
 def _say(quiet: bool, line: str) -> None:
-    """Print a line, above a progress bar where there is one."""
-    from tqdm import tqdm
-
+    """Print a line; a line break in it is of what a file or a user named, and is escaped."""
     if not quiet:
-        with tqdm.external_write_mode():
-            click.echo(line)
+        say(printable(line))
+
+
+def _show(quiet: bool, text: str) -> None:
+    """Print several lines that we laid out."""
+    if not quiet:
+        say(text)
 
 
 if __name__ == "__main__":

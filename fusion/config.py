@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.common.documents import parse_yaml
+from pipeline.common.documents import read_yaml as read_plain_yaml
 from pipeline.errors import InputError
 from pipeline.files import write_text
 
@@ -25,7 +27,7 @@ _FUSION_ONLY = (
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Config(BaseModel):
@@ -47,10 +49,10 @@ class Config(BaseModel):
         "mvcn",
         "clcaf",
     ] = "fusion"
-    width: Count = 768
-    heads: Count = 12
-    layers: Count = 3
-    feedforward: Count | None = None  # None: 4 x width
+    width: Annotated[int, Field(ge=1, le=1 << 14)] = 768
+    heads: Annotated[int, Field(ge=1, le=1 << 10)] = 12
+    layers: Annotated[int, Field(ge=1, le=256)] = 3
+    feedforward: Annotated[int, Field(ge=1, le=1 << 17)] | None = None  # None: 4 x width
     dropout: Fraction = 0.1  # in the Transformer only
     modalities: Literal["both", "text", "image"] = "both"
     cross_attention: bool = True  # eqs 7-11; without them pass 1 is [T; I]
@@ -64,7 +66,7 @@ class Config(BaseModel):
 
     # The masked-language loss
     mlm: bool = True  # the fusion model's alone: with a baseline it is always false
-    mlm_weight: Annotated[float, Field(ge=0)] = 1.0  # eq 13
+    mlm_weight: Weight = 1.0  # eq 13
     mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     mask_choice: Literal["image", "random"] = "image"  # eqs 18-19, or words at random
     mask_projection: bool = True  # eq 6 after eq 21; False is eq 21 to the letter and needs D = width
@@ -74,18 +76,18 @@ class Config(BaseModel):
 
     # The sentiment head and its loss, beyond the paper: fusion/label_rule.py and fusion/logit_adjustment.py
     label_rule: bool = False  # guess the text's own label and the image's, and let the label rule make the post's
-    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.5  # of the loss of these two guesses
-    logit_adjustment: Annotated[float, Field(ge=0)] = 0.0  # tau, how far rare classes are favoured; 0: not at all
+    auxiliary_weight: Weight = 0.5  # of the loss of these two guesses
+    logit_adjustment: Weight = 0.0  # tau, how far rare classes are favoured; 0: not at all
 
     # Training; the paper gives batch size and learning rate, not the rest
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 64
     lr: Annotated[float, Field(gt=0)] = 2e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Weight = 0.01
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, over all epochs
     warmup: Fraction = 0.0  # share of all steps in which the rate rises to lr
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    epochs: Count = 20
-    patience: Count = 5  # epochs without a better validation weighted F1
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
+    patience: Annotated[int, Field(ge=1, le=100_000)] = 5  # epochs without a better validation weighted F1
     # bfloat16: autocast over float32 weights; auto: bfloat16 where the hardware has it, else float32
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -144,8 +146,8 @@ def load_config(preset: str | None = None, file: Path | None = None, settings: t
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"unknown key; known are {', '.join(Config.model_fields)}"
-        given = f" (given {values[key]!r} in {origin[key]})" if key in values else ""
-        raise InputError(f"config{f', {key}' if key else ''}: {message}{given}") from None
+        given = f" (given {repr(values[key])[:100]} in {origin[key]})" if key in values else ""
+        raise InputError(f"config{f', {key[:100]}' if key else ''}: {message}{given}") from None
 
 
 def save_config(path: Path, config: Config) -> None:
@@ -165,26 +167,19 @@ def _preset_file(name: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The key: value lines of a file. Raises InputError naming it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold key: value lines")
-    return {str(key): _number(value) for key, value in values.items()}
+    """The key: value lines of a file, its numbers read as people write them. Raises InputError naming it."""
+    return {key: _number(value) for key, value in read_plain_yaml(path).items()}
 
 
 def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {text}: must be key=value")
+        raise InputError(f"--set {text[:100]}: must be key=value")
     try:
-        return key.strip(), _number(yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise InputError(f"--set {text}: {value!r} is not a YAML value") from None
+        return key.strip(), _number(parse_yaml(value))
+    except (ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:100]
+        raise InputError(f"--set {text[:100]}: {value[:100]!r} is not a YAML value ({why})") from None
 
 
 def _number(value: Any) -> Any:

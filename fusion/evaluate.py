@@ -87,7 +87,7 @@ def evaluate(
         raise InputError(f"{run.folder}: training is not finished; go on with `train ... --out {run.folder} --resume`")
     if facts.get("exported"):
         raise InputError(f"{run.folder}: an export knows no posts; evaluate the run that it was made of")
-    cache = Cache(cache_folder or Path(facts["cache"]))
+    cache = Cache(cache_folder or run.cache_folder)
     if difference := first_difference(facts["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than the run's; {difference}")
     cache.require_sizes(facts["dimensions"], run.folder)

@@ -1,10 +1,13 @@
 """A run's epochs in, TensorBoard event files out (extra `tensorboard`)."""
 
+import io
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.folders import append_bytes
 from pipeline.errors import InputError
 
 
@@ -13,18 +16,34 @@ def event_files(folder: Path, *, after: int) -> Iterator[Callable[[dict[str, Any
     """Yields what writes an epoch's line of metrics as scalars, one a number, stepped by epoch.
 
     What an earlier start wrote of epochs later than `after` is dropped by TensorBoard. Raises InputError where the
-    package is not installed.
+    package is not installed. The file is written here and not by TensorBoard's writer, which has a thread of its own
+    that prints a traceback when the disk is full.
     """
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError:
-        raise InputError("--tensorboard: needs the package tensorboard; pip install 'mscf[tensorboard]'") from None
-    with SummaryWriter(str(folder), purge_step=after + 1) as writer:
+        raise InputError("--tensorboard: needs the package tensorboard; pip install -e '.[tensorboard]'") from None
+    path = folder / f"events.out.tfevents.{time.time():.6f}"
 
-        def write(line: dict[str, Any]) -> None:
-            for name, value in {**line, **line["speed"]}.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    writer.add_scalar(name, value, line["epoch"])
-            writer.flush()
+    def write(line: dict[str, Any]) -> None:
+        values = {name: value for name, value in {**line, **line["speed"]}.items() if isinstance(value, int | float)}
+        events = [
+            Event(step=line["epoch"], summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+            for name, value in values.items()
+            if name != "epoch"
+        ]
+        append(*events)
 
-        yield write
+    def append(*events: Any) -> None:
+        data = io.BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(data).write(event.SerializeToString())
+        append_bytes(path, data.getvalue())
+
+    folder.mkdir(parents=True, exist_ok=True)
+    started = Event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
+    append(Event(file_version="brain.Event:2"), started)
+    yield write

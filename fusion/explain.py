@@ -143,7 +143,7 @@ def cache_of(run: Run, folder: Path | None = None) -> Cache:
     is of others, or of texts alone.
     """
     require_images(run.facts["fingerprint"], run.folder, "explaining needs images")
-    cache = Cache(folder or Path(run.facts["cache"]))
+    cache = Cache(folder or run.cache_folder)
     if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
     cache.require_sizes(run.facts["dimensions"], run.folder)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from fusion.card import model_card
 from fusion.checkpoint import Run
 from fusion.config import save_config
 from fusion.model import Dimensions, FusionModel
 from fusion.models import build_model
+from fusion.tensor_files import save_tensors
+from pipeline.common.folders import remove_file
 from pipeline.errors import InputError
-from pipeline.files import complete_or_absent, write_json, write_text
+from pipeline.files import write_json, write_text
 
 _KEPT_FACTS = (
     *("manifest_sha256", "fingerprint", "labels", "dimensions", "versions", "parameters"),
@@ -40,10 +41,11 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     model = build_model(config, Dimensions(**facts["dimensions"]))
     trained = run.load_model(torch.device("cpu")).state_dict()
     model.load_state_dict({name: trained[name] for name in model.state_dict()})
+    model_card(run, None)  # what it reads may be damaged: found before anything is written
     clear(out)
     out.mkdir(parents=True, exist_ok=True)
-    with complete_or_absent(out / "model.safetensors") as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_tensors(out / "model.safetensors", tensors)
     save_config(out / "config.yaml", config)
     difference = _write_onnx(model.eval(), run, out / ONNX) if onnx else None
     write_text(out / CARD, model_card(run, difference))
@@ -60,7 +62,7 @@ def clear(out: Path) -> None:
     if Run(out).started and not Run(out).facts.get("exported"):
         raise InputError(f"{out}: a run lies there; give another name for the export")
     for name in _OWN_FILES:
-        (out / name).unlink(missing_ok=True)
+        remove_file(out / name)
 
 
 def _write_onnx(model: FusionModel, run: Run, path: Path) -> float:
@@ -71,5 +73,5 @@ def _write_onnx(model: FusionModel, run: Run, path: Path) -> float:
 
         from fusion.onnx import write_onnx
     except ImportError as error:
-        raise InputError(f"--onnx needs {error.name}: pip install 'mscf[onnx]'") from None
+        raise InputError(f"--onnx needs {error.name}: pip install -e '.[onnx]'") from None
     return write_onnx(model, dimensions["channels"], dimensions["text_width"], path)

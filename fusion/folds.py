@@ -9,16 +9,18 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.cache import Cache
+from pipeline.common.folders import remove_file
 from pipeline.errors import InputError
-from pipeline.files import write_text
+from pipeline.files import regular_bytes, write_text
 from pipeline.records import LABELS, comparable_text, read_splits
 
 
-def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0) -> dict[str, Any]:
+def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, overwrite: bool = False) -> dict[str, Any]:
     """Write fold_1.csv to fold_K.csv (id,label,split): stratified, repeats of a text or an image on one side.
 
     In fold k the k-th part is tested, the one after it is for validation, the others for training. Returns the counts.
-    Raises InputError if the cache has too few labelled posts of a class.
+    What an earlier call could not finish is completed. Raises InputError if the cache has too few labelled posts of a
+    class, and without `overwrite` if the folder holds a finished set or another one.
     """
     rows = np.flatnonzero(cache.ok & (cache.labels >= 0))
     labels = cache.labels[rows].astype(int)
@@ -30,6 +32,7 @@ def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0) -> d
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, tested) in enumerate(splitter.split(rows, labels, groups)):
         parts[tested] = number
+    files: dict[Path, str] = {}
     for fold in range(folds):
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -37,12 +40,38 @@ def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0) -> d
         for row, label, part in zip(rows, labels, parts, strict=True):
             split = {fold: "test", (fold + 1) % folds: "val"}.get(int(part), "train")
             writer.writerow([cache.ids[row], LABELS[label], split])
-        write_text(out / f"fold_{fold + 1}.csv", table.getvalue())
+        files[out / f"fold_{fold + 1}.csv"] = table.getvalue()
+    _write(files, out, overwrite)
     return {
         "posts": len(rows),
         "posts_that_repeat_another": int(len(rows) - len(np.unique(groups))),
         "tested_in_each": np.bincount(parts, minlength=folds).tolist(),
     }
+
+
+def _write(files: dict[Path, str], out: Path, overwrite: bool) -> None:
+    """Write the files that are absent. Of those that are there, each must be one of these, and at least one lack."""
+    there = _numbered(out)
+    if overwrite:
+        for path in there:
+            remove_file(path)
+    elif there and (len(there) == len(files) or any(not _holds(path, files.get(path)) for path in there)):
+        raise InputError(f"{there[0]}: is there already; give another name, or --overwrite")
+    for path, text in files.items():
+        if overwrite or path not in there:
+            write_text(path, text)
+
+
+def _holds(path: Path, text: str | None) -> bool:
+    """Whether a file holds this text."""
+    return text is not None and path.stat().st_size == len(text.encode()) and regular_bytes(path) == text.encode()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The files fold_K.csv of a folder, in the order of K."""
+    numbers = {path: path.stem.removeprefix("fold_") for path in folder.glob("fold_*.csv")}
+    numbered = [path for path, number in numbers.items() if number.isdecimal() and len(number) <= 6]
+    return sorted(numbered, key=lambda path: int(numbers[path]))
 
 
 def repeats(cache: Cache, rows: np.ndarray) -> np.ndarray:
@@ -70,8 +99,7 @@ def fold_files(folder: Path, cache: Cache) -> list[Path]:
     Raises InputError if there are fewer than two, and if any post of the cache that they name is not tested exactly
     once, or is not in all of them.
     """
-    numbers = {path: path.stem.removeprefix("fold_") for path in folder.glob("fold_*.csv")}
-    files = sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+    files = _numbered(folder)
     if len(files) < 2:
         raise InputError(f"{folder}: {len(files)} files fold_K.csv there; make them with `folds`")
     known = set(cache.ids)

@@ -4,7 +4,6 @@ A folder for each row and seed (and fold) holds the run and, once it is finished
 that one time. A call goes on where a killed one stopped, in the middle of a run too, and uses the runs of other tables.
 """
 
-import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +20,11 @@ from fusion.folds import fold_files
 from fusion.probe import probe
 from fusion.processes import in_processes
 from fusion.tables.rows import FULL, Row, rows_of
+from fusion.tables.table_file import read_answers
 from fusion.train import require_trainable
 from fusion.trainer import Trainer
 from pipeline.cache import Cache
+from pipeline.common.folders import require_no_link
 from pipeline.encoders import first_difference
 from pipeline.errors import InputError
 from pipeline.files import write_json
@@ -32,6 +33,7 @@ from pipeline.lock import only_writer
 from pipeline.records import LABELS
 
 ANSWERS = "answers.json"
+_OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
 SHUFFLED = ("image-shuffled", "text-shuffled")  # rows that are the full model's own answers to shuffled posts
 
 Say = Callable[[str], None]
@@ -112,6 +114,8 @@ def reproduce(task: Task, say: Say = lambda line: None) -> dict[str, Any]:
     for fit in fits:
         _require_same(fit, task, cache)
     task.out.mkdir(parents=True, exist_ok=True)
+    for fit in fits:
+        require_no_link(fit.folder(task.out), task.out)
     with only_writer(task.out):
         lacking = [fit for fit in fits if not (fit.folder(task.out) / ANSWERS).is_file()]
         for row in left_out:
@@ -240,7 +244,7 @@ def _row(row: Row, task: Task, folds: list[Path | None], ids: list[str]) -> dict
     for seed in range(task.seeds) if source.kind == "trained" else [None]:
         files = [Fit(source, seed, fold).folder(task.out) / ANSWERS for fold in folds]
         if all(file.is_file() for file in files):
-            parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            parts = [_answers(file, key, source) for file in files]
             if [id_ for part in parts for id_ in part["ids"]] != ids:
                 raise InputError(f"{files[0].parent}: answers to other posts than the table's; give another --out")
             repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
@@ -257,11 +261,20 @@ def _row(row: Row, task: Task, folds: list[Path | None], ids: list[str]) -> dict
     }
 
 
+def _answers(file: Path, key: str, row: Row) -> dict[str, Any]:
+    """What a fit said of the test posts. Raises InputError if what is needed of it is missing."""
+    part = read_answers(file)
+    for name in (key, *(_OF_TRAINED if row.kind == "trained" else ())):
+        if name not in part:
+            raise InputError(f"{file}: damaged, {name}: is missing")
+    return part
+
+
 def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What is known of a repeat beside its answers: means over folds, and seconds in all."""
     facts: dict[str, Any] = {}
     if all("validation" in part for part in parts):
-        names = parts[0]["validation"]
+        names = [name for name in parts[0]["validation"] if all(name in part["validation"] for part in parts)]
         facts["validation"] = {name: float(np.mean([part["validation"][name] for part in parts])) for name in names}
     if "seconds" in parts[0]:
         facts["seconds"] = sum(part["seconds"] for part in parts)

@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 try:
     import optuna
 except ImportError:
-    raise InputError("sweep: needs the package optuna; pip install 'mscf[sweep]'") from None
+    raise InputError("sweep: needs the package optuna; pip install -e '.[sweep]'") from None
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
 
@@ -56,12 +56,18 @@ def _distribution(where: str, name: str, entry: Any, base: Config) -> BaseDistri
     if not kinds & {int, float}:
         raise InputError(f"{where}: is no number; give a list of choices")
     for bound in ("low", "high"):
+        if type(entry[bound]) not in (int, float):
+            raise InputError(f"{where}: {bound} must be a number")
         _require_possible(where, name, entry[bound], base)
+    if type(entry.get("log", False)) is not bool:
+        raise InputError(f"{where}: log must be true or false")
+    if "step" in entry and not (type(entry["step"]) in (int, float) and 0 < entry["step"] < 1e9):
+        raise InputError(f"{where}: step must be a positive number")
     if entry["low"] > entry["high"]:
         raise InputError(f"{where}: low {entry['low']} is above high {entry['high']}")
     try:
         return FloatDistribution(**entry) if float in kinds else IntDistribution(**entry)
-    except (ValueError, TypeError) as error:  # log of a range with 0, log together with step
+    except (ValueError, TypeError, ArithmeticError) as error:  # log of a range with 0, log together with step
         raise InputError(f"{where}: {' '.join(str(error).split())}") from None
 
 

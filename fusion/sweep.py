@@ -21,12 +21,15 @@ from fusion.config import Config
 from fusion.probe import require_all_classes
 from fusion.processes import in_processes
 from fusion.space import RepeatableSampler, Space, configured, draw, optuna
+from fusion.sweep_journal import MOST_JOURNAL, SweepResult, check_journal
 from fusion.sweep_results import BEST, IMPORTANCE, SCORE, TABLE, sentence, summary, trial_folder, write_results
 from fusion.train import EpochLine
 from fusion.trainer import Trainer
 from pipeline.cache import Cache
+from pipeline.common.documents import read_json
+from pipeline.common.folders import named_errors, remove_file, require_no_link
 from pipeline.errors import InputError
-from pipeline.files import write_json
+from pipeline.files import regular_bytes, write_json
 from pipeline.lock import only_writer
 
 JOURNAL, RESULT = "journal.log", "sweep.json"
@@ -66,10 +69,13 @@ def sweep(
     if task.base.mlm:
         trainer.encoder(task.base)  # what no trial could do without is asked for before the first one
     task.out.mkdir(parents=True, exist_ok=True)
-    with only_writer(task.out):
+    with only_writer(task.out), named_errors(task.out / JOURNAL):
         if overwrite:
             _clear(task)
+        for folder in task.out.glob("trial-*"):
+            require_no_link(folder, task.out)
         _tidy_journal(task.out)
+        check_journal(task.out / JOURNAL, space)
         study = open_study(task)
         _require_same(study, task, space, trainer.cache)
         finished = sum(trial.state.is_finished() for trial in study.trials)
@@ -188,24 +194,28 @@ def _require_same(study: "optuna.Study", task: Task, space: Space, cache: Cache)
 def _told(out: Path) -> int:
     """How many trials the result of an earlier call is of."""
     path = out / RESULT
-    return sum(json.loads(path.read_text(encoding="utf-8"))["trials"].values()) if path.is_file() else 0
+    return sum(read_json(path, SweepResult).trials.values()) if path.is_file() else 0
 
 
 def _tidy_journal(out: Path) -> None:
     """Remove what a kill in the middle of a write leaves: the journal's lock, and a line without its end."""
-    (out / f"{JOURNAL}.lock").unlink(missing_ok=True)
+    remove_file(out / f"{JOURNAL}.lock")
     journal = out / JOURNAL
-    if journal.exists():
+    if journal.is_file() and not journal.is_symlink():
+        whole = regular_bytes(journal, MOST_JOURNAL).rfind(b"\n") + 1
         with journal.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+            file.truncate(whole)
 
 
 def _clear(task: Task) -> None:
     """Remove an earlier sweep's files, and only those."""
     for name in (JOURNAL, TABLE, BEST, IMPORTANCE, RESULT):
-        (task.out / name).unlink(missing_ok=True)
+        remove_file(task.out / name)
     for folder in task.out.glob("trial-[0-9][0-9][0-9][0-9]*"):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
         Run(folder).clear()
         if not any(folder.iterdir()):
             folder.rmdir()
-    shutil.rmtree(task.out / "ray", ignore_errors=True)
+    if (task.out / "ray" / "tuner.pkl").is_file():  # written by Ray Tune; another folder of this name is a person's
+        shutil.rmtree(task.out / "ray", ignore_errors=True)  # which follows no link

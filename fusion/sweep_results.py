@@ -8,6 +8,7 @@ from typing import Any
 from fusion.checkpoint import Run
 from fusion.config import save_config
 from fusion.space import Space, optuna
+from pipeline.common.folders import remove_file
 from pipeline.errors import InputError
 from pipeline.files import write_text
 
@@ -65,7 +66,7 @@ def write_results(study: "optuna.Study", out: Path, space: Space) -> None:
     for row in rows:
         if row["trial"] != best:
             for name in ("model.safetensors", "train_state.safetensors"):
-                (trial_folder(out, row["trial"]) / name).unlink(missing_ok=True)
+                remove_file(trial_folder(out, row["trial"]) / name)
     if best is not None:
         save_config(out / BEST, Run(trial_folder(out, best)).config)
 

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fusion.allocator import keep_memory
 from fusion.batches import in_order
-from fusion.checkpoint import Progress, Run
+from fusion.checkpoint import Run
 from fusion.config import Config
 from fusion.epoch import Epoch, Step, new_optimizer
 from fusion.evaluate import predict, score
@@ -33,6 +33,8 @@ from fusion.parallel import Ranks
 from fusion.precision import resolved
 from fusion.probe import require_all_classes
 from fusion.reencoding import Reencoder
+from fusion.run_files import TrainingState
+from fusion.tensor_files import require_memory
 from fusion.transformer import Transformer
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder
@@ -40,6 +42,7 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import require_images, same_text_encoder
 
 EpochLine = dict[str, Any]
+_BYTES_A_PARAMETER = 16  # float32: the weight, its gradient, and the two means of AdamW
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def train(
         facts = {"device": str(device), "precision": resolved(config, device), "versions": versions}
         run.start(config, cache, dimensions, {**facts, "parameters": parameters})
     ranks.same(model.state_dict().values())
-    progress = found or Progress(epoch=0, best_epoch=0, best_score=-1.0)
+    progress = found or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
     if ranks.first:
         run.cut_back(progress.epoch)
     for part in model.modules():
@@ -169,7 +172,8 @@ def train(
                 **(reencoder.take_counts() if reencoder else {}),
             }
             better = line["val_weighted_f1"] > progress.best_score
-            progress = Progress(epoch, epoch, line["val_weighted_f1"]) if better else replace(progress, epoch=epoch)
+            scored = {"best_epoch": epoch, "best_score": line["val_weighted_f1"]} if better else {}
+            progress = progress.model_copy(update={"epoch": epoch, **scored})
             if ranks.first:
                 run.append_metrics(line)
                 if better:
@@ -182,7 +186,7 @@ def train(
     return _finish(run, progress, trainable, frozen, time.perf_counter() - started, ranks)
 
 
-def _finish(run: Run, progress: Progress, trainable: int, frozen: int, wall: float, ranks: Ranks) -> TrainResult:
+def _finish(run: Run, progress: TrainingState, trainable: int, frozen: int, wall: float, ranks: Ranks) -> TrainResult:
     lines = run.metrics()
     best = lines[progress.best_epoch - 1]
     validation = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
@@ -198,6 +202,9 @@ def _build(
     config: Config, dimensions: Dimensions, text_encoder: TextEncoder | None, prior: torch.Tensor
 ) -> FusionModel:
     try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            size = sum(parameter.numel() for parameter in build_model(config, dimensions).parameters())
+        require_memory(_BYTES_A_PARAMETER * size, f"config, training {size:,} parameters")
         words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
         return build_model(config, dimensions, word_embeddings=words, log_prior=prior)
     except ValueError as error:
@@ -231,7 +238,7 @@ def _validate(
     return line
 
 
-def _bar(epochs: int, steps: int, progress: Progress, quiet: bool) -> "tqdm[Any]":
+def _bar(epochs: int, steps: int, progress: TrainingState, quiet: bool) -> "tqdm[Any]":
     return tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="step", desc="train", disable=quiet)
 
 
@@ -241,7 +248,7 @@ def _show(bar: "tqdm[Any]", best_score: float, step: Step) -> None:
     bar.update()
 
 
-def _tell(say: Callable[[str], None], line: EpochLine, progress: Progress) -> None:
+def _tell(say: Callable[[str], None], line: EpochLine, progress: TrainingState) -> None:
     """An epoch in one line."""
     speed = line["speed"]
     known = f", {speed['remembered_share']:.0%} of masked texts remembered" if "remembered_share" in speed else ""
@@ -253,7 +260,7 @@ def _tell(say: Callable[[str], None], line: EpochLine, progress: Progress) -> No
     )
 
 
-def _events(run: Run, wanted: bool, progress: Progress) -> AbstractContextManager[Callable[[EpochLine], None]]:
+def _events(run: Run, wanted: bool, progress: TrainingState) -> AbstractContextManager[Callable[[EpochLine], None]]:
     """Writes TensorBoard event files where they are wanted."""
     if not wanted:
         return nullcontext(lambda line: None)

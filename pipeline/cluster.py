@@ -30,7 +30,7 @@ def cluster(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise InputError("--engine ray needs the package ray: pip install 'mscf[ray]'") from None
+        raise InputError("--engine ray needs the package ray: pip install -e '.[ray]'") from None
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -37,14 +37,14 @@ def same_image_encoder(
         image=marks["name"],
         image_weights=weights,
         views=len(views),
-        dtype=marks["compute_dtype"],
+        dtype=marks.get("compute_dtype", "float32"),
         device=device,
     )
     try:
         encoder = load_image_encoder(choice)
     except Unreachable as error:
         raise InputError(
-            f"{owner}: needs the image encoder {marks['name']}, weights {marks['weights_sha256'][:12]}; "
+            f"{owner}: needs the image encoder {marks['name']}, weights {marks.get('weights_sha256', '')[:12]}; "
             f"{error.what}; where they lie in a file, say so with --image-weights FILE"
         ) from None
     _refuse_another(
@@ -66,16 +66,17 @@ def same_text_encoder(
     layers = marks.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
         text=folder or name,
-        max_tokens=marks["max_tokens"],
+        max_tokens=marks.get("max_tokens", 128),
         text_layers=len(layers),
-        dtype=marks["compute_dtype"],
+        split_special_tokens="special_tokens_in_text" in marks,
+        dtype=marks.get("compute_dtype", "float32"),
         device=device,
     )
     try:
         encoder = load_text_encoder(choice)
     except Unreachable as error:
         raise InputError(
-            f"{owner}: needs the text encoder {name}, weights {marks['weights_sha256'][:12]}; "
+            f"{owner}: needs the text encoder {name}, weights {marks.get('weights_sha256', '')[:12]}; "
             f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
         ) from None
     _refuse_another({**marks, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)

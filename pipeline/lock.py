@@ -9,17 +9,28 @@ import fcntl
 import json
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from pipeline.common.documents import Document, Line, parse_json
+from pipeline.common.folders import remove_file, require_regular
 from pipeline.errors import InputError
-from pipeline.files import create_anew
 
 LOCK = "writer.lock"
-_LONGEST = 4096  # bytes of a lock
+
+
+class Holder(Document):
+    """What a lock says of the process that holds it."""
+
+    host: Line
+    pid: Annotated[int, Field(ge=1, lt=1 << 31)]
+    since: Line
+    process_started: Line
 
 
 @contextmanager
@@ -43,8 +54,9 @@ def _take(path: Path) -> None:
     mine = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid), "since": since}
     draft = path.with_name(f"{path.name}.{mine['host']}.{pid}")
     try:
-        create_anew(draft)
-        draft.write_text(json.dumps(mine), encoding="utf-8")
+        remove_file(draft)  # of an earlier process of this number; and no link is followed
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(mine))
         while not _linked(draft, path):
             _clear_if_dead(path)
     except OSError as error:
@@ -73,16 +85,10 @@ def _linked(draft: Path, path: Path) -> bool:
 
 def _clear_if_dead(path: Path) -> None:
     """Remove the lock of a process of this host that is gone. Raises InputError if it is held, or can't be judged."""
-    unreadable = InputError(f"{path}: says that somebody writes there, but not who; delete it if nobody does")
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise unreadable
-        with path.open("rb+") as file:  # for writing: network file systems lock no other
-            try:
-                holder = _holder(file.read(_LONGEST + 1))
-            except (ValueError, RecursionError):
-                raise unreadable from None
-            _require_dead(path, holder)
+        require_regular(path)
+        with path.open("r+", encoding="utf-8", errors="replace") as file:
+            _require_dead(path, file.read(1 << 16))
             # Of several that find it dead one removes it; the others then see that it is no longer this file.
             fcntl.flock(file, fcntl.LOCK_EX)
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
@@ -91,23 +97,14 @@ def _clear_if_dead(path: Path) -> None:
         return  # released just now
 
 
-def _holder(data: bytes) -> tuple[str, int, str, str]:
-    """Host, process number, since when it writes, and when it began. Raises ValueError if the lock does not say so."""
-    holder = json.loads(data.decode())
-    if not isinstance(holder, dict) or len(data) > _LONGEST:
-        raise ValueError
-    pid, texts = holder.get("pid"), [holder.get(key) for key in ("host", "since", "process_started")]
-    if type(pid) is not int or not 0 < pid < 1 << 31:
-        raise ValueError
-    host, since, started = (str(text) for text in texts if isinstance(text, str) and text.isprintable())
-    return host, pid, since, started
-
-
-def _require_dead(path: Path, holder: tuple[str, int, str, str]) -> None:
-    host, pid, since, started = holder
-    if host != socket.gethostname() or _started(pid) == started != "":
+def _require_dead(path: Path, text: str) -> None:
+    try:
+        holder = parse_json(text, Holder, str(path))
+    except InputError:
+        raise InputError(f"{path}: says that somebody writes there, but not who; delete it if nobody does") from None
+    if holder.host != socket.gethostname() or _started(holder.pid) == holder.process_started != "":
         raise InputError(
-            f"{path.parent}: process {pid} on {host} has been writing there since {since}; "
+            f"{path.parent}: process {holder.pid} on {holder.host} has been writing there since {holder.since}; "
             f"wait for it, or, if it is gone, delete {path}"
         )
 

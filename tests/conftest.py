@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, Page
 
 from fusion.checkpoint import Run
 from fusion.config import load_config
@@ -15,6 +16,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extract import extract
 from pipeline.records import Post
+from tests.browser import Window, chromium, visit, window
 from tests.hostile import Commands, forking
 from tests.server import Server, serving
 
@@ -81,3 +83,23 @@ def commands() -> Iterator[Commands]:
     """Runs commands on hostile input, each in a process with a memory and a time limit."""
     with forking() as commands:
         yield commands
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Not for the session: its event loop would be in the way of other files' tests."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(browser: Browser, server: Server) -> Iterator[Window]:
+    """The server's page on a desk, with what it asked for and what failed in it."""
+    with window(browser, viewport={"width": 1280, "height": 900}) as opened:
+        visit(opened.page, server.address)
+        yield opened
+
+
+@pytest.fixture
+def page(opened: Window) -> Page:
+    return opened.page

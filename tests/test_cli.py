@@ -197,7 +197,7 @@ def test_a_folder_that_may_not_be_written_gives_one_line(cache, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path / "run" / "model.safetensors"))
 
-    monkeypatch.setattr("fusion.checkpoint.save_file", full)
+    monkeypatch.setattr("fusion.tensor_files.save_file", full)
     message = refused("train", cache.folder, "--out", tmp_path / "run", *SETTINGS, "--quiet")
     assert "No space left on device" in message
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -3,7 +3,8 @@
 import pytest
 
 from fusion.tables.forest import draw_differences
-from fusion.tables.markdown import lines_of, markdown, read_table
+from fusion.tables.markdown import lines_of, markdown
+from fusion.tables.table_file import read_table
 from tests.test_cli import ROOT
 
 TABLES = sorted((ROOT / "docs" / "tables").glob("table-*.json"))

@@ -1,5 +1,6 @@
 """A run folder in, one PNG out: its curves and the confusion matrix of an evaluation."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fusion.checkpoint import Run
-from pipeline.files import complete_or_absent
+from pipeline.files import write_bytes
 from pipeline.records import LABELS
 
 plt.switch_backend("agg")  # figures are files; no window system needed
@@ -39,9 +40,10 @@ def draw_run(run: Run, evaluation: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     _confusion(matrix, np.array(evaluation["confusion"]["counts"]))
     matrix.set_title(f"{evaluation['split'].capitalize()} posts (accuracy {evaluation['accuracy']:.3f})")
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
     plt.close(figure)
+    write_bytes(path, picture.getvalue())
 
 
 def _curve(axes: Axes, epochs: list[dict[str, Any]], key: str, label: str, color: str) -> None:

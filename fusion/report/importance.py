@@ -1,10 +1,11 @@
 """Shares of importance of a sweep's settings in, one PNG out."""
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from pipeline.files import complete_or_absent
+from pipeline.files import write_bytes
 
 plt.switch_backend("agg")  # figures are files; no window system needed
 
@@ -18,6 +19,7 @@ def draw_importance(shares: dict[str, float], path: Path) -> None:
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("share in how validation weighted F1 differs (PED-ANOVA)")
     axes.spines[["top", "right"]].set_visible(False)
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
     plt.close(figure)
+    write_bytes(path, picture.getvalue())

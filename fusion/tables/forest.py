@@ -1,5 +1,6 @@
 """A table's lines in, one PNG out: each row's difference to the full model, with its interval and the paper's."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from fusion.tables.markdown import Line
 from fusion.tables.rows import FULL
-from pipeline.files import complete_or_absent
+from pipeline.files import write_bytes
 
 plt.switch_backend("agg")  # figures are files; no window system needed
 
@@ -35,12 +36,18 @@ def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) 
             labelled = any(text == "the paper's" for text in axes.get_legend_handles_labels()[1])
             step = published[0] - own[0]
             axes.plot(step, place, "D", mfc="none", color=_ORANGE, label=None if labelled else "the paper's")
-    axes.set_yticks(range(len(compared)), [line.title for line in compared])
+    axes.set_yticks(range(len(compared)), [_as_written(line.row["title"]) for line in compared])
     axes.invert_yaxis()
     axes.set_xlabel("accuracy minus the full model's, points")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="best")
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
     plt.close(figure)
+    write_bytes(path, picture.getvalue())
     return True
+
+
+def _as_written(title: str) -> str:
+    """A title with its dollar signs, which would begin a formula."""
+    return title.replace("$", r"\$")

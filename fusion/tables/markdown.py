@@ -3,11 +3,9 @@
 Nothing is trained or read beside the JSON, so a table can be made again, and looked at in other ways, at any time.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import numpy as np
 from fusion.evaluate import LEVEL, SCORES, Scores, score
 from fusion.tables.compare import Difference, compare
 from fusion.tables.rows import FULL
-from pipeline.errors import InputError
+from pipeline.common.markup import escaped
 
 _NAMES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
 
@@ -30,20 +28,8 @@ class Line:
 
     @property
     def title(self) -> str:
-        return str(self.row["title"])
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A table's JSON. Raises InputError if it is none."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not {"table", "labels", "rows", "made_of"} <= result.keys():
-            raise ValueError("keys are missing")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a table that `reproduce` wrote ({error})") from None
-    return result
+        """For Markdown."""
+        return escaped(self.row["title"])
 
 
 def lines_of(result: dict[str, Any]) -> list[Line]:
@@ -96,9 +82,9 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
             f"Of {len(compared)} comparisons at {LEVEL:.0%}, about {(1 - LEVEL) * len(compared):.1f} would look like a "
             "difference by chance."
         )
-    if lacking := [row["title"] for row in result["rows"] if not row["repeats"]]:
+    if lacking := [escaped(row["title"]) for row in result["rows"] if not row["repeats"]]:
         said.append(f"Missing: {'; '.join(lacking)}.")
-    if left_out := [f"{row['title']} ({row['why']})" for row in result.get("left_out", [])]:
+    if left_out := [f"{escaped(row['title'])} ({escaped(row['why'])})" for row in result.get("left_out", [])]:
         said.append(f"Left out: {'; '.join(left_out)}.")
     return " ".join(said)
 
@@ -133,7 +119,7 @@ def _scores_table(result: dict[str, Any], lines: Sequence[Line]) -> str:
     for line in lines:
         if line.row["group"] != group:
             group = line.row["group"]
-            rows.append([f"*{group}*", *[""] * (len(head) - 1)])
+            rows.append([f"*{escaped(group)}*", *[""] * (len(head) - 1)])
         cells = [f"**{line.title}**" if line.row["key"] == FULL else line.title]
         cells += [_mean([one[name] for one in line.scores]) for name in SCORES]
         validation = [repeat["validation"]["accuracy"] for repeat in line.row["repeats"] if "validation" in repeat]

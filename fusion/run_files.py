@@ -1,0 +1,251 @@
+"""Models of the JSON files of a run folder: run.json, metrics.jsonl, the state's metadata, evaluation-SPLIT.json.
+
+A run folder may come from a stranger: what is used later is typed and bounded here. Files of older versions stay valid;
+fields that are not named here are dropped.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from pipeline.common.documents import PLAIN, Count, Difference, Document, Line, Name, Number, Post, Share, first_problem
+from pipeline.records import LABELS
+from pipeline.views import VIEWS
+
+MOST_RUN = 1 << 20  # bytes of run.json
+MOST_METRICS = 64 << 20  # bytes of metrics.jsonl, 100,000 epochs
+MOST_EPOCHS = 100_000
+MOST_POSTS = 200_000
+
+
+def _label(name: str) -> str:
+    if name not in LABELS:
+        raise ValueError(f"is not one of {', '.join(LABELS)}")
+    return name
+
+
+def _views(names: list[str]) -> list[str]:
+    if not names or tuple(names) != VIEWS[: len(names)]:
+        raise ValueError(f"must be the first of {', '.join(VIEWS)}")
+    return names
+
+
+Label = Annotated[str, AfterValidator(_label)]
+Split = Literal["train", "val", "test"]
+Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Loss = Annotated[float, Field(allow_inf_nan=True)]  # metrics.jsonl of a diverged run may hold Infinity
+Interval = Annotated[list[Difference], Field(min_length=2, max_length=2)]
+PerLabel = Field(min_length=len(LABELS), max_length=len(LABELS))
+
+
+def _encoder_name(name: str) -> str:
+    """A model's name on a hub or in a library, never a folder, an address or a scheme that a loader knows."""
+    if not name.isprintable() or name.startswith(("/", ".", "~")) or ".." in name or ":" in name or "\\" in name:
+        raise ValueError("is no name of a model")
+    return name
+
+
+EncoderName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_encoder_name)]
+
+
+class Transform(Document):
+    size: Annotated[int, Field(ge=1, le=4096)]
+    crop_pct: Annotated[float, Field(gt=0, le=10)] = 1.0
+    crop_mode: Line = "center"
+    interpolation: Line = ""
+    mean: list[Number] = Field(max_length=4, default=[])
+    std: list[Number] = Field(max_length=4, default=[])
+    decoder: Line = ""
+
+
+class ImageMarks(Document):
+    name: EncoderName
+    weights_sha256: Line = ""
+    transform: Transform | None = None
+    views: Annotated[list[str], AfterValidator(_views)] = Field(default=["center"])
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class TextMarks(Document):
+    name: EncoderName
+    weights_sha256: Line = ""
+    max_tokens: Annotated[int, Field(ge=3, le=1_000_000)] = 128
+    layers: list[Annotated[int, Field(ge=-1000, le=1000)]] = Field(min_length=1, max_length=1000, default=[-1])
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Fingerprint(Document):
+    """The fields of a fingerprint that code reads; it may hold more, which are only compared and shown."""
+
+    image: ImageMarks
+    text: TextMarks
+    stored_dtype: Literal["float16", "float32"] = "float16"
+
+
+def _fingerprint(marks: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint as it is in the file, since every field of it is compared, once its fields are checked."""
+    try:
+        Fingerprint.model_validate(marks)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+    return marks
+
+
+def _own_labels(names: list[str]) -> list[str]:
+    if names != list(LABELS):
+        raise ValueError(f"must be {', '.join(LABELS)}, in this order")
+    return names
+
+
+class DimensionFacts(Document):
+    channels: Annotated[int, Field(ge=0, le=1 << 16)]
+    text_width: Annotated[int, Field(ge=0, le=1 << 16)]
+    vocabulary: Annotated[int, Field(ge=0, le=1 << 23)]
+    classes: Annotated[int, Field(ge=len(LABELS), le=len(LABELS))] = len(LABELS)
+    patches: Annotated[int, Field(ge=0, le=1 << 16)] = 49
+
+
+class Parameters(Document):
+    trainable: Count
+    frozen_in_training: Count
+
+
+class Validation(Document):
+    """The scores of an epoch on validation, and its losses."""
+
+    loss: Number | None = None
+    loss_mlm: Number | None = None
+    accuracy: Share
+    weighted_f1: Share
+    macro_f1: Share | None = None
+
+
+class Facts(Document):
+    """run.json."""
+
+    finished: bool
+    exported: bool = False
+    cache: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    manifest_sha256: Sha256
+    fingerprint: Annotated[dict[str, Any], AfterValidator(_fingerprint), PLAIN]
+    labels: Annotated[list[str], AfterValidator(_own_labels)] = Field(default=list(LABELS))
+    dimensions: DimensionFacts
+    device: Line = ""
+    precision: Line = ""
+    versions: dict[Name, Line] = Field(max_length=50, default={})
+    parameters: Parameters
+    best_epoch: Epoch | None = None
+    epochs: Epoch | None = None
+    validation: Validation | None = None
+    train_seconds: Number = 0.0
+    wall_seconds_of_last_start: Number = 0.0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name in ("best_epoch", "epochs", "validation"):
+            if self.finished and getattr(self, name) is None:
+                raise ValueError(f"{name}: is missing, and the run is finished")
+        if self.cache is None and not self.exported:
+            raise ValueError("cache: is missing")
+        return self
+
+
+class EpochLine(Document):
+    """A line of metrics.jsonl."""
+
+    epoch: Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+    loss: Loss = 0.0
+    loss_sentiment: Loss
+    loss_mlm: Loss = 0.0
+    loss_auxiliary: Loss | None = None
+    hidden: Count = 0
+    lr: Number = 0.0
+    val_loss: Loss
+    val_loss_mlm: Loss | None = None
+    val_accuracy: Share
+    val_weighted_f1: Share
+    val_macro_f1: Share | None = None
+    seconds: Annotated[float, Field(ge=0, le=1e9)]
+    speed: dict[Name, Number] = Field(max_length=20, default={})
+
+
+class TrainingState(Document):
+    """The metadata of train_state.safetensors."""
+
+    epoch: Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+    best_epoch: Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+    best_score: Annotated[float, Field(ge=-1, le=1)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.best_epoch > self.epoch:
+            raise ValueError(f"best_epoch: {self.best_epoch} is after epoch {self.epoch}")
+        return self
+
+
+class ScoreFacts(Document):
+    accuracy: Share
+    weighted_f1: Share
+    macro_f1: Share
+
+
+class CleanScores(ScoreFacts):
+    posts: Count
+
+
+class Intervals(Document):
+    level: Share
+    resamples: Count = 0
+    accuracy: Interval
+    weighted_f1: Interval
+    macro_f1: Interval
+
+
+class Differences(Document):
+    accuracy: Difference
+    weighted_f1: Difference
+    macro_f1: Difference
+
+
+class ClassScores(Document):
+    precision: Share
+    recall: Share
+    f1: Share
+    support: Count
+
+
+class Confusion(Document):
+    rows: Literal["truth"] = "truth"
+    columns: Literal["predicted"] = "predicted"
+    counts: Annotated[list[Annotated[list[Count], PerLabel]], PerLabel]
+
+
+class VersusProbe(Document):
+    kind: Literal["text", "image", "both"] = "both"
+    probe: ScoreFacts
+    difference: Differences
+    interval: Intervals
+    only_model_right: Count
+    only_probe_right: Count
+
+
+class PostAnswer(Document):
+    id: Post
+    label: Label
+    probabilities: Annotated[dict[Label, Share], PerLabel]
+
+
+class Evaluation(ScoreFacts):
+    """evaluation-SPLIT.json."""
+
+    split: Split
+    posts_used: Count
+    posts_failed: Count
+    interval: Intervals
+    per_class: Annotated[dict[Label, ClassScores], PerLabel]
+    confusion: Confusion
+    without_duplicates: CleanScores | None
+    controls: Annotated[dict[Literal["image_shuffled", "text_shuffled"], ScoreFacts], Field(max_length=2)]
+    versus_probe: VersusProbe
+    posts: Annotated[list[PostAnswer], Field(min_length=1, max_length=MOST_POSTS)]

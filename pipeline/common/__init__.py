@@ -1,0 +1,1 @@
+"""What all stages share: printing, and reading and changing files that may come from a stranger."""

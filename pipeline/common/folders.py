@@ -1,0 +1,57 @@
+"""Changes files in a folder that a stranger may have filled: follows no links, leaves folders and pipes alone."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+
+def remove_file(path: Path) -> None:
+    """Remove an ordinary file, or a link itself; leave what is absent or of another kind."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        path.unlink(missing_ok=True)
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append to an ordinary file, or make it. Raises OSError naming it, also for a link, a pipe or a device."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with named_errors(path):
+        handle = os.open(path, flags, 0o666)
+        with os.fdopen(handle, "ab") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
+            file.write(data)
+
+
+def require_regular(path: Path) -> None:
+    """Raises OSError if a file is of a kind that opening or reading could wait for, and if it is a link or absent."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def require_no_link(folder: Path, below: Path) -> None:
+    """Raises InputError if `folder`, or one between it and `below`, is a link: files elsewhere would change."""
+    for part in (folder, *folder.parents):
+        if part == below:
+            return
+        if part.is_symlink():
+            raise InputError(f"{part}: a link to another folder; delete it, or give another name")
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Give an OSError the path that it lacks: the kernel says of a full disk only that it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
