@@ -175,6 +175,7 @@ def extract(
     """Run both encoders once over a manifest's posts; write a feature cache. The same command goes on after a kill."""
     from pipeline import extract as extraction
     from pipeline import records
+    from pipeline.continued import as_before
     from pipeline.decode import start_server
     from pipeline.encoders import NO_IMAGES, EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.plan import Changes, Part
@@ -186,6 +187,7 @@ def extract(
     chosen = _device(device, quiet)
     start_server()
     choice = EncoderChoice(**encoders, device=str(chosen))
+    choice = choice if overwrite else as_before(choice, out)
     image, text = load_image_encoder(choice), load_text_encoder(choice)
     _say(quiet, f"encoders: {image.describe()} and {text.describe()}")
     with contextlib.ExitStack() as stack:
@@ -640,6 +642,7 @@ def predict(
         raise click.UsageError("give either --image and --text, or POSTS and --out")
     if out:
         _refuse_finished(out, out.exists(), overwrite)
+    if out or image:
         start_server()
     chosen = _device(device, quiet)
     predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)

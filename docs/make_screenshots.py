@@ -1,9 +1,10 @@
-"""A run in, pictures of what a person sees out: the report on a desk and on a phone, a gallery, and the page.
+"""Makes the pictures in docs/ of what a person sees: the web page, and with --ids the report and a gallery.
 
+    python docs/make_screenshots.py artifacts/demo/run --out docs
     python docs/make_screenshots.py artifacts/demo/run --ids 3,40 --compare artifacts/demo/plain --out screens
 
-Needs the extras report and web, Playwright and a Chromium (`--chromium`). Meant for the drawn demonstration data: what
-stands in docs/ was made with it.
+Needs the extras report and web, Playwright and a Chromium (`--chromium`). Meant for a run of the drawn demonstration
+data. The page is that of a real server, and what it answers are its own drawn examples.
 """
 
 import os
@@ -26,45 +27,54 @@ PATH = click.Path(path_type=Path, resolve_path=True)
 
 @click.command(context_settings={"show_default": True})
 @click.argument("run", type=PATH)
-@click.option("--ids", required=True, help="Posts of the run's cache for the gallery: a,b,c; the page shows the first.")
+@click.option("--ids", help="Posts of the run's cache for the gallery: a,b,c. Without them only the page is shown.")
 @click.option("--compare", multiple=True, type=PATH, help="Further runs for the gallery.")
-@click.option("--out", required=True, type=PATH, help="The folder for the pictures, and for the pages themselves.")
+@click.option(
+    "--out", required=True, type=PATH, help="The folder for the pictures; the report and the gallery as well."
+)
 @click.option("--chromium", type=PATH, default=Path("/usr/bin/chromium"))
-def main(run: Path, ids: str, compare: tuple[Path, ...], out: Path, chromium: Path) -> None:
-    """Make report.png, report-phone.png, report-wrong.png, gallery.png and page.png."""
-    others = [part for other in compare for part in ("--compare", str(other))]
-    command("report", run, "--out", out / "report.html", "--overwrite", "--quiet")
-    command("explain", run, "--ids", ids, *others, "--out", out / "gallery", "--overwrite", "--quiet")
+def main(run: Path, ids: str | None, compare: tuple[Path, ...], out: Path, chromium: Path) -> None:
+    """Make page.png, page-360.png and page-dark.png; with --ids also report*.png and gallery.png."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(chromium), args=FLAGS)
-        report, gallery = (out / "report.html").as_uri(), (out / "gallery" / "index.html").as_uri()
-        shoot(opened(browser, report, 1120, 1500), out / "report.png")
-        shoot(opened(browser, f"{report}#wrong", 1120, 1300), out / "report-wrong.png")
-        shoot(opened(browser, f"{report}#wrong", 390, 844, dark=True), out / "report-phone.png")
-        shoot(opened(browser, gallery, 1180, 900), out / "gallery.png", whole=True)
         with served(run) as address:
-            shoot(answered(browser, address, run, ids.split(",")[0]), out / "page.png", whole=True)
+            shoot(answered(browser, address, 1280, 900), out / "page.png", whole=True)
+            shoot(answered(browser, address, 1280, 900, dark=True), out / "page-dark.png", whole=True)
+            shoot(answered(browser, address, 360, 740, phone=True), out / "page-360.png", whole=True)
+        if ids:
+            others = [part for other in compare for part in ("--compare", str(other))]
+            command("report", run, "--out", out / "report.html", "--overwrite", "--quiet")
+            command("explain", run, "--ids", ids, *others, "--out", out / "gallery", "--overwrite", "--quiet")
+            report, gallery = (out / "report.html").as_uri(), (out / "gallery" / "index.html").as_uri()
+            shoot(opened(browser, report, 1120, 1500), out / "report.png")
+            shoot(opened(browser, f"{report}#wrong", 1120, 1300), out / "report-wrong.png")
+            shoot(opened(browser, f"{report}#wrong", 390, 844, dark=True), out / "report-phone.png")
+            shoot(opened(browser, gallery, 1180, 900), out / "gallery.png", whole=True)
         browser.close()
 
 
-def opened(browser: Browser, address: str, width: int, height: int, *, dark: bool = False) -> Page:
-    window = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
-    tab = window.new_page()
+def opened(browser: Browser, address: str, width: int, height: int, *, dark: bool = False, phone: bool = False) -> Page:
+    size = {"width": width, "height": height}
+    scheme = "dark" if dark else "light"
+    tab = browser.new_page(viewport=size, color_scheme=scheme, is_mobile=phone, has_touch=phone)
     tab.goto(address)
     return tab
 
 
-def answered(browser: Browser, address: str, run: Path, post: str) -> Page:
-    """The page after a post of the run's cache was asked."""
-    from fusion.checkpoint import Run
-    from pipeline import hdf5
-
-    (found,) = [one for one in hdf5.read_posts(Path(Run(run).facts["cache"])) if one.id == post]
-    tab = opened(browser, address, 1180, 900)
-    tab.locator("input[type=file]").first.set_input_files(found.image)
-    tab.get_by_label("Text").first.fill(found.text or "")
-    tab.get_by_role("button", name="Read the post").click()
-    tab.locator("#answer img").wait_for(timeout=120_000)
+def answered(
+    browser: Browser, address: str, width: int, height: int, *, dark: bool = False, phone: bool = False
+) -> Page:
+    """The page after each of its examples was read."""
+    tab = opened(browser, address, width, height, dark=dark, phone=phone)
+    examples = tab.locator("#example-list button")
+    examples.first.wait_for()
+    for number in (2, 1, 0):
+        examples.nth(number).click()
+        tab.get_by_role("button", name="Read the post").click()
+        tab.locator("#history-list li").nth(2 - number).wait_for(timeout=120_000)
+        tab.locator("#form[aria-busy=false]").wait_for()
+    tab.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
+    tab.mouse.move(0, 0)
     tab.wait_for_timeout(1000)
     return tab
 

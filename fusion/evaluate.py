@@ -90,6 +90,7 @@ def evaluate(
     cache = Cache(cache_folder or run.cache_folder)
     if difference := first_difference(facts["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than the run's; {difference}")
+    cache.require_sizes(facts["dimensions"], run.folder)
     if splits:
         cache = cache.with_splits(splits)
     elif cache.manifest_sha256 == facts["manifest_sha256"]:

@@ -131,6 +131,9 @@ def explain_cached(
     read = model.config.modalities
     posts = [cached_features(cache, int(row), device) for row in rows]
     texts = [cache.texts[row] if read != "image" else None for row in rows]
+    for row, written in zip(rows.tolist(), texts, strict=True):
+        if written is not None and len(text.spans(written)) != cache.lengths[row]:
+            raise InputError(f"{cache.folder}: post {cache.ids[row]}: its features are not of its text")
     answers = predict(model, cache, rows, device)
     return explain_features(model, posts, texts, text.spans, method=method, probabilities=answers)
 
@@ -143,6 +146,7 @@ def cache_of(run: Run, folder: Path | None = None) -> Cache:
     cache = Cache(folder or run.cache_folder)
     if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
+    cache.require_sizes(run.facts["dimensions"], run.folder)
     return cache
 
 

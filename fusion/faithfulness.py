@@ -22,11 +22,10 @@ from fusion.explain import answer_of, cache_of, weigh
 from fusion.model import FrozenText, FusionModel
 from fusion.predict import Predictor
 from fusion.words import word_pieces
-from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.encoders import ImageEncoder, TextEncoder
 from pipeline.errors import InputError
-from pipeline.images import ImageProblem, to_rgb
+from pipeline.sources import Sources
 from pipeline.views import first_view
 
 SHARE, DRAWS = 0.2, 5
@@ -49,17 +48,15 @@ class RawPost:
 
 
 def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: TextEncoder) -> Iterable[RawPost]:
-    """The posts of a cache from their sources, one by one; those whose image can't be read any more are left out."""
-    posts = hdf5.read_posts(cache.folder)
-    for row in rows:
-        path = posts[row].image
-        if path is None:
+    """The posts of a cache from their sources, one by one; those whose image is not there any more, or has changed, are
+    left out.
+    """
+    sources = Sources(cache)
+    rows = list(rows)
+    for row, picture in zip(rows, sources.pictures(rows, image.transform), strict=True):
+        if isinstance(picture, str):
             continue
-        try:
-            picture, _ = to_rgb(path.read_bytes())
-        except (OSError, ImageProblem):
-            continue
-        written = posts[row].text or ""
+        written = sources.posts[row].text or ""
         (ids,), _ = text.tokenize([written])
         yield RawPost(first_view(image.pixels(picture)), ids, word_pieces(text.spans(written)))
 

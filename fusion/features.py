@@ -86,6 +86,13 @@ class Features:
         self._stored = [torch.from_numpy(array).to(to) for array in (patches, pooled, tokens, ids, *labels)]
 
     def _gathered(self, rows: np.ndarray, views: np.ndarray | None) -> Batch:
+        """Raises IndexError on rows or views that were not copied: NumPy would take others for them."""
+        shown = np.zeros(len(rows), np.int64) if views is None else views[rows]
+        absent = (rows < 0) | (rows >= len(self._cache))
+        absent[~absent] = self._place_of[rows[~absent]] < 0
+        absent |= (shown < 0) | (shown >= self._views)
+        if absent.any():
+            raise IndexError(f"row {rows[absent][0]}: it, or its view, was not copied")
         patches, pooled, tokens, ids, labels, modality_labels = self._stored
         places = self._place_of[rows]
         lengths = self._lengths[places]
@@ -94,7 +101,6 @@ class Features:
         # a padded position reads the text's first token, and is set to zero after
         at = np.where(mask, self._starts[places][:, None] + np.arange(longest), self._starts[places][:, None])
         here = labels.device
-        shown = np.zeros(len(rows), np.int64) if views is None else views[rows]
         where, real, of, view = (
             torch.from_numpy(array).to(here, non_blocking=True) for array in (at, mask, places, shown)
         )

@@ -18,10 +18,10 @@ from fusion.batches import Batch, collate
 from fusion.checkpoint import Run
 from fusion.evaluate import precision
 from fusion.model import FusionModel
+from pipeline.decode import Decoders
 from pipeline.encode import text_problem
 from pipeline.encoders import ImageEncoder, NoImages, TextEncoder
 from pipeline.errors import InputError
-from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
 from pipeline.images import MAX_PIXELS, ImageProblem, to_rgb
 from pipeline.records import LABELS, Post
@@ -127,7 +127,7 @@ class Predictor:
         reason = raw_text_problem(post.text)
         if post.image is not None and not reason and not isinstance(self.image, NoImages):
             try:
-                picture, flags = to_rgb(post.image, max_pixels)
+                picture, flags = to_rgb(post.image, max_pixels, require=self.image.transform.require)
                 pixels = self.image.pixels(picture)
             except ImageProblem as error:
                 reason = f"image: {error}"
@@ -215,14 +215,22 @@ class Predictor:
 
 
 def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> Answer:
-    """The answer to a text and an image file. Raises InputError saying what is wrong with either."""
-    try:
-        post = RawPost("", text, regular_bytes(image) if image else None)
-    except OSError as error:
-        raise InputError(f"--image {image}: {error.strerror or error}") from None
-    (answer,) = predictor.predict([post])
+    """The answer to a text and an image file, which a process of its own decodes, within the limits that extraction
+    has. Raises InputError saying what is wrong with either.
+    """
+    reason = raw_text_problem(text) or unanswerable(predictor, text is None, image is None)
+    one = Inputs("", text, reason=reason)
+    if image and not reason:
+        encoder = predictor.image
+        with Decoders(encoder.transform, encoder.pixels_shape, batch_size=1, workers=1) as decoders:
+            pixels, (decoded,) = decoders.pixels(decoders.read([image]))
+            one = Inputs("", text, pixels[0].copy(), decoded.flags)
+        if decoded.reason:
+            what = decoded.reason.removeprefix("image: ").removesuffix(f": {image}")
+            raise InputError(f"--image {image}: {what}")
+    (answer,) = predictor.answer([one])
     if answer.reason:
-        raise InputError(f"{image}: {answer.reason}" if answer.reason.startswith("image:") and image else answer.reason)
+        raise InputError(answer.reason)
     return answer
 
 

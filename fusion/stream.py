@@ -5,7 +5,6 @@ kill leaves whole lines there and perhaps a torn one, which the same command cut
 """
 
 import fcntl
-import hashlib
 import json
 import shutil
 import time
@@ -25,11 +24,13 @@ from pipeline.decode import Decoders, Reading
 from pipeline.encode import text_problem
 from pipeline.errors import InputError
 from pipeline.extract import encoding_threads
-from pipeline.files import complete_or_absent, sha256_of_file
+from pipeline.files import complete_or_absent, open_regular, sha256_of_file
 from pipeline.records import parse_partial
 from pipeline.stop import StopWish, on_signals
 
 _SHOWN_FAILURES = 5
+_MOST_FILE_BYTES = 1 << 36  # of a file of posts, some hundred million of them; more is a hole without an end
+_MOST_LINE_BYTES = 1 << 24  # of a post
 
 
 @dataclass
@@ -46,7 +47,7 @@ class StreamReport:
         if "reason" in record:
             self.failed += 1
             if len(self.first_failures) < _SHOWN_FAILURES:
-                self.first_failures.append(f"{record['id'] or 'a post'}: {record['reason']}")
+                self.first_failures.append(f"{record.get('id') or 'a post'}: {record['reason']}")
 
     def summary(self) -> dict[str, Any]:
         """For people and scripts. `posts_per_second` counts the posts of this call."""
@@ -151,26 +152,46 @@ def _answer(predictor: Predictor, batch: Sequence[_Line], reading: Reading | Non
 
 
 def _measure(posts: Path) -> tuple[str, int]:
-    """SHA-256 of the file, and how many posts it has: one pass over bytes, next to nothing beside their encoding."""
-    if not posts.is_file():
-        raise InputError(f"{posts}: no such file")
-    digest, count = hashlib.sha256(), 0
-    with posts.open("rb") as file:
-        for line in file:
-            digest.update(line)
-            count += bool(line.strip())
+    """SHA-256 of the file, and how many posts it has: next to nothing beside their encoding."""
+    with _opened(posts) as file:
+        count = sum(bool(line.strip()) or len(line) > _MOST_LINE_BYTES for line in _lines(file))
     if not count:
         raise InputError(f"{posts}: no posts in it; it has one JSON object a line with id, text and image")
-    return digest.hexdigest(), count
+    return sha256_of_file(posts), count
 
 
 def _read(posts: Path, predictor: Predictor) -> Iterator[_Line]:
     """The posts of the file, one by one; a line that is none comes with the reason."""
     folder = posts.parent.absolute()
-    with posts.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
+    with _opened(posts) as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if len(line) > _MOST_LINE_BYTES:
+                yield _Line(Inputs("", reason=f"line {number}: over the limit of {_MOST_LINE_BYTES} bytes"), None)
+            elif line.strip():
                 yield _parse(line, folder, f"line {number}", predictor)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is over the limit only so many bytes, and one more by which it is known."""
+    while line := file.readline(_MOST_LINE_BYTES + 1):
+        yield line
+        while len(line) > _MOST_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(_MOST_LINE_BYTES + 1)
+
+
+def _opened(posts: Path) -> BinaryIO:
+    """Raises InputError if there is no such file, or it is no ordinary one, or has no end."""
+    try:
+        file = open_regular(posts)
+    except FileNotFoundError:
+        raise InputError(f"{posts}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{posts}: {error.strerror or error}") from None
+    if (size := file.seek(0, 2)) > _MOST_FILE_BYTES:
+        file.close()
+        raise InputError(f"{posts}: {size} bytes, over the limit of {_MOST_FILE_BYTES}; split the file")
+    file.seek(0)
+    return file
 
 
 def _parse(line: bytes, folder: Path, where: str, predictor: Predictor) -> _Line:
@@ -194,13 +215,15 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
     """
     path = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file; delete it, or name another --out")
     with path.open("ab+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
         except OSError:
             raise InputError(f"{path}: another process writes there; wait for it") from None
         file.seek(0)
-        if (first := _whole(file.readline())) is None:
+        if (first := _whole(file.readline(_MOST_LINE_BYTES))) is None:
             file.truncate(0)
             file.write(json.dumps(header).encode() + b"\n")
         else:
@@ -208,7 +231,7 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
                 if first.get(name) != header[name]:
                     raise InputError(f"{path}: unfinished answers {what}; --overwrite begins again")
             end = file.tell()
-            while (record := _whole(file.readline())) is not None and report.answered_before < report.posts:
+            while report.answered_before < report.posts and (record := _whole(file.readline(_MOST_LINE_BYTES))):
                 report.answered_before += 1
                 report.note(record)
                 end = file.tell()
@@ -221,6 +244,6 @@ def _whole(line: bytes) -> dict[str, Any] | None:
     """A line's record; None where a kill or a power cut tore it, or at the end."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -86,6 +86,7 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     encoder = same_text_encoder(marks, str(device), folder=folder, owner=cache.folder)
     if encoder.mask_id < 0:
         raise InputError(f"--text-encoder {folder or marks['name']}: its tokenizer has no mask token; set mlm to false")
+    cache.require_word_pieces(encoder.vocabulary, encoder.width)
     return encoder.in_precision(resolved(config, device))
 
 

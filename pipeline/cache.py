@@ -1,26 +1,30 @@
 """A finished cache folder in, its features out, as views of the mapped bytes that many processes share.
 
-Opening reads the index alone; a shard is mapped on first use. The files themselves are the matter of `pipeline.hdf5`.
+Opening reads the index alone, and checks all of its claims; a shard is mapped on first use, and nothing of it but the
+bytes of its arrays is relied on. The files themselves are the matter of `pipeline.hdf5`.
 """
 
-from copy import copy
+import stat
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import hdf5
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
-from pipeline.hdf5 import FLAGS, INDEX, PostRecord, manifest_sha256, read_index, read_records, read_texts
+from pipeline.files import open_regular, sha256_of_file
+from pipeline.hdf5 import PostRecord, Shard
+from pipeline.hdf5_layout import FEATURES, FLAGS, INDEX, feature_dtype
 from pipeline.records import LABELS, SPLITS, comparable_text, read_splits
 
 
 def clear(folder: Path) -> None:
     """Remove a cache's own files, the index first, and nothing else that lies in the folder."""
-    for pattern in (INDEX, "shard-?????.h5", "*.h5.partial"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    (folder / INDEX).unlink(missing_ok=True)
+    for path in (*hdf5.shards_in(folder).values(), *folder.glob("*.h5.partial")):
+        path.unlink()
 
 
 class Cache:
@@ -36,12 +40,12 @@ class Cache:
         self.folder = folder
         if not folder.is_dir():
             raise InputError(f"{folder}: no such cache")
-        if not (folder / INDEX).is_file():
-            done = len(list(folder.glob("shard-?????.h5")))
+        if not (folder / INDEX).exists():
+            done = len(hdf5.shards_in(folder))
             raise InputError(
                 f"{folder}: no finished cache (no index.h5; {done} shards); run `extract` again to finish it"
             )
-        self.index = index = read_index(folder)
+        self.index = index = hdf5.read_index(folder)
         self.fingerprint = index.fingerprint
         self.manifest_sha256 = index.manifest_sha256
         self.ids = index.ids
@@ -56,12 +60,10 @@ class Cache:
         self._firsts: list[int] = self._first_row.tolist()
         self._maps: dict[int, dict[str, np.ndarray]] = {}
         self._mapped_bytes: dict[int, tuple[memoryview, memoryview]] = {}
-        for number, (name, size) in enumerate(zip(self._table["name"], self._table["bytes"], strict=True)):
-            shard = folder / name.decode()
-            found = shard.stat().st_size if shard.is_file() else None
-            if found != size:
-                state = "missing" if found is None else f"cut short or changed ({found} bytes, not {size})"
-                raise InputError(f"{shard} ({self._posts_of(number)}): {state}; `extract` with --repair makes it again")
+        for number, size in enumerate(self._table["bytes"].tolist()):
+            if problem := _problem_of(self._path(number), size):
+                where = f"{self._path(number)} ({self._posts_of(number)})"
+                raise InputError(f"{where}: {problem}; `extract` with --repair makes it again")
 
     @property
     def has_images(self) -> bool:
@@ -74,13 +76,19 @@ class Cache:
     def __reduce__(self) -> tuple[Any, ...]:
         return Cache, (self.folder,), {"labels": self.labels, "splits": self.splits}
 
+    def __copy__(self) -> "Cache":
+        """The same open cache: reading the index again might find another one."""
+        cache = object.__new__(Cache)
+        cache.__dict__.update(self.__dict__)
+        return cache
+
     def with_splits(self, path: Path) -> "Cache":
         """The same cache with splits, and labels where the file gives them, from a split file (id,label,split)."""
         assignments = read_splits(path)
         row_of = {id_: row for row, id_ in enumerate(self.ids)}
         if not row_of.keys() & assignments.keys():
             raise InputError(f"{path}: not one of its {len(assignments)} ids is in the cache {self.folder}")
-        cache = copy(self)
+        cache = self.__copy__()
         cache.labels, cache.splits = self.labels.copy(), np.full_like(self.splits, -1)
         for id_, given in assignments.items():
             if (row := row_of.get(id_)) is not None:
@@ -104,11 +112,11 @@ class Cache:
 
     def patches(self, row: int, view: int = 0) -> np.ndarray:
         """(m, C), a read-only view of the mapped shard, in the stored dtype."""
-        return self._feature("patches", row)[view]
+        return self._feature("patches", row)[self._view(view)]
 
     def pooled(self, row: int, view: int = 0) -> np.ndarray:
         """(C,), the mean of the patches."""
-        return self._feature("pooled", row)[view]
+        return self._feature("pooled", row)[self._view(view)]
 
     def gather_images(
         self,
@@ -120,8 +128,12 @@ class Cache:
         """Patches (len(rows), m, C) and pooled (len(rows), C) of many posts, copied out of the mapped shards.
 
         views (len(rows),): which view of each post's image; without it the first. They go into the arrays `out`,
-        contiguous and of the stored dtype and these shapes, where it is given.
+        contiguous and of the stored dtype and these shapes, where it is given. Raises IndexError on a row or view that
+        is not there.
         """
+        _require_within(rows, len(self), "row")
+        if views is not None:
+            _require_within(views, self.views, "view")
         dtype = np.dtype(self.fingerprint["stored_dtype"])
         shapes = (len(rows), *self.patches_shape), (len(rows), self.patches_shape[1])
         patches, pooled = out or (np.empty(shapes[0], dtype), np.empty(shapes[1], dtype))
@@ -149,14 +161,32 @@ class Cache:
         """(n,) int32 word-piece ids."""
         return self._ragged("input_ids", row)
 
+    def require_sizes(self, dimensions: Mapping[str, Any], owner: object) -> None:
+        """Raises InputError if the features have other sizes than those that a model was made for, whatever the
+        fingerprint says. `dimensions` may lack `patches`.
+        """
+        found = {"channels": self.patches_shape[1], "text_width": self.text_width, "patches": self.patches_shape[0]}
+        for name, size in found.items():
+            if dimensions.get(name, size) != size:
+                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {dimensions[name]}")
+
+    def require_word_pieces(self, vocabulary: int, width: int) -> None:
+        """Raises InputError if the tokens can't be those of a text encoder, whatever the fingerprint says."""
+        if self.text_width != width:
+            raise InputError(f"{self.folder}: a text width of {self.text_width}, but its text encoder has {width}")
+        for number in range(len(self._firsts) - 1):
+            ids = self._shard(number)["input_ids"]
+            if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
+                raise InputError(f"{self._path(number)}: holds ids of word pieces that its text encoder does not have")
+
     @cached_property
     def texts(self) -> list[str]:
-        return read_texts(self.folder)
+        return hdf5.read_texts(self.folder)
 
     @cached_property
     def records(self) -> list[PostRecord]:
         """Hashes, reasons and flags of all posts."""
-        return read_records(self.folder)
+        return hdf5.read_records(self.folder)
 
     def repeats_training(self, rows: np.ndarray) -> np.ndarray:
         """For each row: does its text, normalised, or its image, byte for byte, also stand in a training post?
@@ -208,24 +238,38 @@ class Cache:
         return int(self._table["bytes"].sum()) + (self.folder / INDEX).stat().st_size
 
     def damage(self) -> list[str]:
-        """Read everything: what does not match its checksum, its offsets, the index or the manifest hash; empty if all
-        is whole.
+        """Read everything: what does not match its checksum, its offsets, the index or the manifest hash, or is not as
+        docs/cache-format.md says; empty if all is whole.
         """
-        problems = []
-        if manifest_sha256(self.records) != self.manifest_sha256:
-            problems.append("index.h5: the posts do not match the manifest hash")
-        for number, (name, sha256) in enumerate(zip(self._table["name"], self._table["sha256"], strict=True)):
-            rows = range(self._first_row[number], self._first_row[number + 1])
-            where = f"{name.decode()} ({self._posts_of(number)})"
-            if sha256_of_file(self.folder / name.decode()) != sha256.decode():
-                problems.append(f"{where}: checksum does not match")
-                continue
-            offsets = self._shard(number)["offsets"]
-            if offsets[0] != 0 or np.any(np.diff(offsets) != self.lengths[rows.start : rows.stop]):
-                problems.append(f"{where}: text offsets do not match the index")
-            elif bad := [self.ids[row] for row in rows if self.ok[row] and not self._finite(row)]:
-                problems.append(f"{where}: not finite: {', '.join(bad)}")
+        listed = hdf5.manifest_sha256(self.records) == self.manifest_sha256
+        problems = [] if listed else ["index.h5: the posts do not match the manifest hash"]
+        names = self._table["name"].tolist()
+        for number, shard in enumerate(hdf5.read_shards([self._path(number) for number in range(len(names))])):
+            problems += [
+                f"{names[number].decode()} ({self._posts_of(number)}): {problem}"
+                for problem in self._damage_of(number, shard, listed)
+            ]
         return problems
+
+    def _damage_of(self, number: int, shard: Shard | InputError, listed: bool) -> Iterator[str]:
+        """The first thing that is wrong with a shard, if any is; `listed`: the index's posts are to be relied on."""
+        rows = slice(self._firsts[number], self._firsts[number + 1])
+        if sha256_of_file(self._path(number)) != self._table["sha256"][number].decode():
+            yield "checksum does not match"
+        elif isinstance(shard, InputError):
+            yield str(shard).removeprefix(f"{self._path(number)}: ")
+        elif shard.lengths != self.lengths[rows].tolist():
+            yield "text offsets do not match the index"
+        elif shard.fingerprint != self.fingerprint or (listed and shard.posts != self.records[rows]):
+            yield "its posts or encoders are not those of the index"
+        elif shard.at != {name: self._table[f"{name}_at"][number] for name in FEATURES} or any(
+            shard.shapes[name] != array.shape for name, array in self._stored(number).items()
+        ):
+            yield "its arrays do not lie where the index says"
+        elif bad := [self.ids[row] for row in range(rows.start, rows.stop) if self.ok[row] and not self._finite(row)]:
+            yield f"not finite: {', '.join(bad)}"
+        elif not all((self.input_ids(row) >= 0).all() for row in range(rows.start, rows.stop)):
+            yield "negative ids of word pieces"
 
     def _posts_of(self, number: int) -> str:
         return f"posts {self.ids[self._firsts[number]]} to {self.ids[self._firsts[number + 1] - 1]}"
@@ -235,8 +279,15 @@ class Cache:
         return all(np.isfinite(values).all() for values in (*images, self.tokens(row)))
 
     def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row}: there are {len(self)}")
         number = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        return self._shard(number), row - int(self._first_row[number])
+        return self._shard(number), row - self._firsts[number]
+
+    def _view(self, view: int) -> int:
+        if not 0 <= view < self.views:
+            raise IndexError(f"view {view}: there are {self.views}")
+        return view
 
     def _feature(self, name: str, row: int) -> np.ndarray:
         """Of all views: (V, m, C) or (V, C)."""
@@ -244,26 +295,39 @@ class Cache:
         return shard[name][local]
 
     def _ragged(self, name: str, row: int) -> np.ndarray:
+        """By the offsets of the index, which are checked."""
         shard, local = self._locate(row)
-        return shard[name][shard["offsets"][local] : shard["offsets"][local + 1]]
+        start = int(self._offsets[row]) - int(self._offsets[row - local])
+        return shard[name][start : start + int(self.lengths[row])]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self._table["name"][number].decode()
+
+    def _stored(self, number: int) -> dict[str, np.ndarray]:
+        """The shard's arrays as they are stored: with an axis for views where there are several."""
+        arrays = dict(self._shard(number))
+        if self.views == 1:
+            arrays |= {name: arrays[name][:, 0] for name in ("patches", "pooled")}
+        return arrays
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
         """The shard's features as views of its mapped bytes; mapped on first use."""
         if number not in self._maps:
             rows = int(self._table["rows"][number])
             tokens = int(self._offsets[self._first_row[number + 1]] - self._offsets[self._first_row[number]])
-            dtype = self.fingerprint["stored_dtype"]
-            layout = {
-                "patches": (dtype, (rows, self.views, *self.patches_shape)),
-                "pooled": (dtype, (rows, self.views, self.patches_shape[1])),
-                "tokens": (dtype, (tokens, self.text_width)),
-                "input_ids": ("int32", (tokens,)),
-                "offsets": ("int64", (rows + 1,)),
+            shapes = {
+                "patches": (rows, self.views, *self.patches_shape),
+                "pooled": (rows, self.views, self.patches_shape[1]),
+                "tokens": (tokens, self.text_width),
+                "input_ids": (tokens,),
+                "offsets": (rows + 1,),
             }
-            raw = np.memmap(self.folder / self._table["name"][number].decode(), np.uint8, "r")
+            with open_regular(self._path(number)) as file:
+                raw = np.memmap(file, np.uint8, "r")
+            stored = self.fingerprint["stored_dtype"]
             self._maps[number] = {
-                name: np.ndarray(shape, dtype, raw, offset=int(self._table[f"{name}_at"][number]))
-                for name, (dtype, shape) in layout.items()
+                name: np.ndarray(shape, feature_dtype(name, stored), raw, offset=int(self._table[f"{name}_at"][number]))
+                for name, shape in shapes.items()
             }
         return self._maps[number]
 
@@ -278,3 +342,21 @@ class Cache:
 def _bytes_of(array: np.ndarray) -> memoryview:
     """A contiguous array's bytes, flat, without a copy."""
     return array.view(np.uint8).data.cast("B")
+
+
+def _problem_of(path: Path, size: int) -> str:
+    """What keeps a shard from being read, by its place in the folder alone; empty if nothing does."""
+    try:
+        state = path.lstat()
+    except FileNotFoundError:
+        return "missing"
+    if not stat.S_ISREG(state.st_mode):
+        return "a link, a folder, a pipe or a device where a cache has a file"
+    return "" if state.st_size == size else f"cut short or changed ({state.st_size} bytes, not {size})"
+
+
+def _require_within(numbers: np.ndarray, count: int, what: str) -> None:
+    """Raises IndexError: NumPy would count a negative number from the end, and bytes of another post would be read."""
+    wrong = numbers[(numbers < 0) | (numbers >= count)]
+    if wrong.size:
+        raise IndexError(f"{what} {wrong[0]}: there are {count}")

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.encoders import ImageEncoder, TextEncoder
-from pipeline.files import regular_bytes
 from pipeline.fingerprint import same_image_encoder, same_text_encoder
-from pipeline.images import ImageProblem, to_rgb
+from pipeline.sources import Sources
 
 # Another batch, thread count or machine changes features by float16 rounding at most.
 RELATIVE, ABSOLUTE = 1e-2, 1e-2
@@ -30,24 +28,25 @@ def load_encoders(
 
 def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: int, seed: int = 0) -> list[str]:
     """Encode `count` random posts again from their sources; a line for each that differs beyond rounding."""
-    posts = hdf5.read_posts(cache.folder)
+    sources = Sources(cache)
+    posts = sources.posts
     rows = np.flatnonzero(cache.ok)
-    rows = np.random.default_rng(seed).permutation(rows)[:count]
+    chosen = sorted(np.random.default_rng(seed).permutation(rows)[:count].tolist())
+    pictures = sources.pictures(chosen, image.transform) if cache.has_images else [None] * len(chosen)
     problems = []
-    for row in sorted(rows.tolist()):
+    for row, picture in zip(chosen, pictures, strict=True):
         again: dict[str, np.ndarray] = {}
-        if path := posts[row].image:
-            try:
-                picture, _ = to_rgb(regular_bytes(path))
-            except (OSError, ImageProblem) as error:
-                problems.append(f"post {posts[row].id}: its image can't be read any more ({error})")
-                continue
+        if isinstance(picture, str):
+            problems.append(f"post {posts[row].id}: its image can't be read any more ({picture})")
+            continue
+        if picture is not None:
             again["patches"], again["pooled"] = image.encode(image.pixels(picture)[None])
         (ids,), _ = text.tokenize([posts[row].text or ""])
         tokens = text.encode(torch.from_numpy(ids).long()[None], torch.ones(1, len(ids), dtype=torch.bool))
         again["tokens"] = tokens[0].cpu().numpy()
         for name, values in again.items():
-            stored = cache.tokens(row) if name == "tokens" else _all_views(cache, name, row).reshape(values.shape)
+            stored = cache.tokens(row) if name == "tokens" else _all_views(cache, name, row)
+            values = values.reshape(-1, *values.shape[2:]) if name != "tokens" else values
             scale = ABSOLUTE * max(1.0, float(np.abs(values).max()))
             if stored.shape != values.shape or not np.allclose(stored, values, rtol=RELATIVE, atol=scale):
                 problems.append(f"post {posts[row].id}: its {name} are not what the encoders say")

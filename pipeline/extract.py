@@ -5,7 +5,6 @@ waits for another; one thread writes. At most a few shards are in memory at once
 """
 
 import csv
-import hashlib
 import io
 import sys
 import time
@@ -241,7 +240,7 @@ def _part_marks(todo: Plan) -> dict[str, Any] | None:
     """What merging must know of a part: which it is, and of which manifest."""
     if todo.part.of == 1:
         return None
-    ids = hashlib.sha256("".join(f"{post.id}\n" for post in todo.posts).encode()).hexdigest()
+    ids = hdf5.sha256_of_ids(todo.posts)
     return {"number": todo.part.number, "of": todo.part.of, "posts": len(todo.posts), "ids_sha256": ids}
 
 
@@ -252,9 +251,11 @@ def _write_failures(todo: Plan, out: Path) -> None:
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("id", "reason", "image"))
     header = lines.tell()
-    for number, posts in todo.shards.items():
-        records, _ = hdf5.read_shard_posts(out / hdf5.shard_name(number))
-        for record, post in zip(records, posts, strict=True):
+    shards = hdf5.read_shards([out / hdf5.shard_name(number) for number in todo.shards])
+    for posts, shard in zip(todo.shards.values(), shards, strict=True):
+        if isinstance(shard, InputError):
+            raise shard
+        for record, post in zip(shard.posts, posts, strict=True):
             if record.reason:
                 table.writerow((record.id, record.reason, post.image))
     if lines.tell() > header:

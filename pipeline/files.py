@@ -20,12 +20,14 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`.
 
     A kill at any moment leaves either the old state or the new one under the final name. The temporary name is fixed,
-    so that the next attempt replaces what a killed one left behind. Raises audit events mscf.written, mscf.synced and
+    so that the next attempt replaces what a killed one left behind, or anybody planted there: it is never written
+    through a link. Raises audit events mscf.written, mscf.synced and
     mscf.renamed with the final path, by which tests kill a process at exactly these points.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
+        create_anew(temporary)
         yield temporary
         sys.audit("mscf.written", str(path))
         with temporary.open("rb+") as file:
@@ -39,6 +41,12 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
             error.filename = str(path)  # the kernel says of a full disk only that it is full
         raise
     _sync_folder(path.parent)
+
+
+def create_anew(path: Path) -> None:
+    """An empty file at `path`, in the place of a file, link or pipe that lies there."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -68,6 +68,7 @@ def same_text_encoder(
         text=folder or name,
         max_tokens=marks.get("max_tokens", 128),
         text_layers=len(layers),
+        split_special_tokens="special_tokens_in_text" in marks,
         dtype=marks.get("compute_dtype", "float32"),
         device=device,
     )

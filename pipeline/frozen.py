@@ -113,7 +113,11 @@ class NoImages(ImageEncoder):
 
 
 class TextEncoder:
-    """A frozen BERT-family model with its tokenizer (eqs 5, 17, 21)."""
+    """A frozen BERT-family model with its tokenizer (eqs 5, 17, 21).
+
+    With `split_special_tokens` a literal [MASK] or [SEP] in a text is text, cut into word pieces like any other.
+    Without, as in caches that were made before, it becomes the special token itself.
+    """
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class TextEncoder:
         dtype: str,
         device: torch.device,
         layers: int = 1,
+        split_special_tokens: bool = True,
     ) -> None:
         self.name = name
         self._model = _frozen(model, device)
@@ -133,6 +138,8 @@ class TextEncoder:
         self.device = device
         self.max_tokens = max_tokens
         self._layers = layers
+        self._split = split_special_tokens
+        self._special = [id_ for id_ in tokenizer.all_special_ids if id_ != tokenizer.unk_token_id]
         self.width: int = model.config.hidden_size
         self.vocabulary: int = model.config.vocab_size
         self.mask_id: int = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id  # -1: it has none
@@ -142,6 +149,7 @@ class TextEncoder:
             "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "max_tokens": max_tokens,
             "layers": list(range(-layers, 0)),
+            **({"special_tokens_in_text": "split"} if split_special_tokens else {}),
             "compute_dtype": dtype,
         }
 
@@ -169,14 +177,26 @@ class TextEncoder:
         """Word-piece ids with [CLS] and [SEP], int32, at most `max_tokens` a text, and whether each was cut short. Eq
         17.
         """
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)  # eq 17
-        ids = [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-        return ids, [bool(row.overflowing) for row in encoded.encodings]
+        encodings = self._encodings(texts)  # eq 17
+        return [self._ids(encoding) for encoding in encodings], [bool(row.overflowing) for row in encodings]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Which characters [start, end) of the text each id of `tokenize` stands for; [CLS] and [SEP]: (0, 0)."""
-        encoded = self._tokenizer([text], truncation=True, max_length=self.max_tokens)
-        return list(encoded.encodings[0].offsets)
+        (encoding,) = self._encodings([text])
+        return list(encoding.offsets)
+
+    def _encodings(self, texts: Sequence[str]) -> Sequence[Any]:
+        return self._tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens, split_special_tokens=self._split
+        ).encodings
+
+    def _ids(self, encoding: Any) -> np.ndarray:
+        ids = np.asarray(encoding.ids, np.int32)
+        if self._split and self._tokenizer.unk_token_id is not None:
+            # A SentencePiece vocabulary has <s> and <mask> among its pieces and finds them in a text all the same.
+            written = np.asarray(encoding.special_tokens_mask) == 0
+            ids[written & np.isin(ids, self._special)] = self._tokenizer.unk_token_id
+        return ids
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """last_hidden_state, or the mean of the last hidden states, of ids (B, n) under mask (B, n), True = real token:

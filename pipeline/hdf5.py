@@ -1,13 +1,14 @@
 """The HDF5 files of a cache: shards of features and an index in, the same files out, and read again.
 docs/cache-format.md describes them.
 
-This is the only file that knows HDF5. A shard holds up to 256 posts, contiguous, uncompressed and page-aligned, so that
-the reader of `pipeline.cache` can map the bytes. Labels and splits live in the index alone.
+A shard holds up to 256 posts, contiguous, uncompressed and page-aligned, so that the reader of `pipeline.cache` can map
+the bytes. Labels and splits live in the index alone. Files are read in a process of their own, where every claim of
+theirs is checked (`pipeline.hdf5_read`): they may come from a stranger.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,29 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline import hdf5_read
+from pipeline.apart import apart
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file, write_bytes
+from pipeline.files import MOST_BYTES, sha256_of_file, write_bytes
+from pipeline.hdf5_layout import (
+    FEATURES,
+    FLAGS,
+    INDEX,
+    INDEX_COLUMNS,
+    INDEX_KIND,
+    POST_COLUMNS,
+    SCHEMA_VERSION,
+    SHARD_COLUMNS,
+    SHARD_KIND,
+    SHARD_NAME,
+    feature_dtype,
+)
 from pipeline.records import LABELS, SPLITS, Post
 
-INDEX = "index.h5"
-SCHEMA_VERSION = 1
 SHARD_POSTS = 256
-FLAGS = ("truncated", "empty_text", "rotated", "animated", "converted")
-STORED_DTYPES = ("float16", "float32")
 
-_STATUS = h5py.enum_dtype({"ok": 0, "failed": 1}, basetype="i1")
-_LABEL = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(LABELS)}}, basetype="i1")
-_SPLIT = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(SPLITS)}}, basetype="i1")
-_TEXT = h5py.string_dtype()
-_SHA256 = h5py.string_dtype("ascii", 64)
-_FEATURES = {"patches": "/image/patches", "pooled": "/image/pooled", "tokens": "/text/tokens",
-             "input_ids": "/text/input_ids", "offsets": "/text/offsets"}  # fmt: skip
+# What reading a file may take: ten thousand posts take a tenth of a second and some MiB.
+_SECONDS, _MIB = 3, 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,19 @@ class ShardFeatures:
     pooled: np.ndarray
     tokens: list[np.ndarray]
     input_ids: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
+    where they begin in the file (`at`), and the lengths of its texts.
+    """
+
+    posts: list[PostRecord]
+    fingerprint: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    at: dict[str, int]
+    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,11 @@ def shard_number(path: Path) -> int:
     return int(path.stem.removeprefix("shard-"))
 
 
+def shards_in(folder: Path) -> dict[int, Path]:
+    """Shard number -> its path, in order, of all that have the name of a shard."""
+    return {shard_number(path): path for path in sorted(folder.glob("shard-*")) if SHARD_NAME.fullmatch(path.name)}
+
+
 def in_shards(posts: Sequence[Post]) -> dict[int, Sequence[Post]]:
     """Shard number -> its posts, in order, SHARD_POSTS to a shard."""
     starts = range(0, len(posts), SHARD_POSTS)
@@ -103,7 +128,7 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
     """Write one shard, complete or absent, in the fingerprint's stored dtype."""
     dtype = np.dtype(fingerprint["stored_dtype"])
     offsets = np.cumsum([0, *(len(ids) for ids in features.input_ids)])
-    with _image_of("mscf shard", fingerprint) as file:
+    with _image_of(SHARD_KIND, fingerprint) as file:
         file["/image/patches"] = features.patches.astype(dtype, copy=False)
         file["/image/pooled"] = features.pooled.astype(dtype, copy=False)
         file["/text/tokens"] = np.concatenate(features.tokens).astype(dtype, copy=False)
@@ -114,10 +139,22 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
         write_bytes(path, file.id.get_file_image())
 
 
+def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
+    """What each of some finished shards says, in order; in the place of a damaged one stands the problem."""
+    for path, found in zip(paths, apart(hdf5_read.shard, paths, seconds=_SECONDS, mib=_MIB), strict=True):
+        if isinstance(found, InputError):
+            yield _of(path, found)
+            continue
+        shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
+        yield Shard(_records(found["posts"]), found["fingerprint"], shapes, found["at"], found["lengths"])
+
+
 def read_shard_posts(path: Path) -> tuple[list[PostRecord], dict[str, Any]]:
     """The posts of a finished shard and its fingerprint, for going on with an unfinished extraction."""
-    with _open(path, "mscf shard") as file:
-        return _read_records(file), json.loads(file.attrs["fingerprint"])
+    (shard,) = read_shards([path])
+    if isinstance(shard, InputError):
+        raise shard
+    return shard.posts, shard.fingerprint
 
 
 def write_index(
@@ -133,76 +170,72 @@ def write_index(
     """
     paths = [folder / shard_name(number) for number in shards]
     posts = [post for shard in shards.values() for post in shard]
-    records = []
-    for path, shard in zip(paths, shards.values(), strict=True):
-        found = read_shard_posts(path)[0]
-        if [record.id for record in found] != [post.id for post in shard]:
+    written: list[Shard] = []
+    for path, listed, shard in zip(paths, shards.values(), read_shards(paths), strict=True):
+        if isinstance(shard, InputError):
+            raise shard
+        if [record.id for record in shard.posts] != [post.id for post in listed]:
             raise InputError(f"{path}: holds other posts than it should; delete it and run the same `extract` again")
-        records += found
-    with _image_of("mscf cache", fingerprint) as file:
+        written.append(shard)
+    records = [record for shard in written for record in shard.posts]
+    with _image_of(INDEX_KIND, fingerprint) as file:
         if part:
             file.attrs["part"] = json.dumps(part)
         file.attrs["label_names"] = LABELS
         file.attrs["split_names"] = SPLITS
         file.attrs["manifest_sha256"] = manifest_sha256(records)
         _write_records(file, records)
-        file.create_dataset(
-            "/post/text", data=[(post.text or "").replace("\0", "\ufffd") for post in posts], dtype=_TEXT
-        )
-        file.create_dataset("/post/image", data=[str(post.image or "") for post in posts], dtype=_TEXT)
-        for field, names, dtype in (
-            ("label", LABELS, _LABEL),
-            ("text_label", LABELS, _LABEL),
-            ("image_label", LABELS, _LABEL),
-            ("split", SPLITS, _SPLIT),
-        ):
+        columns: dict[str, list[Any]] = {
+            "text": [(post.text or "").replace("\0", "\ufffd") for post in posts],
+            "image": [str(post.image or "") for post in posts],
+        }
+        for field in ("label", "text_label", "image_label", "split"):
+            names = SPLITS if field == "split" else LABELS
             values = [getattr(post, field) for post in posts]
-            codes = [-1 if value is None else names.index(value) for value in values]
-            file.create_dataset(f"/post/{field}", data=codes, dtype=dtype)
-        _write_shard_table(file, paths)
+            columns[field] = [-1 if value is None else names.index(value) for value in values]
+        for name, column in columns.items():
+            file.create_dataset(f"/post/{name}", data=column, dtype=INDEX_COLUMNS[name])
+        _write_shard_table(file, paths, written)
         file.flush()
         write_bytes(folder / INDEX, file.id.get_file_image())
 
 
 def read_index(folder: Path) -> Index:
-    """Read the index of a finished cache. Raises InputError if it is damaged or of another version."""
-    with _open(folder / INDEX, "mscf cache") as file:
-        labels, text_labels, image_labels, splits = (
-            file[f"/post/{field}"][:].astype(np.int8) for field in ("label", "text_label", "image_label", "split")
+    """Read the index of a finished cache. Raises InputError if it is of another version, or if any of its claims does
+    not hold.
+    """
+    found = _from_index(folder, hdf5_read.index, folder)
+    columns: dict[str, Any] = {
+        name: np.array(found.pop(name), dtype)
+        for name, dtype in (
+            ("ok", bool),
+            ("flags", np.uint16),
+            ("offsets", np.int64),
+            *((name, np.int8) for name in ("labels", "text_labels", "image_labels", "splits")),
         )
-        return Index(
-            fingerprint=json.loads(file.attrs["fingerprint"]),
-            manifest_sha256=file.attrs["manifest_sha256"],
-            ids=file["/post/id"].asstr()[:].tolist(),
-            ok=file["/post/status"][:] == 0,
-            flags=file["/post/flags"][:],
-            labels=labels,
-            text_labels=text_labels,
-            image_labels=image_labels,
-            splits=splits,
-            offsets=file["/text/offsets"][:],
-            shards={name: column[:] for name, column in file["/shard"].items()},
-            patches_shape=file["/image/patches"].shape[-2:],
-            text_width=file["/text/tokens"].shape[1],
-            part=json.loads(file.attrs["part"]) if "part" in file.attrs else None,
-        )
+    }
+    table = {
+        name: np.array(column, "S64" if name == "sha256" else "S16" if name == "name" else np.int64)
+        for name, column in found.pop("shards").items()
+    }
+    m, channels = found.pop("patches_shape")
+    return Index(**found, **columns, shards=table, patches_shape=(m, channels))
 
 
 def read_records(folder: Path) -> list[PostRecord]:
     """Hashes, reasons and flags of all posts of a finished cache."""
-    with _open(folder / INDEX, "mscf cache") as file:
-        return _read_records(file)
+    return _records(_from_index(folder, hdf5_read.columns, (folder, list(POST_COLUMNS))))
 
 
-def read_images(folder: Path) -> list[str]:
-    """The image paths of all posts of a finished cache."""
-    with _open(folder / INDEX, "mscf cache") as file:
-        return list(file["/post/image"].asstr()[:].tolist())
+def read_texts(folder: Path) -> list[str]:
+    """The texts of all posts of a finished cache."""
+    return list(_from_index(folder, hdf5_read.columns, (folder, ["text"]))["text"])
 
 
 def read_posts(folder: Path) -> list[Post]:
     """The posts of a finished cache as its manifest had them, but for the problems of unread texts."""
-    index, texts, images = read_index(folder), read_texts(folder), read_images(folder)
+    index = read_index(folder)
+    columns = _from_index(folder, hdf5_read.columns, (folder, ["text", "image"]))
 
     def name(names: Sequence[str], code: int) -> str | None:
         return None if code < 0 else names[code]
@@ -210,27 +243,26 @@ def read_posts(folder: Path) -> list[Post]:
     return [
         Post(
             id=index.ids[row],
-            text=texts[row],
-            image=Path(images[row]) if images[row] else None,
+            text=text,
+            image=Path(image) if image else None,
             label=name(LABELS, index.labels[row]),
             split=name(SPLITS, index.splits[row]),
             text_label=name(LABELS, index.text_labels[row]),
             image_label=name(LABELS, index.image_labels[row]),
         )
-        for row in range(len(index.ids))
+        for row, (text, image) in enumerate(zip(columns["text"], columns["image"], strict=True))
     ]
-
-
-def read_texts(folder: Path) -> list[str]:
-    """The texts of all posts of a finished cache."""
-    with _open(folder / INDEX, "mscf cache") as file:
-        return list(file["/post/text"].asstr()[:].tolist())
 
 
 def manifest_sha256(records: Sequence[PostRecord]) -> str:
     """One hash for the posts' contents: sorted ids with their text and image hashes; no labels, order or paths."""
     lines = sorted(f"{post.id}\t{post.text_sha256}\t{post.image_sha256}\n" for post in records)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256_of_ids(posts: Sequence[Post]) -> str:
+    """One hash for which posts a manifest has, and in which order: by it `merge` knows that no part is missing."""
+    return hashlib.sha256("".join(f"{post.id}\n" for post in posts).encode()).hexdigest()
 
 
 @contextmanager
@@ -251,76 +283,64 @@ def _image_of(kind: str, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
         yield file
 
 
-@contextmanager
-def _open(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open for reading, without HDF5's file lock: readers must work on read-only and network folders."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            found, version = file.attrs.get("format"), file.attrs.get("schema_version")
-            if found != kind:
-                raise InputError(f"{path}: not a {kind} file")
-            if version != SCHEMA_VERSION:
-                raise InputError(
-                    f"{path}: cache schema {version}, this version reads {SCHEMA_VERSION}; update mscf or extract again"
-                )
-            yield file
-    except (OSError, KeyError, ValueError, RuntimeError) as error:  # HDF5 meets damage in any of these ways
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{path}: damaged or not HDF5 ({reason}); delete it and run the same `extract` again"
-        ) from None
+def _from_index(folder: Path, work: Callable[[Any], Any], task: Any) -> Any:
+    """What `work` reads from an index, with as much time and memory as its size justifies."""
+    path = folder / INDEX
+    mib = min(path.lstat().st_size, MOST_BYTES) >> 20
+    (found,) = apart(work, [task], seconds=_SECONDS + mib, mib=_MIB + 16 * mib)
+    if isinstance(found, InputError):
+        raise _of(path, found)
+    return found
+
+
+def _of(path: Path, problem: InputError) -> InputError:
+    """A problem that names its file, also where the reading process could not say anything itself."""
+    return problem if str(problem).startswith(str(path)) else InputError(f"{path}: {problem}")
 
 
 def _write_records(file: h5py.File, posts: Sequence[PostRecord]) -> None:
-    file.create_dataset("/post/id", data=[post.id for post in posts], dtype=_TEXT)
-    file.create_dataset("/post/status", data=[bool(post.reason) for post in posts], dtype=_STATUS)
-    file.create_dataset("/post/reason", data=[post.reason for post in posts], dtype=_TEXT)
-    flags = file.create_dataset(
-        "/post/flags", data=[sum(1 << FLAGS.index(flag) for flag in post.flags) for post in posts], dtype=np.uint16
-    )
-    flags.attrs["bits"] = FLAGS  # bit i of a post's flags is FLAGS[i]
-    file.create_dataset("/post/text_sha256", data=[post.text_sha256 for post in posts], dtype=_SHA256)
-    file.create_dataset("/post/image_sha256", data=[post.image_sha256 for post in posts], dtype=_SHA256)
+    columns: dict[str, list[Any]] = {
+        "id": [post.id for post in posts],
+        "status": [bool(post.reason) for post in posts],
+        "reason": [post.reason for post in posts],
+        "flags": [sum(1 << FLAGS.index(flag) for flag in post.flags) for post in posts],
+        "text_sha256": [post.text_sha256 for post in posts],
+        "image_sha256": [post.image_sha256 for post in posts],
+    }
+    for name, dtype in POST_COLUMNS.items():
+        file.create_dataset(f"/post/{name}", data=columns[name], dtype=dtype)
+    file["/post/flags"].attrs["bits"] = FLAGS  # bit i of a post's flags is FLAGS[i]
 
 
-def _read_records(file: h5py.File) -> list[PostRecord]:
-    ids, reasons, texts, images = (
-        file[f"/post/{name}"].asstr()[:].tolist() for name in ("id", "reason", "text_sha256", "image_sha256")
-    )
-    flags = [
-        tuple(name for bit, name in enumerate(FLAGS) if value >> bit & 1) for value in file["/post/flags"][:].tolist()
-    ]
-    return [PostRecord(*fields) for fields in zip(ids, texts, images, reasons, flags, strict=True)]
+def _records(columns: Mapping[str, Sequence[Any]]) -> list[PostRecord]:
+    flags = [tuple(name for bit, name in enumerate(FLAGS) if value >> bit & 1) for value in columns["flags"]]
+    fields = (columns[name] for name in ("id", "text_sha256", "image_sha256", "reason"))
+    return [PostRecord(*values) for values in zip(*fields, flags, strict=True)]
 
 
-def _write_shard_table(file: h5py.File, shards: Sequence[Path]) -> None:
+def _write_shard_table(file: h5py.File, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
     """Where each shard's arrays lie, and virtual datasets over all shards for people with other HDF5 tools."""
     table: dict[str, list[Any]] = {
-        name: [] for name in ("name", "rows", "bytes", "sha256", *(f"{n}_at" for n in _FEATURES))
+        "name": [path.name for path in paths],
+        "rows": [len(shard.posts) for shard in shards],
+        "bytes": [path.stat().st_size for path in paths],
+        "sha256": [sha256_of_file(path) for path in paths],
+        **{f"{name}_at": [shard.at[name] for shard in shards] for name in FEATURES},
     }
-    sources: dict[str, list[h5py.VirtualSource]] = {name: [] for name in _FEATURES if name != "offsets"}
-    lengths = [np.zeros(1, np.int64)]
-    for shard in shards:
-        with _open(shard, "mscf shard") as source:
-            table["name"].append(shard.name)
-            table["rows"].append(len(source["/post/id"]))
-            table["bytes"].append(shard.stat().st_size)
-            table["sha256"].append(sha256_of_file(shard))
-            for name, path in _FEATURES.items():
-                table[f"{name}_at"].append(source[path].id.get_offset() or 0)  # an empty dataset has no place
-            for name, parts in sources.items():
-                array = source[_FEATURES[name]]
-                parts.append(h5py.VirtualSource(shard.name, _FEATURES[name], array.shape, array.dtype))
-            lengths.append(np.diff(source["/text/offsets"][:]))
-    for name, column in table.items():
-        dtype = {"name": h5py.string_dtype("ascii", 16), "sha256": _SHA256}.get(name, np.int64)
-        file.create_dataset(f"/shard/{name}", data=column, dtype=dtype)
-    for name, parts in sources.items():
-        layout = h5py.VirtualLayout((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].dtype)
+    for name, dtype in SHARD_COLUMNS.items():
+        file.create_dataset(f"/shard/{name}", data=table[name], dtype=dtype)
+    stored = shards[0].fingerprint["stored_dtype"]
+    for name, path_ in FEATURES.items():
+        if name == "offsets":
+            continue
+        shapes = [shard.shapes[name] for shard in shards]
+        dtype = feature_dtype(name, stored)
+        layout = h5py.VirtualLayout((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
         start = 0
-        for part in parts:
-            if all(part.shape):
-                layout[start : start + part.shape[0]] = part
-            start += part.shape[0]
-        file.create_virtual_dataset(_FEATURES[name], layout)
-    file["/text/offsets"] = np.cumsum(np.concatenate(lengths))
+        for path, shape in zip(paths, shapes, strict=True):
+            if all(shape):
+                layout[start : start + shape[0]] = h5py.VirtualSource(path.name, path_, shape, dtype)
+            start += shape[0]
+        file.create_virtual_dataset(path_, layout)
+    lengths = [length for shard in shards for length in shard.lengths]
+    file["/text/offsets"] = np.cumsum([0, *lengths]).astype(np.int64)

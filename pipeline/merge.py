@@ -27,14 +27,17 @@ def merge(parts: Sequence[Path], out: Path, *, overwrite: bool = False) -> Cache
     shards: dict[int, tuple[Path, Sequence[Post]]] = {}
     for part in parts:
         shards.update(_shards_of(part))
-    fingerprint = hdf5.read_index(parts[0]).fingerprint
+    index = hdf5.read_index(parts[0])
+    posts = [post for _, (_, posts) in sorted(shards.items()) for post in posts]
+    if index.part is None or hdf5.sha256_of_ids(posts) != index.part["ids_sha256"]:
+        raise InputError(f"{', '.join(map(str, parts))}: their shards do not make up the posts that they are parts of")
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         if overwrite:
             clear(out)
-        for _, (shard, _posts) in sorted(shards.items()):
+        for _, (shard, _) in sorted(shards.items()):
             _link(shard, out / shard.name)
-        hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, fingerprint)
+        hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, index.fingerprint)
     return Cache(out)
 
 
@@ -74,8 +77,8 @@ def _shards_of(part: Path) -> dict[int, tuple[Path, Sequence[Post]]]:
 
 
 def _link(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):  # by a call that was killed; renaming a file to itself does nothing
-        return
+    if not target.is_symlink() and target.exists() and target.samefile(source):
+        return  # linked by a call that was killed; renaming a file to itself does nothing
     with complete_or_absent(target) as temporary:
         temporary.unlink(missing_ok=True)
         try:

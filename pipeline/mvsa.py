@@ -6,6 +6,7 @@ has one `text,image` pair of labels a row, MVSA-Multiple three, one per annotato
 
 import hashlib
 import random
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.records import LABELS, SPLITS, Post, comparable_text, read_splits
+from pipeline.files import regular_bytes
+from pipeline.records import LABELS, SPLITS, Post, comparable_text, read_lines, read_splits, require_name, shown
 
 FORMS = {1: "single", 3: "multiple"}
+_MOST_TEXT_BYTES = 1 << 20  # of a post; a tweet has a few hundred
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def prepare(
     """Read an MVSA folder (either form), apply the label rule and split the posts.
 
     With `splits` (a file with id,label,split) posts take their split from it, otherwise a stratified split by `ratios`
-    (train, val, test) and `seed` is made. A post whose text is missing or is not in `encoding` stays in the list with
-    its problem, so that extraction counts it. Raises InputError if the folder, its label file or `splits` is unusable.
+    (train, val, test) and `seed` is made. A post whose text is missing, is no ordinary file or is not in `encoding`
+    stays in the list with its problem, so that extraction counts it. Raises InputError if the folder, its label file or
+    `splits` is unusable.
     """
     rows = _label_rows(folder)
     verdicts = {id_: judge(pairs) for id_, pairs in rows.items()}
@@ -64,7 +68,7 @@ def prepare(
         "dropped": _count(verdict.reason for verdict in verdicts.values() if not verdict.label),
         "files_without_label_row": len({file.stem for file in (folder / "data").iterdir()} - set(rows)),
         "text_problems": {post.id: post.problem for post in posts if post.problem},
-        "images_missing": [post.id for post in posts if post.image is not None and not post.image.is_file()],
+        "images_missing": [post.id for post in posts if post.image is not None and not _is_file(post.image)],
     }
     if splits is None:
         posts = stratified_split(posts, ratios, seed)
@@ -123,26 +127,28 @@ def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
             f"{folder}: no folder data/ in it; an MVSA folder has data/ID.jpg, data/ID.txt and labelResultAll.txt"
         )
     path = folder / "labelResultAll.txt"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file; it gives the labels, tab-separated, header first")
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_lines(path)
     rows: dict[str, list[tuple[str, str]]] = {}
-    annotators = len(lines[0].rstrip().split("\t")) - 1 if lines else 0
+    annotators = len(lines[0].rstrip(" \t").split("\t")) - 1
     if annotators not in FORMS:
         raise InputError(f"{path}, line 1: the header must name ID and one or three text,image columns, tab-separated")
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        id_, *cells = line.rstrip().split("\t")
+        id_, *cells = line.rstrip(" \t").split("\t")
         pairs = [tuple(part.strip() for part in cell.split(",")) for cell in cells]
         if len(pairs) != annotators or any(len(pair) != 2 or not set(pair) <= set(LABELS) for pair in pairs):
             raise InputError(
-                f"{path}, line {number}: not ID and {annotators} text,image pair(s) of {', '.join(LABELS)}: {line!r}"
+                f"{path}, line {number}: not ID and {annotators} text,image pair(s) of {', '.join(LABELS)}: "
+                f"{shown(line)}"
             )
-        if not id_.isprintable() or not id_ or Path(id_).name != id_:
-            raise InputError(f"{path}, line {number}: {id_!r} can't be the name of a post's files")
+        require_name(id_, "ID", f"{path}, line {number}")
+        if "/" in id_ or id_ in (".", ".."):
+            raise InputError(f"{path}, line {number}: {shown(id_)} can't be the name of a post's files")
         if id_ in rows:
-            raise InputError(f"{path}, line {number}: id {id_!r} stands there twice")
+            raise InputError(f"{path}, line {number}: id {shown(id_)} stands there twice")
         rows[id_] = [(text, image) for text, image in pairs]
     if not rows:
         raise InputError(f"{path}: no rows below the header")
@@ -152,12 +158,17 @@ def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
 def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
     text, problem = None, None
     try:
-        text = (data / f"{id_}.txt").read_bytes().decode(encoding).strip()
+        text = regular_bytes(data / f"{id_}.txt", _MOST_TEXT_BYTES).decode(encoding).strip()
+        text.encode()
     except FileNotFoundError:
         problem = f"text: no file {id_}.txt"
+    except OSError as error:
+        problem = f"text: {id_}.txt: {error.strerror or error}"
     except UnicodeDecodeError as error:
         problem = f"text: {id_}.txt is not {encoding} at byte {error.start}"
-    except LookupError:
+    except UnicodeError:  # of encodings that say no more, or that read half a surrogate pair
+        text, problem = None, f"text: {id_}.txt is not {encoding}"
+    except (LookupError, ValueError):
         raise InputError(f"--encoding {encoding}: Python knows no such text encoding") from None
     image = data / f"{id_}.jpg"
     return Post(id_, text, image, verdict.label, None, verdict.text_label, verdict.image_label, problem)
@@ -196,11 +207,7 @@ def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
 def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
     """For val and test: how many posts repeat a training post's text, or its image byte for byte."""
     texts = {post.id: comparable_text(post.text) for post in posts if post.text is not None}
-    images = {
-        post.id: hashlib.sha256(post.image.read_bytes()).digest()
-        for post in posts
-        if post.image is not None and post.image.is_file()
-    }
+    images = {post.id: _image_sha256(post.image) for post in posts if post.image is not None}
     counts = {}
     for split in SPLITS[1:]:
         here = [post.id for post in posts if post.split == split]
@@ -208,6 +215,22 @@ def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
         same_image = _repeats(here, posts, images)
         counts[split] = {"text": len(same_text), "image": len(same_image), "either": len(same_text | same_image)}
     return counts
+
+
+def _image_sha256(image: Path) -> bytes | None:
+    """Of a file that extraction would read, too."""
+    try:
+        return hashlib.sha256(regular_bytes(image)).digest()
+    except OSError:
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, which raises for names that are too long."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _repeats(ids: Iterable[str], posts: Sequence[Post], key_of: dict[str, Any]) -> set[str]:

@@ -5,6 +5,7 @@ Shards are numbered over the whole manifest, so part 2 of 3 makes the very shard
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,7 @@ def plan(
 
     Raises InputError if `out` holds something else, other posts among them: a wrong manifest must not cost a cache.
     """
-    index = _index(out)
+    index = _index(out, changes)
     if changes.append and part.of > 1:
         raise InputError(f"--append --part {part}: parts can't grow; append to the cache that `merge` makes of them")
     if changes.append or (index and part.of == 1):
@@ -91,22 +92,25 @@ def plan(
         raise InputError(f"--part {part}: there are only {len(everything)} shards to share out")
     if index and not changes.append:
         _require_no_more(out, index, [post for number in mine for post in everything[number]])
-    for path in out.glob("shard-?????.h5"):
-        if hdf5.shard_number(path) not in everything:
-            raise _other_posts(path, "it is beyond the last one of this manifest")
+    there = hdf5.shards_in(out)
+    if beyond := there.keys() - everything.keys():
+        raise _other_posts(there[min(beyond)], "it is beyond the last one of this manifest")
     recorded = _recorded_sha256(index) if index and changes.repair else {}
+    finished = [number for number in mine if number in there]
+    shards = dict(zip(finished, hdf5.read_shards([there[number] for number in finished]), strict=True))
 
     def kept(number: int) -> bool:
-        path = out / hdf5.shard_name(number)
-        if not path.is_file() or (path.name in recorded and sha256_of_file(path) != recorded[path.name]):
+        if number not in shards:
             return False
-        try:
-            records, found = hdf5.read_shard_posts(path)
-        except InputError:
+        path, shard = there[number], shards[number]
+        if isinstance(shard, InputError):
             if changes.repair:
                 return False
-            raise
-        if difference := first_difference(found, marks):
+            raise shard
+        if path.name in recorded and sha256_of_file(path) != recorded[path.name]:
+            return False
+        records = shard.posts
+        if difference := first_difference(shard.fingerprint, marks):
             raise InputError(
                 f"{path}: made by other encoders; {difference}; use another --out, or --overwrite to begin again"
             )
@@ -179,11 +183,13 @@ def _in_order_of(out: Path, index: hdf5.Index | None, posts: Sequence[Post]) -> 
 
 def _ids_by_shard(out: Path) -> list[list[str]]:
     """The ids in each shard of an unfinished cache, up to the last one that is there; none where one is missing."""
-    paths = {hdf5.shard_number(path): path for path in out.glob("shard-?????.h5")}
-    return [
-        [record.id for record in hdf5.read_shard_posts(paths[number])[0]] if number in paths else []
-        for number in range(max(paths, default=-1) + 1)
-    ]
+    paths = hdf5.shards_in(out)
+    ids: dict[int, list[str]] = {}
+    for number, shard in zip(paths, hdf5.read_shards(list(paths.values())), strict=True):
+        if isinstance(shard, InputError):
+            raise shard
+        ids[number] = [record.id for record in shard.posts]
+    return [ids.get(number, []) for number in range(max(paths, default=-1) + 1)]
 
 
 def _require_no_more(out: Path, index: hdf5.Index, posts: Sequence[Post]) -> None:
@@ -201,12 +207,14 @@ def _other_posts(path: Path, why: str) -> InputError:
     )
 
 
-def _index(out: Path) -> hdf5.Index | None:
-    """The index of a finished cache; None where it is not there or damaged itself."""
+def _index(out: Path, changes: Changes) -> hdf5.Index | None:
+    """The index of a finished cache; None where it is not there, or is damaged itself and to be repaired."""
     try:
-        return hdf5.read_index(out) if (out / hdf5.INDEX).is_file() else None
+        return hdf5.read_index(out) if os.path.lexists(out / hdf5.INDEX) else None
     except InputError:
-        return None
+        if changes.repair:
+            return None
+        raise
 
 
 def _recorded_sha256(index: hdf5.Index) -> dict[str, str]:

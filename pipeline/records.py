@@ -5,19 +5,22 @@ Anything wrong is named by file, line and field, because these are the files tha
 
 import csv
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.files import write_text
+from pipeline.files import regular_text, write_text
 
 LABELS = ("positive", "neutral", "negative")
 SPLITS = ("train", "val", "test")
 
 _FIELDS = ("id", "text", "image", "label", "split", "text_label", "image_label", "problem")
+_MOST_SHOWN = 80  # characters of a value in a message: a line of a stranger's file may have gigabytes
 _CHOICES = {"label": LABELS, "text_label": LABELS, "image_label": LABELS, "split": SPLITS}
 
 
@@ -61,7 +64,7 @@ def read_manifest(path: Path, *, images: bool = True) -> list[Post]:
         if images and post.image is None:
             raise InputError(f"{where}: field 'image' is missing; texts alone go with --image-encoder none")
         if post.id in first_line:
-            raise InputError(f"{where}, field id: {post.id!r} already stands in line {first_line[post.id]}")
+            raise InputError(f"{where}, field id: {shown(post.id)} already stands in line {first_line[post.id]}")
         first_line[post.id] = number
         posts.append(post)
     if not posts:
@@ -84,12 +87,12 @@ def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
 
 def write_manifest(path: Path, posts: Iterable[Post]) -> None:
     """Write posts as JSONL, complete or absent. Images below the manifest's folder are named relative to it."""
-    folder = path.parent.resolve()
+    folder = _resolved(path.parent)
     lines = []
     for post in posts:
         record: dict[str, Any] = {"id": post.id, "text": post.text}
         if post.image is not None:
-            image = post.image.resolve()
+            image = _resolved(post.image)
             record["image"] = image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image)
         for field in _FIELDS[3:]:
             if getattr(post, field) is not None:
@@ -118,7 +121,7 @@ def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignm
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if row["id"] in assignments:
-            raise InputError(f"{where}, field id: {row['id']!r} stands there twice")
+            raise InputError(f"{where}, field id: {shown(row['id'])} stands there twice")
         label = choice(row["label"], "label", where) if "label" in columns else None
         split = choice(row["split"], "split", where)
         if not row["id"] or split is None:
@@ -143,13 +146,23 @@ def comparable_text(text: str) -> str | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file that people made, with or without a byte order mark. Raises InputError naming it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    """The lines of a UTF-8 file that people made, with or without a byte order mark, however their ends are written.
+
+    Raises InputError naming the file if it is none, is no ordinary one, or is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return regular_text(path, encoding="utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+
+
+def _resolved(path: Path) -> Path:
+    """As Path.resolve, which raises for links that loop."""
+    return Path(os.path.realpath(path))
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -165,7 +178,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 def _post(record: dict[str, Any], folder: Path, where: str) -> Post:
     for field in record:
         if field not in _FIELDS:
-            raise InputError(f"{where}: unknown field {field!r}; known are {', '.join(_FIELDS)}")
+            raise InputError(f"{where}: unknown field {shown(field)}; known are {', '.join(_FIELDS)}")
     if type(record.get("id")) is int:  # people write 17 for "17"
         record["id"] = str(record["id"])
     for field in ("id", "image") if "image" in record else ("id",):
@@ -182,9 +195,23 @@ def _post(record: dict[str, Any], folder: Path, where: str) -> Post:
 
 
 def require_name(value: str, field: str, where: str) -> None:
-    """Raises InputError if a value can't be the name of a post or of a file."""
-    if not value or not value.isprintable():
-        raise InputError(f"{where}, field {field}: must be printable and not empty, not {value!r}")
+    """Raises InputError if a value can't be the name of a post or of a file: it is empty, or breaks lines.
+
+    What a file system takes is taken. `str.isprintable` would refuse the narrow space in the names that macOS gives to
+    screenshots, and emoji that are younger than Python.
+    """
+    if not value:
+        raise InputError(f"{where}, field {field}: must not be empty")
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in value):
+        raise InputError(f"{where}, field {field}: must have no line breaks or control characters: {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: escaped, on one line, and not all of it if it is long."""
+    if isinstance(value, str):
+        return repr(value[:_MOST_SHOWN]) + (" ..." if len(value) > _MOST_SHOWN else "")
+    text = json.dumps(value)
+    return text[:_MOST_SHOWN] + (" ..." if len(text) > _MOST_SHOWN else "")
 
 
 def _string(record: dict[str, Any], field: str, where: str) -> str:
@@ -192,7 +219,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
         raise InputError(f"{where}: field {field!r} is missing")
     value = record[field]
     if not isinstance(value, str):
-        raise InputError(f"{where}, field {field}: must be a string, not {json.dumps(value)}")
+        raise InputError(f"{where}, field {field}: must be a string, not {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -205,5 +232,5 @@ def choice(value: Any, field: str, where: str) -> str | None:
     if value is None or value == "":
         return None
     if value not in _CHOICES[field]:
-        raise InputError(f"{where}, field {field}: {value!r} is not one of {', '.join(_CHOICES[field])}")
+        raise InputError(f"{where}, field {field}: {shown(value)} is not one of {', '.join(_CHOICES[field])}")
     return str(value)

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from pipeline.files import open_regular
 
 _WAYS_OUT = "use --encoders packaged, or local files with --image-weights FILE and --text-encoder DIR"
+
+_MOST_WEIGHTS_BYTES = 1 << 36
+_MOST_TEXT_BYTES = 1 << 28  # of a configuration or a tokenizer; the largest known ones have some 30 MiB
 
 Loaded = TypeVar("Loaded")
 
@@ -28,8 +32,9 @@ class Unreachable(InputError):
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors, or from .pth without unpickling anything but tensors."""
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"--image-weights {path}: no such file")
+    require_file(path, "--image-weights", _MOST_WEIGHTS_BYTES)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -37,13 +42,47 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise ValueError("holds other things than tensors")
+        if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
+            raise ValueError("holds other things than named tensors")
     except Exception as error:  # damaged files raise from zip, pickle or safetensors alike
         raise InputError(
             f"{path}: not a weights file (.safetensors or .pth): {' '.join(str(error).split())[:200]}"
         ) from None
     return dict(state)
+
+
+def require_file(path: Path, option: str, most: int) -> None:
+    """Raises InputError if a file that a library will open is no ordinary one of at most `most` bytes.
+
+    A pipe would make it wait for ever, a device or a hole of a terabyte would fill memory.
+    """
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror or error}") from None
+    if size > most:
+        raise InputError(f"{option} {path}: {size} bytes, over the limit of {most}")
+
+
+def require_encoder_folder(folder: Path) -> None:
+    """Raises InputError if a local text encoder's folder has something in it that transformers should not open."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or (path.is_symlink() and not _leads_anywhere(path)):
+            continue  # transformers does not look into folders, and what is missing it misses itself
+        heavy = path.suffix in (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot")
+        require_file(path, "--text-encoder", _MOST_WEIGHTS_BYTES if heavy else _MOST_TEXT_BYTES)
+
+
+def _leads_anywhere(link: Path) -> bool:
+    """Whether a link leads to something that is there, or is a loop, which is refused where it is opened."""
+    try:
+        link.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def packaged_image_weights(model: nn.Module) -> dict[str, Tensor]:

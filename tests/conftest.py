@@ -1,11 +1,11 @@
 """What several test files share: the packaged encoders, loaded once, and a tiny run trained on drawn posts."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, Page
 
 from fusion.checkpoint import Run
 from fusion.config import load_config
@@ -16,8 +16,9 @@ from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extract import extract
 from pipeline.records import Post
+from tests.browser import Window, chromium, visit, window
 from tests.hostile import Commands, forking
-from tests.server import serving
+from tests.server import Server, serving
 
 CPU = torch.device("cpu")
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
@@ -71,13 +72,10 @@ def predictor(tiny_run: Run, image_encoder: ImageEncoder, text_encoder: TextEnco
 
 
 @pytest.fixture(scope="session")
-def server(
-    tiny_run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
-    """`serve` in a process of its own: its address, the process, and the folder below which its files lie."""
-    temporary = tmp_path_factory.mktemp("server")
-    with serving(tiny_run.folder, temporary) as (address, process, _):
-        yield address, process, temporary
+def server(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`serve` in a process of its own, which answers to the name box.lan too."""
+    with serving(tiny_run.folder, tmp_path_factory.mktemp("server"), "--allow-host", "box.lan") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +83,23 @@ def commands() -> Iterator[Commands]:
     """Runs commands on hostile input, each in a process with a memory and a time limit."""
     with forking() as commands:
         yield commands
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Not for the session: its event loop would be in the way of other files' tests."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(browser: Browser, server: Server) -> Iterator[Window]:
+    """The server's page on a desk, with what it asked for and what failed in it."""
+    with window(browser, viewport={"width": 1280, "height": 900}) as opened:
+        visit(opened.page, server.address)
+        yield opened
+
+
+@pytest.fixture
+def page(opened: Window) -> Page:
+    return opened.page

@@ -7,19 +7,37 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parent.parent
 
 
+class Server(NamedTuple):
+    """A running server: its address, its process, its folders, and the lines that it has printed."""
+
+    address: str
+    process: "subprocess.Popen[str]"
+    home: Path  # where it was started
+    temporary: Path
+    said: list[str]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Host and port."""
+        found = urlsplit(self.address)
+        return str(found.hostname), found.port or 0
+
+
 @contextmanager
-def serving(
-    run: Path, temporary: Path, *options: str, cwd: Path = ROOT
-) -> Iterator[tuple[str, "subprocess.Popen[str]", list[str]]]:
-    """Its address, its process and what it prints; ended afterwards. Its temporary files go to `temporary`."""
-    temporary.mkdir(parents=True, exist_ok=True)
+def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
+    """Run a server from `folder`/home, its temporary files in `folder`/temporary; it is ended afterwards."""
+    home, temporary = folder / "home", folder / "temporary"
+    for made in (home, temporary):
+        made.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), "serve", str(run), "--port", "0", *options],
-        cwd=cwd,
+        cwd=home,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -38,7 +56,7 @@ def serving(
         # what it prints later must not fill the pipe
         drain = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
         drain.start()
-        yield address, process, said
+        yield Server(address, process, home, temporary, said)
         assert "Traceback" not in "".join(said)
     finally:
         process.terminate()

@@ -266,7 +266,9 @@ def change(folder: Path, shard: int, path: str, value) -> None:
 
 def test_damage_under_a_right_checksum_is_found_too(cache):
     with h5py.File(cache.folder / shard_name(1)) as shard:
-        pooled, offsets = shard["/image/pooled"][:], shard["/text/offsets"][:]
+        pooled = shard["/image/pooled"][:]
+    with h5py.File(cache.folder / shard_name(3)) as shard:
+        offsets = shard["/text/offsets"][:]
     pooled[4, 2] = np.inf
     change(cache.folder, 1, "/image/pooled", pooled)
     offsets[3] += 1

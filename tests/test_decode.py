@@ -122,9 +122,11 @@ class Unstartable:
 
 def test_processes_that_can_not_start_are_said_and_blame_no_file(tmp_path):
     path = picture(tmp_path, "0", (5, 7), "white")
-    with Decoders(Unstartable(), (3, 2, 2), batch_size=1, workers=1) as decoders:
-        with pytest.raises(InputError, match=r"ends at its start \(exit code 3\)"):
-            decoders.pixels(decoders.read([path]))
+    with (
+        Decoders(Unstartable(), (3, 2, 2), batch_size=1, workers=1) as decoders,
+        pytest.raises(InputError, match=r"ends at its start \(exit code 3\)"),
+    ):
+        decoders.pixels(decoders.read([path]))
 
 
 def test_leaving_ends_the_workers_at_once_whatever_they_have_in_hand(tmp_path):

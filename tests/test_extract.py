@@ -470,12 +470,18 @@ def test_some_posts_encoded_again_show_features_that_are_not_theirs(run, image_e
     run(posts, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
     assert encode_again(cache, image_encoder, text_encoder, 4) == []
-    Image.new("RGB", (50, 50), "green").save(posts[3].image)
+    Image.new("RGB", (50, 50), "green").save(posts[4].image)
     posts[5].image.unlink()
+    with h5py.File(tmp_path / "cache" / "shard-00000.h5", "r+") as shard:
+        shard["/image/patches"][3] = 7
     problems = encode_again(cache, image_encoder, text_encoder, SHARD)
     assert any(problem == "post 3: its patches are not what the encoders say" for problem in problems)
+    assert any(
+        problem == "post 4: its image can't be read any more (4.jpg: the file has changed since extraction)"
+        for problem in problems
+    )
     assert any(problem.startswith("post 5: its image can't be read any more") for problem in problems)
-    assert not any(problem.startswith(("post 0", "post 1", "post 2", "post 4", "post 6")) for problem in problems)
+    assert not any(problem.startswith(("post 0", "post 1", "post 2", "post 6")) for problem in problems)
 
 
 @pytest.mark.skipif("MVSA_SINGLE" not in os.environ, reason="MVSA_SINGLE names no MVSA-Single folder")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.images import ImageProblem, to_rgb
+from tests.hostile_pictures import MAKERS, WHOLE, long_gif, tiff_of
 
 RED, BLUE = (254, 0, 0), (0, 0, 254)
 
@@ -80,6 +82,15 @@ def test_transparency_is_laid_on_white():
     assert rgb.getpixel((12, 0))[2] > 200
 
 
+def test_a_tall_transparent_picture_is_laid_on_white_as_a_whole():
+    """It is done in bands of rows; the picture is what it would be at once."""
+    noise = [Image.effect_noise((7, 601), 80 + number) for number in range(4)]
+    picture = Image.merge("RGBA", noise)
+    white = Image.new("RGBA", picture.size, "white")
+    expected = Image.alpha_composite(white, picture).convert("RGB")
+    assert np.array_equal(np.asarray(to_rgb(encoded(picture))[0]), np.asarray(expected))
+
+
 def test_16_bit_grey_is_scaled_not_clipped():
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     picture, flags = to_rgb(encoded(Image.fromarray(values)))
@@ -98,6 +109,52 @@ def test_of_an_animation_the_first_frame_is_taken():
     picture, flags = to_rgb(data)
     assert picture.getpixel((3, 3)) == RED
     assert set(flags) >= {"animated"}
+
+
+def frames(kind, count, **options):
+    first, *rest = (Image.new("RGB", (31, 37), (50 * number, 90, 90)) for number in range(count))
+    return encoded(first, kind, save_all=True, append_images=rest, **options)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_only_more_than_one_frame_is_an_animation(kind):
+    for count in (1, 2, 5):
+        picture, flags = to_rgb(frames(kind, count))
+        assert ("animated" in flags) == (count > 1)
+        assert abs(picture.getpixel((3, 3))[0]) <= 3
+
+
+def test_the_previews_of_a_camera_are_no_animation():
+    assert to_rgb(frames("MPO", 2))[1] == ()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_hostile_files_whose_first_frame_is_whole_are_pictures(name):
+    assert to_rgb(MAKERS[name]())[0].mode == "RGB"
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in WHOLE and "scans" not in name])
+def test_hostile_files_are_refused(name, image_encoder):
+    with pytest.raises(ImageProblem) as caught:
+        to_rgb(MAKERS[name](), require=image_encoder.transform.require)
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_are_not_counted():
+    """A TIFF of 160,000 directories and a GIF of 400,000 frames: to walk them takes many minutes and seconds."""
+    for data in (tiff_of(160_000), long_gif(400_000)):
+        started = time.process_time()
+        assert "animated" in to_rgb(data)[1]
+        assert time.process_time() - started < 10
+
+
+def test_too_little_memory_says_nothing_of_the_picture(monkeypatch):
+    def short(_self):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", short)
+    with pytest.raises(MemoryError):
+        to_rgb(encoded(halves()))
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_the_command_prints_and_writes_three_probabilities(tiny_run, drawn_posts
     assert "no.jpg: No such file" in refused("predict", tiny_run.folder, "--text", "a", "--image", tmp_path / "no.jpg")
     (tmp_path / "page.jpg").write_text("<html>")
     message = refused("predict", tiny_run.folder, "--text", "a", "--image", tmp_path / "page.jpg")
-    assert "page.jpg: image: not an image" in message
+    assert "page.jpg: not an image" in message
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_split_file_goes_before_the_own_column_and_without_either_one_is_made(
         ("id,text\n1,x\n1,y\n", ["line 3, field id: '1' already stands in line 2"]),
         ('id,text\n1,"two\nlines"\n1,y\n', ["line 4, field id: '1' already stands in line 2"]),
         ('id,text\n1,x\n\n1,"two\nlines"\n', ["line 4, field id", "line 2"]),
-        ("id,text\n,x\n", ["line 2, field id: must be printable and not empty"]),
+        ("id,text\n,x\n", ["line 2, field id: must not be empty"]),
         ("id,text\n1,so, so\n", ["line 2: not one field for each column"]),
         ("id,text\n1\n", ["line 2: not one field for each column"]),
         ('id,text\n1,x\n2,"open\n', ["after line 2: not CSV"]),

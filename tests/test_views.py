@@ -127,7 +127,7 @@ class ThreeViews(TinyImage):
 
     pixels_shape = (3, 3, 2, 2)
     transform = Mirrors()
-    fingerprint = {"name": "tiny", "views": ["as it is", "mirrored", "upside down"]}  # noqa: RUF012
+    fingerprint = {"name": "tiny", "views": ["center", "flip", "top_left"]}  # noqa: RUF012
 
     def encode(self, pixels):
         patches, pooled = super().encode(pixels.reshape(-1, 3, 2, 2))

@@ -14,7 +14,6 @@ from PIL import Image
 from fusion.explain import Explanation
 from fusion.report.heatmap import MARKED, STOPS, overlay
 from pipeline.files import write_text
-from pipeline.images import ImageProblem, to_rgb
 
 LONGER_SIDE = 360  # pixels of a picture on a page
 
@@ -87,18 +86,6 @@ def shaded(words: Sequence[tuple[str, float]]) -> list[Word]:
     return [Word(word, weight, ranks.get(i)) for i, (word, weight) in enumerate(words)]
 
 
-def picture_of(path: Path | None) -> Image.Image | str:
-    """The picture of a file, upright, or why there is none."""
-    if path is None:
-        return "the post has no image"
-    try:
-        return to_rgb(path.read_bytes())[0]
-    except OSError as error:
-        return f"{path.name}: {error.strerror or error}"
-    except ImageProblem as error:
-        return f"{path.name}: {error}"
-
-
 def shrunk(picture: Image.Image) -> Image.Image:
     """A copy whose longer side is at most LONGER_SIDE."""
     small = picture.copy()
@@ -129,5 +116,6 @@ def render(template: str, path: Path, **values: Any) -> None:
     )
     environment.filters["percent"] = lambda value, digits=1: "-" if value is None else f"{100 * value:.{digits}f}"
     environment.filters["as_written"] = as_written
+    environment.filters["isolated"] = lambda value: f"\u2068{value}\u2069"  # where an attribute can't hold a <bdi>
     scale = ", ".join(f"rgb{colour} {at:.0%}" for at, colour in STOPS)
     write_text(path, environment.get_template(template).render(scale=scale, marked=MARKED, **values))

@@ -14,15 +14,15 @@ from PIL import Image
 from fusion.checkpoint import Run
 from fusion.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
 from fusion.predict import Predictor, RawPost
-from fusion.report.cards import as_written, card, picture_of, render
+from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
-from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.encoders import TextEncoder, first_difference
 from pipeline.errors import InputError
-from pipeline.files import complete_or_absent, write_json
+from pipeline.files import complete_or_absent, regular_bytes, write_json
 from pipeline.fingerprint import require_images, same_text_encoder
-from pipeline.records import LABELS, Post
+from pipeline.records import LABELS
+from pipeline.sources import Sources
 
 PAGE, DATA = "index.html", "explanations.json"
 
@@ -58,7 +58,7 @@ def look_at_cached(
 ) -> tuple[list[Shown], list[Look]]:
     """Posts of the runs' caches by id, as `evaluate` answers them. Raises InputError on an id that a cache lacks."""
     looks: list[Look] = []
-    posts: list[Post] = []
+    shown: list[Shown] = []
     encoder: TextEncoder | None = None
     for run in runs:
         cache = cache_of(run, cache_folder)
@@ -66,9 +66,9 @@ def look_at_cached(
         marks = run.facts["fingerprint"]["text"]
         if encoder is None or first_difference(marks, encoder.fingerprint):
             encoder = same_text_encoder(marks, str(device), folder=text_encoder, owner=run.folder)
-        posts = posts or [hdf5.read_posts(cache.folder)[row] for row in rows]
+        shown = shown or _shown(cache, rows)
         looks.append(_look(run, runs[0], explain_cached(run, cache, rows, device, encoder, method)))
-    return [_shown(post) for post in posts], looks
+    return shown, looks
 
 
 def look_at_raw(
@@ -76,7 +76,7 @@ def look_at_raw(
 ) -> tuple[list[Shown], list[Look]]:
     """One post that is in no cache: the same as `look_at_cached`."""
     try:
-        post = RawPost(image.stem if image else "text", text, image.read_bytes() if image else None)
+        post = RawPost(image.stem if image else "text", text, regular_bytes(image) if image else None)
     except OSError as error:
         raise InputError(f"--image {image}: {error.strerror or error}") from None
     looks = []
@@ -145,5 +145,8 @@ def _look(run: Run, first: Run, explanations: list[Explanation]) -> Look:
     return Look(name_of(run), note, explanations, run.facts["fingerprint"]["image"]["transform"])
 
 
-def _shown(post: Post) -> Shown:
-    return Shown(post.id, post.text, post.label, picture_of(post.image))
+def _shown(cache: Cache, rows: np.ndarray) -> list[Shown]:
+    sources = Sources(cache)
+    posts = [sources.posts[row] for row in rows]
+    pictures = sources.pictures(rows.tolist())
+    return [Shown(post.id, post.text, post.label, found) for post, found in zip(posts, pictures, strict=True)]

@@ -9,13 +9,13 @@ from fusion.checkpoint import Run
 from fusion.config import Config
 from fusion.explain import DEFAULT_METHOD, cache_of, explain_cached
 from fusion.report.calibration import reliability
-from fusion.report.cards import Card, card, picture_of, render
+from fusion.report.cards import Card, card, render
 from fusion.report.gallery import most_wrong, name_of, rows_of
 from fusion.report.plots import curves, reliability_diagram
-from pipeline import hdf5
 from pipeline.errors import InputError
 from pipeline.fingerprint import same_text_encoder
 from pipeline.records import LABELS
+from pipeline.sources import Sources
 
 WORST = 12
 SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
@@ -92,7 +92,8 @@ def _worst(
         encoder = same_text_encoder(marks, str(device), folder=text_encoder, owner=run.folder)
     except InputError as error:
         return [], str(error)
-    posts = hdf5.read_posts(cache.folder)
+    sources = Sources(cache)
+    posts = sources.posts
     view = run.facts["fingerprint"]["image"]["transform"]
     found = explain_cached(run, cache, rows, device, encoder, method)
     return [
@@ -100,10 +101,10 @@ def _worst(
             posts[row].id,
             posts[row].text,
             labels[posts[row].id],
-            picture_of(posts[row].image),
+            picture,
             [("Where it looks", "", explanation, view)],
         )
-        for row, explanation in zip(rows, found, strict=True)
+        for row, explanation, picture in zip(rows, found, sources.pictures(rows.tolist()), strict=True)
     ], ""
 
 

@@ -1,26 +1,20 @@
 """Decodes pictures of untrusted requests in worker processes, each picture within a time and a memory limit."""
 
-import contextlib
-import multiprocessing
-import resource
-import signal
+import logging
 import threading
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
 from fusion.serving.limits import Limits
-from pipeline.decode import _end_with_parent
+from pipeline.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.images import ImageProblem, to_rgb
+from pipeline.worker import Ended, Worker
 
-_CONTEXT = multiprocessing.get_context("forkserver")  # a fork of the server would copy its threads' locks
 SHOWN_SIDE = 640  # pixels of the longer side of the picture that an explanation is drawn on
 
 
@@ -43,86 +37,87 @@ class PictureDecoders:
     A picture that takes too long or too much memory ends its process, which is replaced, and no other picture suffers.
     """
 
-    def __init__(self, transform: Any, limits: Limits, workers: int) -> None:
+    def __init__(self, transform: Any, limits: Limits) -> None:
         """transform: of the image encoder, an RGB picture to pixels; picklable."""
-        self._setup = transform, limits.pixels, limits.decode_seconds, limits.decode_mib
-        self._limits, self._workers = limits, workers
+        self._transform, self._limits = transform, limits
         self._lock = threading.Lock()
-        self._pool = self._new_pool()
+        self._closed = False
+        self._workers: set[Worker] = set()
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.stop()
-        self._pool.join()
+        with self._lock:
+            self._closed = True
+            workers = set(self._workers)
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.close()
 
     def decode(self, data: bytes) -> Picture:
-        """Decode one picture; waits for it. Never raises for what is in `data`."""
-        for _ in range(2):
-            pool = self._pool
-            try:
-                future: Future[Picture] = pool.schedule(_decode, (data,), timeout=self._limits.seconds)
-                return future.result()
-            except TimeoutError:
-                return Picture(reason="image: takes too long to decode")
-            except ProcessExpired as error:
-                if error.exitcode == -signal.SIGPROF:
-                    seconds = self._limits.decode_seconds
-                    return Picture(reason=f"image: takes more than {seconds} s to decode; send a smaller one")
-                return Picture(reason="image: decoding it ended the decoding process")
-            except (BrokenProcessPool, CancelledError, RuntimeError):
-                self._renew(pool)
-        return Picture(reason="image: the decoding processes do not start")
+        """Decode one picture; waits for it. Never raises for what is in `data`. Each thread uses one worker."""
+        worker = self._worker()
+        if worker is None:
+            return Picture(reason="image: the server is ending")
+        # The limit of processor time ends what computes; this ends whatever else could take long.
+        alarm = threading.Timer(self._limits.seconds, worker.kill)
+        alarm.start()
+        try:
+            (picture,) = worker.ask(data)
+        except Ended as end:
+            with self._lock:
+                self._workers.discard(worker)
+            worker.close()
+            return Picture(reason=f"image: {self._why(end)}")
+        finally:
+            alarm.cancel()
+        self._idle.put(worker)
+        return picture
 
-    def _new_pool(self) -> ProcessPool:
-        return ProcessPool(self._workers, initializer=_begin, initargs=self._setup, context=_CONTEXT)
-
-    def _renew(self, broken: ProcessPool) -> None:
+    def _worker(self) -> Worker | None:
         with self._lock:
-            if self._pool is broken:  # of several threads that find it broken, one renews it
-                with contextlib.suppress(Exception):
-                    broken.stop()
-                self._pool = self._new_pool()
+            if self._closed:
+                return None
+            try:
+                return self._idle.get_nowait()
+            except Empty:
+                limits = self._limits
+                worker = Worker(_begin, self._transform, limits.pixels, limits.decode_seconds, limits.decode_mib)
+                self._workers.add(worker)
+                return worker
+
+    def _why(self, end: Ended) -> str:
+        if ended_by_limit_cpu(end.exit_code):
+            return f"takes more than {self._limits.decode_seconds:g} s to decode; send a smaller one"
+        return "decoding it ended the decoding process"
 
 
-_worker: dict[str, Any] = {}  # in a worker process: what `_begin` was given
-
-
-def _begin(transform: Any, max_pixels: int, seconds: int, mib: int) -> None:
-    """Start a worker: it ends when it is told to, whatever it does, and when the server ends."""
+def _begin(transform: Any, max_pixels: int, seconds: float, mib: int) -> Callable[[bytes], Iterator[Picture]]:
+    """In a worker process: what decodes a picture."""
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait for the decoder
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.disable()  # Pillow logs what is odd about a picture; what matters is the reason that is returned
+
+    def decode(data: bytes) -> Iterator[Picture]:
+        with limit_cpu(seconds):
+            picture = _decode(data, transform, max_pixels, mib)
+        yield picture
+
     limit_memory(mib)
-    _worker.update(transform=transform, max_pixels=max_pixels, seconds=seconds, mib=mib)
+    return decode
 
 
-def _decode(data: bytes) -> Picture:
+def _decode(data: bytes, transform: Any, max_pixels: int, mib: int) -> Picture:
     try:
-        with limit_cpu(_worker["seconds"]):
-            picture, flags = to_rgb(data, _worker["max_pixels"])
-            pixels = np.asarray(_worker["transform"](picture))
-            picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        picture, flags = to_rgb(data, max_pixels, require=transform.require)
+        pixels = np.asarray(transform(picture))
+        picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         return Picture(pixels, picture, flags)
     except ImageProblem as error:
         return Picture(reason=f"image: {error}")
     except MemoryError:
-        return Picture(reason=f"image: needs more than {_worker['mib']} MiB to decode; send a smaller one")
-
-
-def limit_memory(mib: int) -> None:
-    data = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-    most = (int(data.split()[1]) << 10) + (mib << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
-
-@contextlib.contextmanager
-def limit_cpu(seconds: int) -> Iterator[None]:
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        return Picture(reason=f"image: needs more than {mib} MiB to decode; send a smaller one")

@@ -54,7 +54,7 @@ class RequestHandler:
     def __init__(self, predictor: Predictor, limits: Limits, *, cores: int) -> None:
         self.predictor, self.limits = predictor, limits
         self._in_progress = 0
-        self._decoders = PictureDecoders(predictor.image.transform, limits, cores)
+        self._decoders = PictureDecoders(predictor.image.transform, limits)
         # Threads that stay: each thread has its own part of the heap, which does not shrink when the thread is idle.
         self._cores = ThreadPoolExecutor(cores, "answer", initializer=torch.set_num_threads, initargs=(1,))
 

@@ -22,7 +22,7 @@ class Limits:
     characters: int = 10_000
     requests: int = 32
     seconds: float = 20.0
-    decode_seconds: int = 2
+    decode_seconds: float = 2.0
     body_seconds: float = 60.0
     head_seconds: float = 10.0
     connections: int = 256

@@ -1,5 +1,6 @@
 """Runs the server: listens, answers until it is told to stop, and leaves no process and no file behind."""
 
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +56,7 @@ def serve(
 
 def _run(app: Guard, listener: socket.socket, limits: Limits) -> None:
     """Answer requests until a signal comes; uvicorn then finishes what is in progress and raises the signal again."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings are for whoever sent the form
     protocol = type("Protocol", (BoundedProtocol,), {"limits": limits, "unfinished": {}})
     uvicorn.Server(
         uvicorn.Config(

@@ -1,0 +1,62 @@
+"""A post of a cache in, the picture that its features were made of out, or why it can't be had.
+
+A cache names any file of this machine, and may come from a stranger. So a file is shown, decoded or encoded again only
+if its bytes have the hash that the cache recorded, and it is decoded first in a process of its own.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline import hdf5
+from pipeline.apart import apart
+from pipeline.cache import Cache
+from pipeline.files import regular_bytes
+from pipeline.images import ImageProblem, to_rgb
+from pipeline.records import Post
+
+# Of the processor, and of memory, for decoding a picture: the largest one takes about three seconds and half of this.
+_SECONDS, _MIB = 10, 1024
+
+
+class Sources:
+    """What the features of a cache were made of: its posts with their texts, and the pictures that they name."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._records = cache.records
+        self.posts: Sequence[Post] = hdf5.read_posts(cache.folder)
+
+    def pictures(self, rows: Sequence[int], transform: Any = None) -> Iterator[Image.Image | str]:
+        """The picture of each of some posts, upright RGB, or why there is none; one that is too large for an encoder's
+        `transform`, where it is given, is none.
+        """
+        named = [(self.posts[row].image, self._records[row].image_sha256) for row in rows]
+        work = partial(_problem, getattr(transform, "require", None))
+        for (path, sha256), problem in zip(named, apart(work, named, seconds=_SECONDS, mib=_MIB), strict=True):
+            yield str(problem) if problem or path is None else to_rgb(_recorded_bytes(path, sha256))[0]
+
+
+def _problem(require: Callable[[int, int], None] | None, named: tuple[Path | None, str]) -> str:
+    """Why there is no picture; empty if there is one. In a process of its own."""
+    path, sha256 = named
+    if path is None:
+        return "the post has no image"
+    try:
+        to_rgb(_recorded_bytes(path, sha256), require=require)
+    except OSError as error:
+        return f"{path.name}: {error.strerror or error}"
+    except ImageProblem as error:
+        return f"{path.name}: {error}"
+    return ""
+
+
+def _recorded_bytes(path: Path, sha256: str) -> bytes:
+    """The bytes of a file. Raises OSError, and ImageProblem if they are not those of this hash."""
+    data = regular_bytes(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageProblem("the file has changed since extraction")
+    return data
