@@ -111,7 +111,7 @@ def test_the_server_describes_itself_and_its_types(client, predictor):
     assert schema["$ref"].endswith("/Prediction")
     assert described["components"]["schemas"]["Prediction"]["properties"]["label"]["enum"] == list(LABELS)
     assert list(described["components"]["schemas"]["Probabilities"]["properties"]) == list(LABELS)
-    for closed in ("/docs", "/redoc", "/gradio_api/info", "/file=/etc/passwd", "/static/../../setup.cfg"):
+    for closed in ("/docs", "/redoc", "/queue/join", "/upload", "/file=/etc/passwd", "/static/../../setup.cfg"):
         assert client.get(closed).status_code == 404
     assert client.get("/health").json() == {"status": "ok"}
     model = client.get("/model").json()

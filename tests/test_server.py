@@ -75,7 +75,7 @@ def test_no_request_reads_lists_writes_or_deletes_a_file(server, client, drawn_p
     routes = [*client.get(f"{address}/openapi.json").json()["paths"], "/", "/page.js"]
     secret = home / "secret.txt"
     names = [str(secret), "../home/link", f"file://{secret}", f"{address}/secret.txt"]
-    files = [{"path": name, "meta": {"_type": "gradio.FileData"}, "url": name, "orig_name": name} for name in names]
+    files = [{"path": name, "meta": {"_type": "FileData"}, "url": name, "orig_name": name} for name in names]
     answers = []
     for route in (*routes, "/upload", "/file", "/queue/join", "/run/predict", "/api/predict", "/call/predict"):
         for name, file in zip(names, files, strict=True):
