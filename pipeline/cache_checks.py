@@ -20,7 +20,8 @@ from pipeline.views import VIEWS
 
 NO_IMAGES = "none"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ENCODER_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?|[^/\\]+ \(local files\)")
+_ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|[^/\\]+ \(local files\)")
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls, also of direction
 _MOST_SHARDS = 100_000  # a shard's name has five digits
 _LARGEST = 1 << 20  # patches of a picture, channels, width of a token
 _ATTRIBUTE_BYTES = 1 << 16
@@ -260,11 +261,11 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
 def _plain(value: Any, deeper: int = 6) -> bool:
     """Texts that can be printed, numbers, and lists and objects of them, not nested without end."""
     if isinstance(value, dict):
-        return deeper > 0 and all(key.isprintable() and _plain(one, deeper - 1) for key, one in value.items())
+        return deeper > 0 and all(_plain(part, deeper - 1) for entry in value.items() for part in entry)
     if isinstance(value, list):
         return deeper > 0 and all(_plain(one, deeper - 1) for one in value)
     if isinstance(value, str):
-        return not any(ord(character) < 32 or character in "\x7f\u2028\u2029" for character in value)
+        return not _UNPRINTED.search(value)
     return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 53)
 
 

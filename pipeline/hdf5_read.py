@@ -46,7 +46,7 @@ def index(folder: Path) -> dict[str, Any]:
         marks = checks.fingerprint(_attribute(file, "fingerprint"))
         for name, expected in (("label_names", LABELS), ("split_names", SPLITS)):
             if (found := tuple(_attribute(file, name, (len(expected),)))) != expected:
-                raise Wrong(f"{name} are {', '.join(found)} where this version has {', '.join(expected)}")
+                raise Wrong(f"{name} are {', '.join(map(ascii, found))} where this version has {', '.join(expected)}")
         shards = _columns(file, "shard", SHARD_COLUMNS)
         posts = _columns(file, "post", {**POST_COLUMNS, **INDEX_COLUMNS})
         _bits(file)
