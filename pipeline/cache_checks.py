@@ -20,7 +20,7 @@ from pipeline.views import VIEWS
 
 NO_IMAGES = "none"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|[^/\\]+ \(local files\)")
+_ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|\w[\w.\-]* \(local files\)")
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls, also of direction
 _MOST_SHARDS = 100_000  # a shard's name has five digits
 _LARGEST = 1 << 20  # patches of a picture, channels, width of a token

@@ -4,7 +4,9 @@ An MVSA folder holds `data/ID.jpg`, `data/ID.txt` and `labelResultAll.txt` (tab-
 has one `text,image` pair of labels a row, MVSA-Multiple three, one per annotator.
 """
 
+import errno
 import hashlib
+import os
 import random
 import stat
 from collections import Counter
@@ -155,10 +157,18 @@ def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return rows
 
 
+def _inside(data: Path, name: str) -> Path:
+    """A file of the data set. Raises OSError for a link out of its folder: the text would go into the manifest."""
+    path = data / name
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(data.parent)):
+        raise OSError(errno.ELOOP, "a link to a file outside the data set", str(path))
+    return path
+
+
 def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
     text, problem = None, None
     try:
-        text = regular_bytes(data / f"{id_}.txt", _MOST_TEXT_BYTES).decode(encoding).strip()
+        text = regular_bytes(_inside(data, f"{id_}.txt"), _MOST_TEXT_BYTES).decode(encoding).strip()
         text.encode()
     except FileNotFoundError:
         problem = f"text: no file {id_}.txt"

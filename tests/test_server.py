@@ -309,7 +309,7 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
             took = time.monotonic() - started
             print(f"ended {took:.2f} s after {number.name}")
             assert took < 25  # 5 s on an idle machine
-            assert [future.result() for future in asked]
+            assert all(future.result() in (422, 503) or isinstance(future.result(), str) for future in asked)
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < deadline:
             time.sleep(0.05)
