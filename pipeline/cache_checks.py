@@ -1,7 +1,6 @@
-"""What the files of a cache say in, as plain values; the first claim that is wrong is raised, before any is relied on.
+"""Checks every claim of a cache's files before any of them is used; raises Wrong for the first that does not hold.
 
-Every number that becomes a size, an offset or an index is checked here against the others, and against the file that it
-speaks of. docs/cache-format.md lists what is checked.
+Every number that becomes a size, an offset or an index is compared with the others and with the file that it is about.
 """
 
 import json
@@ -53,7 +52,7 @@ def part(text: str) -> dict[str, Any]:
     found = _json_object(text, "part")
     numbers = [found.get(name) for name in ("number", "of", "posts")]
     if any(type(number) is not int for number in numbers) or not is_sha256(found.get("ids_sha256")):
-        raise Wrong("part does not say which part of what")
+        raise Wrong("part must hold number, of, posts and ids_sha256")
     number, of, posts = (int(value) for value in numbers if value is not None)
     if not (1 <= number <= of <= _MOST_SHARDS and of <= posts):
         raise Wrong(f"part {number} of {of} of {posts} posts is impossible")
@@ -73,7 +72,7 @@ def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> 
         if len(id_) > _LONGEST_ID:
             raise Wrong(f"an id of {len(id_)} characters")
     if len(set(ids)) < len(ids):
-        raise Wrong("an id stands there twice")
+        raise Wrong("an id occurs twice")
     for name in ("text_sha256", "image_sha256"):
         if not _all_sha256(columns[name]):
             raise Wrong(f"/post/{name} holds something else than a SHA-256")
@@ -174,7 +173,7 @@ def index(
             marks["stored_dtype"],
         )
         if ends > size:
-            raise Wrong(f"/shard says of {names[number]} that it goes on after its end")
+            raise Wrong(f"/shard says of {names[number]} that it has arrays beyond its end")
         first += here
     return {
         "ids": columns["id"],
@@ -236,7 +235,7 @@ def _places(shapes: Mapping[str, Sequence[int]], at: Mapping[str, int], stored: 
         dtype = feature_dtype(name, stored)
         size, start = math.prod(shape) * dtype.itemsize, at[name]
         if start % dtype.itemsize or (start <= 0 if size else start != 0):
-            raise Wrong(f"{FEATURES[name]} can't lie at byte {start}")
+            raise Wrong(f"{FEATURES[name]} has the impossible offset {start}")
         if size:
             taken.append((start, start + size))
     taken.sort()

@@ -1,8 +1,8 @@
-"""The files of a cache in, plain values out, after every claim of theirs is checked: a cache may come from a stranger.
+"""Reads the HDF5 files of a cache as plain values, once every claim in them is checked: they may come from a stranger.
 
 Runs in a process of its own (`pipeline.apart`), because the HDF5 library itself does not survive all damage; only
 `pipeline.hdf5` calls it. Checked here is what HDF5 knows: that each dataset is a plain one of the file itself, of the
-type that we write, and lies inside the file. What the values say is the matter of `pipeline.cache_checks`.
+type that we write, and inside the file. `pipeline.cache_checks` checks the values.
 """
 
 import math

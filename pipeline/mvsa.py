@@ -150,7 +150,7 @@ def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
         if "/" in id_ or id_ in (".", ".."):
             raise InputError(f"{path}, line {number}: {shown(id_)} can't be the name of a post's files")
         if id_ in rows:
-            raise InputError(f"{path}, line {number}: id {shown(id_)} stands there twice")
+            raise InputError(f"{path}, line {number}: id {shown(id_)} occurs twice")
         rows[id_] = [(text, image) for text, image in pairs]
     if not rows:
         raise InputError(f"{path}: no rows below the header")
@@ -176,7 +176,7 @@ def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
         problem = f"text: {id_}.txt: {error.strerror or error}"
     except UnicodeDecodeError as error:
         problem = f"text: {id_}.txt is not {encoding} at byte {error.start}"
-    except UnicodeError:  # of encodings that say no more, or that read half a surrogate pair
+    except UnicodeError:  # of encodings that say no more, or that read an unpaired surrogate
         text, problem = None, f"text: {id_}.txt is not {encoding}"
     except (LookupError, ValueError):
         raise InputError(f"--encoding {encoding}: Python knows no such text encoding") from None

@@ -65,7 +65,7 @@ def read_manifest(path: Path, *, images: bool = True) -> list[Post]:
         if images and post.image is None:
             raise InputError(f"{where}: field 'image' is missing; texts alone go with --image-encoder none")
         if post.id in first_line:
-            raise InputError(f"{where}, field id: {shown(post.id)} already stands in line {first_line[post.id]}")
+            raise InputError(f"{where}, field id: {shown(post.id)} already occurs in line {first_line[post.id]}")
         first_line[post.id] = number
         posts.append(post)
     if not posts:
@@ -122,7 +122,7 @@ def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignm
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if row["id"] in assignments:
-            raise InputError(f"{where}, field id: {shown(row['id'])} stands there twice")
+            raise InputError(f"{where}, field id: {shown(row['id'])} occurs twice")
         label = choice(row["label"], "label", where) if "label" in columns else None
         split = choice(row["split"], "split", where)
         if not row["id"] or split is None:
@@ -227,7 +227,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}, field {field}: holds half a surrogate pair, which is no text") from None
+        raise InputError(f"{where}, field {field}: holds an unpaired surrogate, which is invalid text") from None
     return value
 
 
