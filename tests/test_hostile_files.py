@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.cache import Cache
+from pipeline.drawn import _NOTE_TEXT
 from pipeline.weights import package_folder
 
 ENCODERS = ("--encoders", "packaged", "--device", "cpu", "--quiet")
@@ -362,9 +363,7 @@ def test_the_demonstration_deletes_nothing_behind_a_link(commands, tmp_path):
     (tmp_path / "mine" / "holiday.jpg").write_bytes(b"precious")
     place = tmp_path / "demo" / "mvsa"
     place.mkdir(parents=True)
-    (place / "README.txt").write_text(
-        "A data set drawn by code for demonstration. `cli.py demo` replaces this folder.\n"
-    )
+    (place / "README.txt").write_text(_NOTE_TEXT)
     (place / "data").symlink_to(tmp_path / "mine")
     assert "a link to another folder" in commands.refused("demo", "--out", tmp_path / "demo", watch=tmp_path)
 
