@@ -100,10 +100,11 @@ from: the run does not know.
 
 def _scores(run: Run) -> str:
     validation = run.facts["validation"]
+    macro = f", macro F1 {validation['macro_f1']:.1%}" if "macro_f1" in validation else ""
     text = f"""## Scores
 
 Validation, on which the epoch was chosen: accuracy {validation["accuracy"]:.1%}, weighted F1
-{validation["weighted_f1"]:.1%}, macro F1 {validation.get("macro_f1", 0):.1%}."""
+{validation["weighted_f1"]:.1%}{macro}."""
     if not (run.folder / "evaluation-test.json").is_file():
         return f"{text}\n\nThe run was not evaluated on its test split."
     return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n{fenced(table(run.evaluation('test')))}"

@@ -254,7 +254,7 @@ def raw_text_problem(text: str | None) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "text: holds half a surrogate pair, which is no text"
+        return "text: holds an unpaired surrogate, which is invalid text"
     return text_problem(Post("", text, Path()))
 
 

@@ -50,12 +50,12 @@ EncoderName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator
 
 
 class Transform(Document):
-    size: Annotated[int, Field(ge=1, le=4096)]
+    size: Annotated[int, Field(ge=1, le=1 << 14)]
     crop_pct: Annotated[float, Field(gt=0, le=10)] = 1.0
     crop_mode: Line = "center"
     interpolation: Line = ""
-    mean: list[Number] = Field(max_length=4, default=[])
-    std: list[Number] = Field(max_length=4, default=[])
+    mean: list[Number] = Field(max_length=16, default=[])
+    std: list[Number] = Field(max_length=16, default=[])
     decoder: Line = ""
 
 
@@ -70,7 +70,7 @@ class ImageMarks(Document):
 class TextMarks(Document):
     name: EncoderName
     weights_sha256: Line = ""
-    max_tokens: Annotated[int, Field(ge=3, le=1_000_000)] = 128
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 128
     layers: list[Annotated[int, Field(ge=-1000, le=1000)]] = Field(min_length=1, max_length=1000, default=[-1])
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 

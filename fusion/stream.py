@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fusion.predict import Answer, Inputs, Predictor, unanswerable
+from pipeline.common.folders import open_to_append
 from pipeline.decode import Decoders, Reading
 from pipeline.encode import text_problem
 from pipeline.errors import InputError
@@ -208,6 +209,14 @@ def _parse(line: bytes, folder: Path, where: str, predictor: Predictor) -> _Line
     return _Line(Inputs(post.id, post.text, reason=reason), image)
 
 
+def _open_answers(path: Path) -> BinaryIO:
+    try:
+        return open_to_append(path)
+    except OSError as error:
+        what = "a link" if path.is_symlink() else error.strerror or error
+        raise InputError(f"{path}: {what}; delete it, or name another --out") from None
+
+
 @contextmanager
 def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport) -> Iterator[BinaryIO]:
     """The file of answers so far, open at its end, locked; `report` learns what is in it. Raises InputError if they are
@@ -215,9 +224,7 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
     """
     path = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: not a regular file; delete it, or name another --out")
-    with path.open("ab+") as file:
+    with _open_answers(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
         except OSError:

@@ -56,7 +56,7 @@ def load_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:
             if its_shape != tuple(shape):
                 raise _damaged(path, f"{name} is {its_shape}, and the model's {tuple(shape)}")
             needed += dtype.itemsize * torch.Size(shape).numel()
-        require_memory(needed, str(path))
+        require_memory(2 * needed, str(path))  # beside the model that they are copied into
         tensors = {name: file.get_tensor(name) for name in expected}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

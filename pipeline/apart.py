@@ -1,7 +1,7 @@
-"""Work on untrusted bytes in a process of its own: a function and its arguments in, JSON values out, or how it ended.
+"""Runs a function on untrusted input in a forked process with limits of time and memory; returns JSON values.
 
-The HDF5 library never comes to an end with some damaged files, and ends its process on others; decoders of pictures are
-no better. So whatever reads a file that may come from a stranger runs in a fork with a limit of memory and of processor
+The HDF5 library loops for ever on some damaged files, and ends its process on others; decoders of pictures are no
+better. So whatever reads a file that may come from a stranger runs in a fork with a limit of memory and of processor
 time. A fork of a process that has everything imported costs milliseconds, where starting Python anew costs a third of a
 second.
 """
@@ -21,6 +21,7 @@ from pipeline.bounds import limit_cpu, limit_memory
 from pipeline.errors import InputError
 
 _T = TypeVar("_T")
+_PATIENCE = 20  # times the processor time that an item may take; other work may share the machine
 _forking = threading.Lock()  # so that no child holds the writing end of another child's pipe
 
 
@@ -83,13 +84,14 @@ def _answer(work: Callable[[_T], Any], items: Sequence[_T], seconds: float, mib:
         gc.disable()
         faulthandler.disable()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and ends this process
-        for number in (signal.SIGTERM, signal.SIGPROF):
+        for number in (signal.SIGTERM, signal.SIGPROF, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the C library says of a damaged heap
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         limit_memory(mib)
         with os.fdopen(answers, "wb") as lines:
             for item in items:
+                signal.alarm(round(_PATIENCE * seconds))  # for what waits and computes nothing
                 with limit_cpu(seconds):
                     try:
                         answer = {"value": work(item)}
@@ -118,6 +120,6 @@ def _ended(pid: int, *, kill: bool) -> int:
 
 
 def _how(code: int, seconds: float) -> str:
-    if code == -signal.SIGPROF:
-        return f"reading it takes over {seconds:.0f} s"
+    if code in (-signal.SIGPROF, -signal.SIGALRM):
+        return f"reading it takes over {seconds:g} s"
     return f"the library that reads it crashes ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"

@@ -1,7 +1,6 @@
-"""What the files of a cache say in, as plain values; the first claim that is wrong is raised, before any is relied on.
+"""Checks every claim of a cache's files before any of them is used; raises Wrong for the first that does not hold.
 
-Every number that becomes a size, an offset or an index is checked here against the others, and against the file that it
-speaks of. docs/cache-format.md lists what is checked.
+Every number that becomes a size, an offset or an index is compared with the others and with the file that it is about.
 """
 
 import json
@@ -20,7 +19,8 @@ from pipeline.views import VIEWS
 
 NO_IMAGES = "none"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ENCODER_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?|[^/\\]+ \(local files\)")
+_ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|\w[\w.\-]* \(local files\)")
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls, also of direction
 _MOST_SHARDS = 100_000  # a shard's name has five digits
 _LARGEST = 1 << 20  # patches of a picture, channels, width of a token
 _ATTRIBUTE_BYTES = 1 << 16
@@ -52,7 +52,7 @@ def part(text: str) -> dict[str, Any]:
     found = _json_object(text, "part")
     numbers = [found.get(name) for name in ("number", "of", "posts")]
     if any(type(number) is not int for number in numbers) or not is_sha256(found.get("ids_sha256")):
-        raise Wrong("part does not say which part of what")
+        raise Wrong("part must hold number, of, posts and ids_sha256")
     number, of, posts = (int(value) for value in numbers if value is not None)
     if not (1 <= number <= of <= _MOST_SHARDS and of <= posts):
         raise Wrong(f"part {number} of {of} of {posts} posts is impossible")
@@ -72,7 +72,7 @@ def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> 
         if len(id_) > _LONGEST_ID:
             raise Wrong(f"an id of {len(id_)} characters")
     if len(set(ids)) < len(ids):
-        raise Wrong("an id stands there twice")
+        raise Wrong("an id occurs twice")
     for name in ("text_sha256", "image_sha256"):
         if not _all_sha256(columns[name]):
             raise Wrong(f"/post/{name} holds something else than a SHA-256")
@@ -173,7 +173,7 @@ def index(
             marks["stored_dtype"],
         )
         if ends > size:
-            raise Wrong(f"/shard says of {names[number]} that it goes on after its end")
+            raise Wrong(f"/shard says of {names[number]} that it has arrays beyond its end")
         first += here
     return {
         "ids": columns["id"],
@@ -235,7 +235,7 @@ def _places(shapes: Mapping[str, Sequence[int]], at: Mapping[str, int], stored: 
         dtype = feature_dtype(name, stored)
         size, start = math.prod(shape) * dtype.itemsize, at[name]
         if start % dtype.itemsize or (start <= 0 if size else start != 0):
-            raise Wrong(f"{FEATURES[name]} can't lie at byte {start}")
+            raise Wrong(f"{FEATURES[name]} has the impossible offset {start}")
         if size:
             taken.append((start, start + size))
     taken.sort()
@@ -260,11 +260,11 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
 def _plain(value: Any, deeper: int = 6) -> bool:
     """Texts that can be printed, numbers, and lists and objects of them, not nested without end."""
     if isinstance(value, dict):
-        return deeper > 0 and all(key.isprintable() and _plain(one, deeper - 1) for key, one in value.items())
+        return deeper > 0 and all(_plain(part, deeper - 1) for entry in value.items() for part in entry)
     if isinstance(value, list):
         return deeper > 0 and all(_plain(one, deeper - 1) for one in value)
     if isinstance(value, str):
-        return not any(ord(character) < 32 or character in "\x7f\u2028\u2029" for character in value)
+        return not _UNPRINTED.search(value)
     return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 53)
 
 

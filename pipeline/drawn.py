@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from string import ascii_letters, digits
 
+from pipeline.common.folders import remove_file, require_no_link
 from pipeline.errors import InputError
 from pipeline.files import regular_bytes
 from pipeline.pictures import NEGATIVE, NEUTRAL, POSITIVE, draw_picture
@@ -39,8 +40,9 @@ def replace(folder: Path, *, posts: int, seed: int) -> None:
         note = folder / NOTE
         if not _is_ours(note):
             raise InputError(f"{folder}: is there already and was not drawn by `demo`; name another folder with --out")
+        require_no_link(folder / "data", folder)
         for file in [*(folder / "data").glob("*.jpg"), *(folder / "data").glob("*.txt")]:
-            file.unlink()
+            remove_file(file)
     else:
         folder.mkdir(parents=True)
         (folder / NOTE).write_text(_NOTE_TEXT, encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.encoders import (
     NO_IMAGES,
+    PACKAGED_TEXT,
     EncoderChoice,
     ImageEncoder,
     NoImages,
@@ -63,6 +64,8 @@ def same_text_encoder(
     name = marks["name"]
     if folder is None and name.endswith("(local files)"):
         raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
+    if folder is None and name != PACKAGED_TEXT and Path(name).is_dir():  # a stranger's name must not choose a folder
+        raise InputError(f"{owner}: its text encoder is called {name}, as a folder here is; give --text-encoder")
     layers = marks.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
         text=folder or name,

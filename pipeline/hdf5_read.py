@@ -1,8 +1,8 @@
-"""The files of a cache in, plain values out, after every claim of theirs is checked: a cache may come from a stranger.
+"""Reads the HDF5 files of a cache as plain values, once every claim in them is checked: they may come from a stranger.
 
 Runs in a process of its own (`pipeline.apart`), because the HDF5 library itself does not survive all damage; only
 `pipeline.hdf5` calls it. Checked here is what HDF5 knows: that each dataset is a plain one of the file itself, of the
-type that we write, and lies inside the file. What the values say is the matter of `pipeline.cache_checks`.
+type that we write, and inside the file. `pipeline.cache_checks` checks the values.
 """
 
 import math
@@ -46,7 +46,7 @@ def index(folder: Path) -> dict[str, Any]:
         marks = checks.fingerprint(_attribute(file, "fingerprint"))
         for name, expected in (("label_names", LABELS), ("split_names", SPLITS)):
             if (found := tuple(_attribute(file, name, (len(expected),)))) != expected:
-                raise Wrong(f"{name} are {', '.join(found)} where this version has {', '.join(expected)}")
+                raise Wrong(f"{name} are {', '.join(map(ascii, found))} where this version has {', '.join(expected)}")
         shards = _columns(file, "shard", SHARD_COLUMNS)
         posts = _columns(file, "post", {**POST_COLUMNS, **INDEX_COLUMNS})
         _bits(file)

@@ -4,7 +4,9 @@ An MVSA folder holds `data/ID.jpg`, `data/ID.txt` and `labelResultAll.txt` (tab-
 has one `text,image` pair of labels a row, MVSA-Multiple three, one per annotator.
 """
 
+import errno
 import hashlib
+import os
 import random
 import stat
 from collections import Counter
@@ -148,17 +150,25 @@ def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
         if "/" in id_ or id_ in (".", ".."):
             raise InputError(f"{path}, line {number}: {shown(id_)} can't be the name of a post's files")
         if id_ in rows:
-            raise InputError(f"{path}, line {number}: id {shown(id_)} stands there twice")
+            raise InputError(f"{path}, line {number}: id {shown(id_)} occurs twice")
         rows[id_] = [(text, image) for text, image in pairs]
     if not rows:
         raise InputError(f"{path}: no rows below the header")
     return rows
 
 
+def _inside(data: Path, name: str) -> Path:
+    """A file of the data set. Raises OSError for a link out of its folder: the text would go into the manifest."""
+    path = data / name
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(data.parent)):
+        raise OSError(errno.ELOOP, "a link to a file outside the data set", str(path))
+    return path
+
+
 def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
     text, problem = None, None
     try:
-        text = regular_bytes(data / f"{id_}.txt", _MOST_TEXT_BYTES).decode(encoding).strip()
+        text = regular_bytes(_inside(data, f"{id_}.txt"), _MOST_TEXT_BYTES).decode(encoding).strip()
         text.encode()
     except FileNotFoundError:
         problem = f"text: no file {id_}.txt"
@@ -166,7 +176,7 @@ def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
         problem = f"text: {id_}.txt: {error.strerror or error}"
     except UnicodeDecodeError as error:
         problem = f"text: {id_}.txt is not {encoding} at byte {error.start}"
-    except UnicodeError:  # of encodings that say no more, or that read half a surrogate pair
+    except UnicodeError:  # of encodings that say no more, or that read an unpaired surrogate
         text, problem = None, f"text: {id_}.txt is not {encoding}"
     except (LookupError, ValueError):
         raise InputError(f"--encoding {encoding}: Python knows no such text encoding") from None

@@ -19,6 +19,7 @@ from pipeline.files import regular_text, write_text
 LABELS = ("positive", "neutral", "negative")
 SPLITS = ("train", "val", "test")
 
+_MOST_LINES = 20_000_000
 _FIELDS = ("id", "text", "image", "label", "split", "text_label", "image_label", "problem")
 _MOST_SHOWN = 80  # characters of a value in a message: a line of a stranger's file may have gigabytes
 _CHOICES = {"label": LABELS, "text_label": LABELS, "image_label": LABELS, "split": SPLITS}
@@ -64,7 +65,7 @@ def read_manifest(path: Path, *, images: bool = True) -> list[Post]:
         if images and post.image is None:
             raise InputError(f"{where}: field 'image' is missing; texts alone go with --image-encoder none")
         if post.id in first_line:
-            raise InputError(f"{where}, field id: {shown(post.id)} already stands in line {first_line[post.id]}")
+            raise InputError(f"{where}, field id: {shown(post.id)} already occurs in line {first_line[post.id]}")
         first_line[post.id] = number
         posts.append(post)
     if not posts:
@@ -121,7 +122,7 @@ def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignm
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if row["id"] in assignments:
-            raise InputError(f"{where}, field id: {shown(row['id'])} stands there twice")
+            raise InputError(f"{where}, field id: {shown(row['id'])} occurs twice")
         label = choice(row["label"], "label", where) if "label" in columns else None
         split = choice(row["split"], "split", where)
         if not row["id"] or split is None:
@@ -151,13 +152,16 @@ def read_lines(path: Path) -> list[str]:
     Raises InputError naming the file if it is none, is no ordinary one, or is not UTF-8.
     """
     try:
-        return regular_text(path, encoding="utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        text = regular_text(path, encoding="utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    if text.count("\n") > _MOST_LINES:  # a line takes memory even if it is empty
+        raise InputError(f"{path}: over the limit of {_MOST_LINES} lines")
+    return text.split("\n")
 
 
 def _resolved(path: Path) -> Path:
@@ -223,7 +227,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}, field {field}: holds half a surrogate pair, which is no text") from None
+        raise InputError(f"{where}, field {field}: holds an unpaired surrogate, which is invalid text") from None
     return value
 
 

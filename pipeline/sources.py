@@ -1,4 +1,4 @@
-"""A post of a cache in, the picture that its features were made of out, or why it can't be had.
+"""Reads the pictures that a cache was extracted from, if they are unchanged; gives the reason otherwise.
 
 A cache names any file of this machine, and may come from a stranger. So a file is shown, decoded or encoded again only
 if its bytes have the hash that the cache recorded, and it is decoded first in a process of its own.
@@ -15,12 +15,13 @@ from PIL import Image
 from pipeline import hdf5
 from pipeline.apart import apart
 from pipeline.cache import Cache
+from pipeline.decode import CPU_SECONDS, MEMORY_MIB
 from pipeline.files import regular_bytes
 from pipeline.images import ImageProblem, to_rgb
 from pipeline.records import Post
 
-# Of the processor, and of memory, for decoding a picture: the largest one takes about three seconds and half of this.
-_SECONDS, _MIB = 10, 1024
+# What extraction allows a picture: what could be extracted can be shown.
+_SECONDS, _MIB = CPU_SECONDS, MEMORY_MIB
 
 
 class Sources:
@@ -37,7 +38,24 @@ class Sources:
         named = [(self.posts[row].image, self._records[row].image_sha256) for row in rows]
         work = partial(_problem, getattr(transform, "require", None))
         for (path, sha256), problem in zip(named, apart(work, named, seconds=_SECONDS, mib=_MIB), strict=True):
-            yield str(problem) if problem or path is None else to_rgb(_recorded_bytes(path, sha256))[0]
+            if problem or path is None:
+                yield str(problem).removeprefix("damaged: ")
+            else:
+                yield to_rgb(_recorded_bytes(path, sha256))[0]
+
+
+def decoding_problem(data: bytes, transform: Any) -> str:
+    """Why bytes give no picture for an encoder's `transform`, found in a process of its own; empty if they do."""
+
+    def work(data: bytes) -> str:
+        try:
+            to_rgb(data, require=getattr(transform, "require", None))
+        except ImageProblem as error:
+            return str(error)
+        return ""
+
+    (problem,) = apart(work, [data], seconds=_SECONDS, mib=_MIB)
+    return str(problem).removeprefix("damaged: ")
 
 
 def _problem(require: Callable[[int, int], None] | None, named: tuple[Path | None, str]) -> str:

@@ -62,7 +62,7 @@ def _posts(reader: "csv.DictReader[str]", path: Path) -> Iterator[Post]:
             raise InputError(f"{where}: not one field for each column of the header; quote texts that hold commas")
         require_name(row["id"], "id", where)
         if row["id"] in first_line:
-            raise InputError(f"{where}, field id: {row['id']!r} already stands in line {first_line[row['id']]}")
+            raise InputError(f"{where}, field id: {row['id']!r} already occurs in line {first_line[row['id']]}")
         first_line[row["id"]] = line
         label, split = (choice(row.get(field), field, where) for field in ("label", "split"))
         yield Post(row["id"], row["text"], None, label, split)

@@ -6,6 +6,7 @@ PyTorch, because a fork of a small process is cheap.
 
 import json
 import random
+import re
 import shutil
 import sys
 import traceback
@@ -23,6 +24,7 @@ from pipeline.cache import Cache
 from pipeline.errors import InputError
 
 POSTS = 11
+BROKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # a line that is none, or an escape
 FILES = ("index.h5", "shard-00000.h5", "shard-00001.h5")
 EXTREMES = (0, 1, -1, 2, 7, 255, 2**15, -(2**31), 2**31 - 1, 2**40, -(2**63), 2**63 - 1)
 TEXTS = (b"", b"\xff\xfe", b"\x1b[31mred", b"a\nb", "\u202etxt.exe".encode(), b"x" * 5000, b"0", b"../../x.h5", b"{}")
@@ -84,8 +86,8 @@ def read_everything(folder: Path, name: str) -> str:
     try:
         problems = _problems(folder, name)
     except InputError as error:
-        return "refused" if str(error).isprintable() else f"not one line: {error!r}"
-    if bad := [problem for problem in problems if not problem.isprintable()]:
+        return "refused" if not BROKEN.search(str(error)) else f"not one line: {error!r}"
+    if bad := [problem for problem in problems if BROKEN.search(problem)]:
         return f"not one line: {bad!r}"
     return "damaged" if problems else "opens"
 

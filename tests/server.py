@@ -45,6 +45,7 @@ def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
     )
     assert process.stdout is not None
     said: list[str] = []
+    drain = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
     try:
         for line in process.stdout:
             said.append(line)
@@ -54,7 +55,6 @@ def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
         else:
             raise AssertionError(f"the server did not start: {''.join(said)}")
         # what it prints later must not fill the pipe
-        drain = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
         drain.start()
         yield Server(address, process, home, temporary, said)
         assert "Traceback" not in "".join(said)
@@ -65,7 +65,8 @@ def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        drain.join(5)
+        if drain.is_alive():
+            drain.join(5)
         process.stdout.close()
 
 

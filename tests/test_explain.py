@@ -16,6 +16,8 @@ from fusion.predict import Predictor, RawPost
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
 from fusion.words import join_words, word_pieces
 from pipeline.errors import InputError
+from tests.hostile_pictures import endless_jpeg, thin_png
+from tests.test_cli import refused
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")
@@ -230,3 +232,23 @@ def test_unknown_methods_and_crooked_grids_are_refused(toy, tmp_path):
         explain_features(model, [post], [None], lambda _: [], method="magic")
     with pytest.raises(InputError, match="no square grid"):
         explain_features(model, [Features(post.patches[:3], post.pooled, post.tokens)], [None], lambda _: [])
+
+
+def test_a_picture_of_ones_own_is_decoded_within_the_limits_of_extraction(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sources._SECONDS", 0.3)
+    (tmp_path / "slow.jpg").write_bytes(endless_jpeg())
+    (tmp_path / "thin.png").write_bytes(thin_png(6000))
+    for name, reason in (("slow.jpg", "reading it takes over 0.3 s"), ("thin.png", "1x6000 is resized to 256x1536000")):
+        options = ("--image", tmp_path / name, "--text", "a", "--out", tmp_path / "look")
+        assert f"{name}: {reason}" in refused("explain", tiny_run.folder, *options)
+    assert not (tmp_path / "look").exists()
+
+
+def test_pictures_are_not_written_through_a_linked_folder(tiny_run, drawn_posts, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "2026-11.jpg").write_bytes(b"precious")
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look" / "heat").symlink_to(tmp_path / "mine")
+    options = ("--image", drawn_posts[0].image, "--text", "a", "--out", tmp_path / "look")
+    assert "a link to another folder" in refused("explain", tiny_run.folder, *options)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["2026-11.jpg"]

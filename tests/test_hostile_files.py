@@ -357,6 +357,32 @@ def test_the_demonstration_replaces_nothing_that_it_did_not_draw(commands, tmp_p
         assert "was not drawn by" in message
 
 
+def test_the_demonstration_deletes_nothing_behind_a_link(commands, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.jpg").write_bytes(b"precious")
+    place = tmp_path / "demo" / "mvsa"
+    place.mkdir(parents=True)
+    (place / "README.txt").write_text(
+        "A data set drawn by code for demonstration. `cli.py demo` replaces this folder.\n"
+    )
+    (place / "data").symlink_to(tmp_path / "mine")
+    assert "a link to another folder" in commands.refused("demo", "--out", tmp_path / "demo", watch=tmp_path)
+
+
+def test_a_text_behind_a_link_out_of_the_data_set_is_not_read(commands, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    place = mvsa(tmp_path / "mvsa", ["1", "2", "3"])
+    (place / "shared.txt").write_text("shared by two")
+    for id_, target in (("1", tmp_path / "secret"), ("2", place / "shared.txt")):
+        (place / "data" / f"{id_}.txt").unlink()
+        (place / "data" / f"{id_}.txt").symlink_to(target)
+    ran(commands, "prepare", place, "--out", tmp_path / "m.jsonl")
+    first, second, third = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    assert first["text"] is None
+    assert "1.txt: a link to a file outside the data set" in first["problem"]
+    assert (second["text"], third["text"]) == ("shared by two", "number 2")
+
+
 def test_links_that_loop_stop_neither_prepare_nor_doctor(commands, tmp_path):
     loop(tmp_path / "loop")
     place = mvsa(tmp_path / "mvsa", ["1"])

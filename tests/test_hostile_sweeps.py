@@ -211,6 +211,7 @@ TABLES = {
 ROWS = {
     "a title with escapes": {"title": "\x1b]0;x\x07"},
     "a title of megabytes": {"title": "x" * 10**6},
+    "a blank title": {"title": " "},
     "a key that is a path": {"key": "../x"},
     "an unknown kind": {"kind": "guessed"},
     "infinite figures": {"published": {"mvsa-single": [float("inf"), 0]}},

@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_no_lock_that_nobody_can_read(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "open", full)
         with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / LOCK}'"):
             take(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -193,7 +193,7 @@ def spoil(folder, what):
         ("ID\ttext,image\n1\tpositive\n", "line 2: not ID and 1 text,image pair"),
         ("ID\ttext,image\n1\tpositive,sad\n", "line 2: not ID and 1 text,image pair"),
         ("ID\ttext,image\n1\tpositive,neutral\tneutral,neutral\n", "line 2: not ID and 1"),
-        ("ID\ttext,image\n\n1\tpositive,neutral\n1\tneutral,neutral\n", "line 4: id '1' stands there twice"),
+        ("ID\ttext,image\n\n1\tpositive,neutral\n1\tneutral,neutral\n", "line 4: id '1' occurs twice"),
         ("ID\ttext,image\n../1\tpositive,neutral\n", "line 2: '../1' can't be the name of a post's files"),
         ("ID\ttext,image\n1\tpositive,negative\n", "no row survives the label rule"),
     ],

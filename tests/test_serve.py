@@ -111,7 +111,7 @@ def test_the_server_describes_itself_and_its_types(client, predictor):
     assert schema["$ref"].endswith("/Prediction")
     assert described["components"]["schemas"]["Prediction"]["properties"]["label"]["enum"] == list(LABELS)
     assert list(described["components"]["schemas"]["Probabilities"]["properties"]) == list(LABELS)
-    for closed in ("/docs", "/redoc", "/gradio_api/info", "/file=/etc/passwd", "/static/../../setup.cfg"):
+    for closed in ("/docs", "/redoc", "/queue/join", "/upload", "/file=/etc/passwd", "/static/../../setup.cfg"):
         assert client.get(closed).status_code == 404
     assert client.get("/health").json() == {"status": "ok"}
     model = client.get("/model").json()
@@ -184,6 +184,8 @@ WRONG = [
     ("application/json", b"\xff", 422, "not UTF-8"),
     ("application/json", b"[" * 100_000, 422, "not JSON"),
     ("application/json", b"1" * 100_000, 422, "not JSON"),
+    ("application/json", b"[" + b"[]," * 60_000 + b"[]]", 422, "too many parts"),
+    ("application/json", b'{"text": "' + b"[{" * 5_000 + b'"}', 422, "image: none"),
     ("application/json", b"[]", 422, "must be an object"),
     ("application/json", b'{"text": 3}', 422, "text: must be a JSON string"),
     ("application/json", b'{"text": "a", "image": {"path": "/etc/passwd"}}', 422, "image: must be a JSON string"),
@@ -193,7 +195,7 @@ WRONG = [
     ("application/json", b'{"text": "a", "image": "data:image/png;base64,AAAA"}', 422, "not an address, a path or a"),
     ("application/json", b'{"text": "a", "url": "http://127.0.0.1/"}', 422, "unknown field"),
     ("application/json", b'{"text": "a", "text": "b"}', 422, "given twice"),
-    ("application/json", b'{"text": "\\ud800", "image": "AAAA"}', 422, "half a surrogate pair"),
+    ("application/json", b'{"text": "\\ud800", "image": "AAAA"}', 422, "unpaired surrogate"),
 ]
 
 
@@ -216,6 +218,8 @@ def test_a_form_is_read_as_it_was_sent():
     assert read_post("application/json", json.dumps({"text": " \t", "image": None}).encode()) == Post(None, None)
     with pytest.raises(Refusal, match="unknown field"):
         read_post(FORM, part.replace(b"image", b"Image"))
+    with pytest.raises(Refusal, match="too long to read"):
+        read_post(FORM, part, deadline=0)
 
 
 def test_too_much_gets_a_413_announced_or_not(client):

@@ -75,7 +75,7 @@ def test_no_request_reads_lists_writes_or_deletes_a_file(server, client, drawn_p
     routes = [*client.get(f"{address}/openapi.json").json()["paths"], "/", "/page.js"]
     secret = home / "secret.txt"
     names = [str(secret), "../home/link", f"file://{secret}", f"{address}/secret.txt"]
-    files = [{"path": name, "meta": {"_type": "gradio.FileData"}, "url": name, "orig_name": name} for name in names]
+    files = [{"path": name, "meta": {"_type": "FileData"}, "url": name, "orig_name": name} for name in names]
     answers = []
     for route in (*routes, "/upload", "/file", "/queue/join", "/run/predict", "/api/predict", "/call/predict"):
         for name, file in zip(names, files, strict=True):
@@ -259,7 +259,7 @@ def test_a_silent_connection_is_ended(server):
 def test_a_client_that_does_not_read_its_answer_holds_nobody_up(server, drawn_posts):
     address, post = server.address, drawn_posts[0]
     with ExitStack() as stack, httpx.Client(timeout=PATIENCE) as client:
-        for _ in range(40):
+        for _ in range(300):
             connection = stack.enter_context(socket.create_connection(server.place))
             connection.sendall(b"GET /examples HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
         assert ask(client, post.image.read_bytes(), post.text, address).status_code == 200
@@ -309,7 +309,7 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
             took = time.monotonic() - started
             print(f"ended {took:.2f} s after {number.name}")
             assert took < 25  # 5 s on an idle machine
-            assert [future.result() for future in asked]
+            assert all(future.result() in (422, 503) or isinstance(future.result(), str) for future in asked)
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -124,6 +124,19 @@ def test_a_kill_before_the_first_answer_leaves_nothing_in_the_way(torn, tmp_path
     assert answers_of(out) == expected(5)
 
 
+def test_unfinished_answers_behind_a_link_are_not_written(tmp_path):
+    posts, out = write_posts(tmp_path, 5), tmp_path / "out.jsonl"
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious")
+    for target in (mine, tmp_path / "absent"):
+        unfinished(out).unlink(missing_ok=True)
+        unfinished(out).symlink_to(target)
+        with pytest.raises(InputError, match="unfinished: a link; delete it"):
+            answer_file(Toy(tmp_path), posts, out, quiet=True)
+    assert mine.read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+
+
 def begun(folder, posts, out):
     """The first line of unfinished answers, as a process that fails at once leaves it."""
     toy = Toy(folder)

@@ -17,12 +17,13 @@ from fusion.predict import Predictor, RawPost
 from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
 from pipeline.cache import Cache
+from pipeline.common.folders import remove_file, require_no_link
 from pipeline.encoders import TextEncoder, first_difference
 from pipeline.errors import InputError
 from pipeline.files import complete_or_absent, regular_bytes, write_json
 from pipeline.fingerprint import require_images, same_text_encoder
 from pipeline.records import LABELS
-from pipeline.sources import Sources
+from pipeline.sources import Sources, decoding_problem
 
 PAGE, DATA = "index.html", "explanations.json"
 
@@ -83,6 +84,8 @@ def look_at_raw(
     picture: Image.Image | str = "none was given"
     for predictor in predictors:
         require_images(predictor.run.facts["fingerprint"], predictor.run.folder, "explaining needs images")
+        if post.image is not None and (problem := decoding_problem(post.image, predictor.image.transform)):
+            raise InputError(f"--image {image}: {problem}")
         inputs = predictor.inputs(post)
         picture = inputs.picture or picture
         explanations = explain_posts(predictor, [inputs], method=method)
@@ -114,8 +117,9 @@ def most_wrong(evaluation: dict[str, Any], count: int) -> list[str]:
 
 def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -> dict[str, Any]:
     """Write the page, the JSON, and heat/NNN-K.jpg: post NNN as run K looks at it. Returns what the JSON holds."""
+    require_no_link(folder / "heat", folder)
     for old in folder.glob("heat/[0-9]*-[0-9]*.jpg"):
-        old.unlink()
+        remove_file(old)
     by_post = list(zip(*(look.explanations for look in looks), strict=True))
     cards, records = [], []
     for number, (post, found) in enumerate(zip(posts, by_post, strict=True), start=1):

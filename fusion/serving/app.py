@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field, create_model
 from fusion.predict import Answer
 from fusion.report.cards import data_uri, shrunk
 from fusion.report.heatmap import STOPS
-from fusion.serving.forms import Post, read_post
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Refusal
 from pipeline.drawn import NAMES, write_tweet
@@ -138,12 +137,12 @@ def build_app(handler: RequestHandler, name: str) -> FastAPI:
     @app.post("/predict", response_model=prediction, responses=_PROBLEMS, openapi_extra=_BODY)
     async def predict(request: Request) -> Any:
         """Class probabilities of one post. Both fields are needed, unless the run was trained to do without one."""
-        return _record(await handler.predict(await _post(request)))
+        return _record(await handler.predict(*await _sent(request)))
 
     @app.post("/explain", response_model=explanation, responses=_PROBLEMS, openapi_extra=_BODY)
     async def explain(request: Request) -> Any:
         """Class probabilities of one post, the picture under its heat map, and the weight of each word."""
-        found = await handler.explain(await _post(request))
+        found = await handler.explain(*await _sent(request))
         share = found.explanation.text_share if found.explanation else None
         more = {"method": handler.method, "heat_map": found.heat_map, "words": found.words, "text_share": share}
         return {**_record(found.answer), **more, "legend": [[f"rgb{colour}", at] for at, colour in STOPS]}
@@ -185,8 +184,8 @@ def build_app(handler: RequestHandler, name: str) -> FastAPI:
     return app
 
 
-async def _post(request: Request) -> Post:
-    return read_post(request.headers.get("content-type", ""), await request.body())
+async def _sent(request: Request) -> tuple[str, bytes]:
+    return request.headers.get("content-type", ""), await request.body()
 
 
 def _record(answer: Answer) -> dict[str, Any]:

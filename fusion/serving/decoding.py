@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from fusion.serving.limits import Limits
+from fusion.serving.limits import Limits, busy
 from pipeline.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.images import ImageProblem, to_rgb
 from pipeline.worker import Ended, Worker
@@ -58,10 +58,26 @@ class PictureDecoders:
             worker.close()
 
     def decode(self, data: bytes) -> Picture:
-        """Decode one picture; waits for it. Never raises for what is in `data`. Each thread uses one worker."""
+        """Decode one picture and wait for it. What is wrong with it becomes its reason.
+
+        Raises Refusal where no process can decode.
+        """
+        picture = self._attempt(data)
+        if isinstance(picture, Ended) and not ended_by_limit_cpu(picture.exit_code):
+            picture = self._attempt(data)  # the process may have been ended from outside
+        if isinstance(picture, Picture):
+            return picture
+        if picture.at_start:
+            raise busy("the processes that decode pictures do not start")
+        if ended_by_limit_cpu(picture.exit_code):
+            reason = f"takes more than {self._limits.decode_seconds:g} s to decode; send a smaller one"
+        else:
+            reason = "decoding it ended the decoding process"
+        return Picture(reason=f"image: {reason}")
+
+    def _attempt(self, data: bytes) -> Picture | Ended:
+        """Decode a picture in an idle process, or a new one; `Ended` if the process ends meanwhile."""
         worker = self._worker()
-        if worker is None:
-            return Picture(reason="image: the server is ending")
         # The limit of processor time ends what computes; this ends whatever else could take long.
         alarm = threading.Timer(self._limits.seconds, worker.kill)
         alarm.start()
@@ -71,16 +87,16 @@ class PictureDecoders:
             with self._lock:
                 self._workers.discard(worker)
             worker.close()
-            return Picture(reason=f"image: {self._why(end)}")
+            return end
         finally:
             alarm.cancel()
         self._idle.put(worker)
         return picture
 
-    def _worker(self) -> Worker | None:
+    def _worker(self) -> Worker:
         with self._lock:
             if self._closed:
-                return None
+                raise busy("the server is ending")
             try:
                 return self._idle.get_nowait()
             except Empty:
@@ -88,11 +104,6 @@ class PictureDecoders:
                 worker = Worker(_begin, self._transform, limits.pixels, limits.decode_seconds, limits.decode_mib)
                 self._workers.add(worker)
                 return worker
-
-    def _why(self, end: Ended) -> str:
-        if ended_by_limit_cpu(end.exit_code):
-            return f"takes more than {self._limits.decode_seconds:g} s to decode; send a smaller one"
-        return "decoding it ended the decoding process"
 
 
 def _begin(transform: Any, max_pixels: int, seconds: float, mib: int) -> Callable[[bytes], Iterator[Picture]]:

@@ -3,6 +3,8 @@
 import base64
 import binascii
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from fusion.serving.limits import Refusal
+from fusion.serving.limits import Refusal, busy
 
 _FIELDS = ("image", "text")
 _WANTED = 'send multipart/form-data with the fields "image" (a file) and "text", or JSON {"text": ..., "image": base64}'
 _CHUNK = 1 << 16
+_MOST_MARKS = 50_000  # brackets, commas or quotes in a JSON body; a text of the largest size has fewer
 
 
 @dataclass
@@ -25,13 +28,15 @@ class Post:
     image: bytes | None = None
 
 
-def read_post(content_type: str, body: bytes) -> Post:
-    """The post of a body. Raises Refusal (415 for another content type, 422 for a wrong field)."""
+def read_post(content_type: str, body: bytes, deadline: float = math.inf) -> Post:
+    """The post of a body. Raises Refusal: 415 for another content type, 422 for a wrong field, 503 after `deadline` (of
+    time.monotonic).
+    """
     kind, options = parse_options_header(content_type)
     if kind == b"application/json":
         post = _from_json(body)
     elif kind == b"multipart/form-data":
-        post = _from_parts(options.get(b"boundary", b""), body)
+        post = _from_parts(options.get(b"boundary", b""), body, deadline)
     else:
         raise Refusal(415, _WANTED)
     if post.text is not None and not post.text.strip():
@@ -40,6 +45,8 @@ def read_post(content_type: str, body: bytes) -> Post:
 
 
 def _from_json(body: bytes) -> Post:
+    if any(body.count(mark) > _MOST_MARKS for mark in (b"{", b"[", b",", b'"')):
+        raise Refusal(422, f"the JSON has too many parts; {_WANTED}")  # it would take far more memory than its bytes
     try:
         record = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
     except UnicodeDecodeError:
@@ -79,7 +86,7 @@ def _unknown_field() -> str:
     return f"unknown field; known are {' and '.join(_FIELDS)}, each at most once"
 
 
-def _from_parts(boundary: bytes, body: bytes) -> Post:
+def _from_parts(boundary: bytes, body: bytes, deadline: float) -> Post:
     """Parse multipart/form-data. Nothing is written to disk, and file names are ignored."""
     if not boundary:
         raise Refusal(422, "multipart/form-data without a boundary; let your HTTP client set the Content-Type")
@@ -87,6 +94,8 @@ def _from_parts(boundary: bytes, body: bytes) -> Post:
     try:
         parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
         for start in range(0, len(body), _CHUNK):
+            if time.monotonic() > deadline:
+                raise busy("the form took too long to read")
             parser.write(body[start : start + _CHUNK])
         parser.finalize()
     except (FormParserError, ValueError):

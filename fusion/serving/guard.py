@@ -44,7 +44,7 @@ class Guard:
         """hosts: names that may stand in a request's Host, beside those of loopback."""
         self._app, self.limits = app, limits
         self._hosts = {name.lower() for name in (*LOOPBACK, *hosts)}
-        self.held = 0  # bytes of all bodies that are being received or answered
+        self.held = 0  # bytes of all bodies, until each is answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,6 +70,10 @@ class Guard:
             await problem(scope, receive, with_headers)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # by the server's end, after the time that it gives to requests in progress
+            if not started:
+                problem = JSONResponse({"detail": "the server is ending"}, 503, {"Connection": "close"})
+                await problem(scope, receive, with_headers)
         except Exception as error:
             # Not the traceback: it may hold what a stranger sent.
             trace = error.__traceback__
@@ -111,6 +115,7 @@ class _Body:
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self._guard, self._limits, self._receive = guard, guard.limits, receive
         self._data = bytearray()
+        self._held = 0
         self._ended = False
 
     async def read(self) -> bytes:
@@ -121,7 +126,8 @@ class _Body:
                     self._hold(await self._next())
         except TimeoutError:
             raise Refusal(408, f"the body did not arrive within {self._limits.body_seconds:g} s") from None
-        return bytes(self._data)
+        whole, self._data = bytes(self._data), bytearray()
+        return whole
 
     async def drain(self) -> None:
         """Read on for a while without keeping anything: a client that still sends may not see an answer before."""
@@ -134,8 +140,8 @@ class _Body:
 
     def release(self) -> None:
         """Give the memory back to the others."""
-        self._guard.held -= len(self._data)
-        self._data = bytearray()
+        self._guard.held -= self._held
+        self._held, self._data = 0, bytearray()
 
     async def _next(self) -> bytes:
         message = await self._receive()
@@ -146,6 +152,7 @@ class _Body:
 
     def _hold(self, data: bytes) -> None:
         self._data += data
+        self._held += len(data)
         self._guard.held += len(data)
         if len(self._data) > self._limits.bytes:
             raise too_large(self._limits)
@@ -159,7 +166,7 @@ def too_large(limits: Limits) -> Refusal:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """An ASGI `receive` that gives the body once, and then what the connection says."""
+    """An ASGI `receive` that gives the body once, and then forwards the connection's messages."""
     given = False
 
     async def replayed() -> Message:

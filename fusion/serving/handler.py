@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from fusion.predict import Answer, Inputs, Predictor, raw_text_problem, unanswer
 from fusion.report.cards import shaded
 from fusion.report.heatmap import overlay
 from fusion.serving.decoding import PictureDecoders
-from fusion.serving.forms import Post
+from fusion.serving.forms import Post, read_post
 from fusion.serving.limits import Limits, Refusal, busy
 from pipeline.encoders import NoImages
 
@@ -67,39 +68,46 @@ class RequestHandler:
         self._cores.shutdown()
 
     def warm_up(self) -> None:
-        """Answer a blank post, so that the first request is as quick as the others. Starts the decoding processes."""
+        """Answer a blank post, so that the first request is as quick as the others. Starts a decoding process."""
         picture = io.BytesIO()
         Image.new("RGB", (64, 64)).save(picture, "PNG")
         post = Post("warm up", None if isinstance(self.predictor.image, NoImages) else picture.getvalue())
-        self._cores.submit(self._explain, post, time.monotonic() + self.limits.seconds).exception()
+        self._cores.submit(self._explain, post).exception()
 
-    async def predict(self, post: Post) -> Answer:
-        """Class probabilities. Raises Refusal."""
-        return await self._on_a_core(self._predict, post)
+    async def predict(self, content_type: str, body: bytes) -> Answer:
+        """Class probabilities of the post in a body. Raises Refusal."""
+        return await self._on_a_core(self._predict, content_type, body)
 
-    async def explain(self, post: Post) -> Explained:
-        """Class probabilities with the explanation. Raises Refusal."""
-        return await self._on_a_core(self._explain, post)
+    async def explain(self, content_type: str, body: bytes) -> Explained:
+        """Class probabilities of the post in a body, with the explanation. Raises Refusal."""
+        return await self._on_a_core(self._explain, content_type, body)
 
-    async def _on_a_core(self, work: Callable[[Post, float], Result], post: Post) -> Result:
+    async def _on_a_core(self, work: Callable[[Post], Result], content_type: str, body: bytes) -> Result:
         """Do a request's work within the limits. Its place is free again only when the work has really ended."""
-        if problem := self._problem(post):
-            raise problem
         if self._in_progress >= self.limits.requests:
             raise busy(f"the limit of {self.limits.requests} requests in progress is reached")
         self._in_progress += 1
-        loop = asyncio.get_running_loop()
+        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self.limits.seconds
 
         def ended(_: Future[Result]) -> None:
-            loop.call_soon_threadsafe(self._leave)
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(self._leave)
 
-        future = self._cores.submit(work, post, time.monotonic() + self.limits.seconds)
+        future = self._cores.submit(self._read_and, work, content_type, body, deadline)
         future.add_done_callback(ended)
         try:
             async with asyncio.timeout(self.limits.seconds):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise busy(f"no answer within {self.limits.seconds:g} s") from None
+
+    def _read_and(self, work: Callable[[Post], Result], content_type: str, body: bytes, deadline: float) -> Result:
+        if time.monotonic() > deadline:  # nobody waits for it any more
+            raise busy("the request waited too long for its turn")
+        post = read_post(content_type, body, deadline)
+        if problem := self._problem(post):
+            raise problem
+        return work(post)
 
     def _leave(self) -> None:
         self._in_progress -= 1
@@ -112,11 +120,11 @@ class RequestHandler:
         reason = raw_text_problem(post.text) or unanswerable(self.predictor, post.text is None, post.image is None)
         return Refusal(422, reason) if reason else None
 
-    def _predict(self, post: Post, deadline: float) -> Answer:
-        return self._answer(self._inputs(post, deadline))
+    def _predict(self, post: Post) -> Answer:
+        return self._answer(self._inputs(post))
 
-    def _explain(self, post: Post, deadline: float) -> Explained:
-        inputs = self._inputs(post, deadline)
+    def _explain(self, post: Post) -> Explained:
+        inputs = self._inputs(post)
         answer = self._answer(inputs)
         if not isinstance(self.predictor.model, FusionModel):  # the methods explain the paper's model alone
             return Explained(answer, None, None)
@@ -127,9 +135,7 @@ class RequestHandler:
             heat_map = png_uri(overlay(inputs.picture, explanation.heat, view))
         return Explained(answer, explanation, heat_map)
 
-    def _inputs(self, post: Post, deadline: float) -> Inputs:
-        if time.monotonic() > deadline:  # nobody waits for it any more
-            raise busy("the request waited too long for its turn")
+    def _inputs(self, post: Post) -> Inputs:
         if post.image is None:
             return Inputs("", post.text)
         picture = self._decoders.decode(post.image)

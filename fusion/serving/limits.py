@@ -12,8 +12,8 @@ class Limits:
         requests: in progress at a time; of these at most one per core computes.
         seconds: from a whole request to its answer. decode_seconds: processor time to decode one picture.
         body_seconds: to send a body. head_seconds: to send a request's head; an idle connection ends after them too.
-        connections: whose request is not complete; a further one displaces the oldest.
-        held_bytes: of all bodies together that are being received.
+        connections: open at a time; a further one displaces the one that has waited longest.
+        held_bytes: of all bodies together, until each is answered.
         decode_mib: memory that a decoding process may use beyond what it starts with.
     """
 

@@ -13,7 +13,7 @@ import uvicorn
 from fusion.predict import Predictor
 from fusion.serving.app import build_app
 from fusion.serving.connections import BoundedProtocol
-from fusion.serving.guard import Guard
+from fusion.serving.guard import Guard, host_name
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import LIMITS, Limits
 from pipeline.errors import InputError
@@ -36,13 +36,14 @@ def serve(
     allowed_hosts: names by which browsers may reach the server, beside those of loopback and `host` itself.
     Raises InputError if the address is unavailable.
     """
+    hosts = [_checked(name) for name in allowed_hosts]
     cores = torch.get_num_threads()
     with _until_told(), _listen(host, port) as listener:
         torch.set_num_threads(1)  # a core to each request, so that none waits for another at every layer
         with RequestHandler(predictor, limits, cores=cores) as handler:
             handler.warm_up()
             written = f"[{host}]" if ":" in host else host
-            names = [*allowed_hosts, *([] if host in _ANY else [written])]
+            names = [*hosts, *([] if host in _ANY else [written])]
             address = f"http://{written}:{listener.getsockname()[1]}"
             say(f"page: {address}/   endpoint: POST {address}/predict, described in {address}/openapi.json")
             if host not in ("127.0.0.1", "localhost", "::1"):
@@ -54,10 +55,17 @@ def serve(
             _run(app, listener, limits)
 
 
+def _checked(name: str) -> str:
+    """A name for `allowed_hosts`. Raises InputError if it can be no name in a request's Host header."""
+    if host_name(name) != name:
+        raise InputError(f"--allow-host {name}: must be a name or an address without a port, like box.lan or [fe80::1]")
+    return name.lower()
+
+
 def _run(app: Guard, listener: socket.socket, limits: Limits) -> None:
     """Answer requests until a signal comes; uvicorn then finishes what is in progress and raises the signal again."""
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings are for whoever sent the form
-    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits, "unfinished": {}})
+    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits, "open": {}})
     uvicorn.Server(
         uvicorn.Config(
             app,
@@ -67,7 +75,7 @@ def _run(app: Guard, listener: socket.socket, limits: Limits) -> None:
             log_level="error",
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # nobody may say for others who they are
+            proxy_headers=False,  # ignores X-Forwarded-* headers
             timeout_keep_alive=int(limits.head_seconds),
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )

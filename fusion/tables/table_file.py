@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fusion.run_files import Epoch, Parameters
 from fusion.tables.rows import DATA_SETS, FULL, TABLES
-from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, read_json
+from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, one_line, read_json
 from pipeline.records import LABELS
 
 MOST_POSTS = 50_000
@@ -69,7 +69,7 @@ class Repeat(Document):
 
 class RowFacts(Document):
     key: Name
-    title: Annotated[Line, Field(min_length=1, max_length=200)]
+    title: Annotated[Line, Field(pattern=r"^\S", max_length=200)]
     group: Annotated[Line, Field(max_length=200)]
     kind: Literal["trained", "majority", "probe", "shuffled"]
     settings: Annotated[dict[str, Any], PLAIN] = Field(default={})
@@ -88,8 +88,8 @@ class RowFacts(Document):
 
 
 class LeftOut(Document):
-    title: Annotated[Line, Field(max_length=200)]
-    why: Annotated[str, Field(max_length=2000)]
+    title: Annotated[Line, Field(pattern=r"^\S", max_length=200)]
+    why: Annotated[str, Field(max_length=2000), AfterValidator(one_line)]
 
 
 class Table(Document):

@@ -26,7 +26,7 @@ class Document(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must hold printable characters alone")
     return text
@@ -41,7 +41,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Difference = Annotated[float, Field(ge=-1, le=1)]  # of two shares
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
-Line = Annotated[str, Field(max_length=500), AfterValidator(_one_line)]  # text that is shown
+Line = Annotated[str, Field(max_length=500), AfterValidator(one_line)]  # text that is shown
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.+-]+$")]
 PLAIN = AfterValidator(_plain)  # for a JSON value of any form: it must be small, shallow and finite
 Post = Annotated[str, Field(min_length=1, max_length=4096)]  # an id

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import InputError
 
@@ -22,13 +23,18 @@ def remove_file(path: Path) -> None:
 
 def append_bytes(path: Path, data: bytes) -> None:
     """Append to an ordinary file, or make it. Raises OSError naming it, also for a link, a pipe or a device."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with named_errors(path):
-        handle = os.open(path, flags, 0o666)
-        with os.fdopen(handle, "ab") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", str(path))
-            file.write(data)
+    with named_errors(path), open_to_append(path) as file:
+        file.write(data)
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open an ordinary file to read and append, or make it. Raises OSError for a link, a pipe or a device."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "ab+")
 
 
 def require_regular(path: Path) -> None:

@@ -1,10 +1,10 @@
 // Draws an answer of POST /explain. What comes from outside enters as text or as an attribute, never as HTML.
 
 const FIRST = 10; // so many labels are shown at first
-const UNEXPLAINED = "This run's model says no more than the probabilities: it has no heat map and no word weights.";
+const UNEXPLAINED = "This run's model gives probabilities alone: it has no heat map and no word weights.";
 const NOTES = {
-  no_text: "There is no text: this is what the photo says alone.",
-  no_image: "There is no photo: this is what the text says alone.",
+  no_text: "There is no text: this is predicted from the photo alone.",
+  no_image: "There is no photo: this is predicted from the text alone.",
   empty_text: "The text is empty.",
   truncated: "The text is longer than the encoder reads; its end was left out (struck through below).",
   rotated: "The photo was turned upright, as its camera noted.",
