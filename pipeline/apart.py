@@ -119,5 +119,5 @@ def _ended(pid: int, *, kill: bool) -> int:
 
 def _how(code: int, seconds: float) -> str:
     if code == -signal.SIGPROF:
-        return f"reading it takes over {seconds:.0f} s"
+        return f"reading it takes over {seconds:g} s"
     return f"the library that reads it crashes ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
