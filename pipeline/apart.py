@@ -9,6 +9,7 @@ second.
 import faulthandler
 import gc
 import json
+import math
 import os
 import resource
 import signal
@@ -91,7 +92,7 @@ def _answer(work: Callable[[_T], Any], items: Sequence[_T], seconds: float, mib:
         limit_memory(mib)
         with os.fdopen(answers, "wb") as lines:
             for item in items:
-                signal.alarm(round(_PATIENCE * seconds))  # for what waits and computes nothing
+                signal.alarm(math.ceil(_PATIENCE * seconds))  # for what waits and computes nothing
                 with limit_cpu(seconds):
                     try:
                         answer = {"value": work(item)}

@@ -154,8 +154,43 @@ def test_gathered_rows_are_the_posts_own_in_any_order_and_more_than_once(stored,
         cache.gather_images(rows, (out[0].astype(other), out[1].astype(other)))
     with pytest.raises((ValueError, TypeError)):
         cache.gather_images(rows, (np.empty((C, M, 7), stored).T, out[1]))  # not contiguous
-    with pytest.raises((IndexError, ValueError)):
-        cache.gather_images(np.array([35]))
+
+
+def test_a_row_or_view_that_is_not_there_is_never_another_posts(small_shards, tmp_path):
+    """NumPy counts -1 from the end, and the view after the last is the next post's first."""
+    cache = write_cache(tmp_path / "cache", posts=61, views=2)
+    for rows in ([-1], [3, 61]):
+        with pytest.raises(IndexError, match=f"row {rows[-1]}: there are 61"):
+            cache.gather_images(np.array(rows))
+    for view in (-1, 2):
+        with pytest.raises(IndexError, match=f"view {view}: there are 2"):
+            cache.gather_images(np.array([3, 4]), views=np.array([0, view]))
+        for one in (cache.patches, cache.pooled):
+            with pytest.raises(IndexError):
+                one(3, view)
+    for one in (cache.patches, cache.pooled, cache.tokens, cache.input_ids):
+        for row in (-1, 61):
+            with pytest.raises(IndexError, match=f"row {row}: there are 61"):
+                one(row)
+
+
+def test_sizes_and_word_pieces_are_those_that_a_model_was_made_for(cache):
+    cache.require_sizes({"channels": 11, "text_width": 7, "patches": 5}, "the run")
+    cache.require_sizes({"channels": 11, "text_width": 7}, "a run of an earlier version")
+    with pytest.raises(InputError, match="channels 11, but the run was made for 13"):
+        cache.require_sizes({"channels": 13, "text_width": 7}, "the run")
+    cache.require_word_pieces(31, 7)
+    with pytest.raises(InputError, match="a text width of 7, but its text encoder has 8"):
+        cache.require_word_pieces(31, 8)
+    with pytest.raises(InputError, match=r"shard-00000\.h5: holds ids of word pieces"):
+        cache.require_word_pieces(6, 7)
+
+
+def test_giving_splits_does_not_read_the_index_again(cache, tmp_path):
+    splits = tmp_path / "splits.csv"
+    splits.write_text("id,split\n5,test\n")
+    (cache.folder / "index.h5").unlink()
+    assert cache.with_splits(splits).rows("test").tolist() == [5]
 
 
 def test_readers_take_no_lock(cache, monkeypatch):

@@ -29,6 +29,17 @@ def test_every_place_gives_the_batches_that_the_cache_gives(cache, place):
             assert np.array_equal(np.asarray(getattr(found, name)), np.asarray(value)), name
 
 
+def test_rows_that_were_not_copied_are_an_error_and_no_other_rows(cache):
+    features = Features(cache, np.array([3, 5, 7]), torch.device("cpu"), "ram")
+    (batch,) = features.batches([np.array([7, 3])])
+    np.testing.assert_array_equal(batch.pooled.numpy(), np.stack([cache.pooled(7), cache.pooled(3)]))
+    for row in (4, -1, 1000):
+        with pytest.raises(IndexError, match=f"row {row}: it, or its view, was not copied"):
+            list(features.batches([np.array([3, row])]))
+    with pytest.raises(IndexError, match="row 5"):
+        list(features.batches([np.array([3, 5])], np.eye(1, len(cache), 5, dtype=np.int64)[0]))
+
+
 def test_an_error_while_reading_ahead_reaches_the_caller(cache, monkeypatch):
     features = Features(cache, cache.rows("train"), CPU)
     monkeypatch.setattr("fusion.features.read_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))

@@ -34,6 +34,20 @@ def test_the_final_name_appears_only_at_the_end_and_replaces_what_a_kill_left(tm
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("plant", [Path.touch, os.mkfifo, lambda path: path.symlink_to(path.parent / "precious.txt")])
+def test_nothing_is_written_through_what_lies_under_the_temporary_or_the_final_name(plant, tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    for name in ("a.txt", "a.txt.partial"):
+        plant(tmp_path / name)
+        write_text(tmp_path / "a.txt", "new")
+        assert precious.read_text() == "precious"
+        assert not (tmp_path / "a.txt").is_symlink()
+        assert (tmp_path / "a.txt").read_text() == "new"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "precious.txt"]
+        (tmp_path / "a.txt").unlink()
+
+
 def test_nan_is_no_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})

@@ -140,7 +140,7 @@ def extracted(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["shard outside", "external link", "index a link", "index a pipe", "a terabyte"])
 def test_a_hostile_index_is_appended_to_by_nobody_and_repaired_from_the_shards(name, extracted):
     folder, posts = extracted
-    whole = {path.name: path.read_bytes() for path in folder.glob("*.h5")}
+    shards = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
     shutil.copytree(folder, folder.parent / "good")
     INDEX[name](folder)
     before = snapshot(folder.parent)
@@ -148,7 +148,8 @@ def test_a_hostile_index_is_appended_to_by_nobody_and_repaired_from_the_shards(n
     assert snapshot(folder.parent) == before
     outside = snapshot(folder.parent / "good")
     make(posts, folder, Changes(repair=True))
-    assert {path.name: path.read_bytes() for path in folder.glob("*.h5")} == whole
+    assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == shards
+    assert Cache(folder).damage() == []
     assert snapshot(folder.parent / "good") == outside
 
 

@@ -21,7 +21,7 @@ from fusion.report.plots import reliability_diagram
 from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.errors import InputError
-from pipeline.files import write_json
+from pipeline.files import sha256_of_file, write_json
 from pipeline.records import LABELS, Post
 from tests.test_cli import invoke, refused
 from tests.test_train import run_of
@@ -51,16 +51,18 @@ class ToyTokenizer:
 
 def make_run(folder, *settings, monkeypatch):
     """A trained and evaluated run of posts with hostile texts; every third image is missing."""
-    cache = write_cache(folder / "cache", posts=90, m=4, strength=2.0, fingerprint=MARKS)
+    hashes = [""] * 90
+    for row in range(0, 90):
+        if row % 3:
+            Image.fromarray(np.full((30, 20 + row, 3), row, np.uint8)).save(folder / f"{row}.png")
+            hashes[row] = sha256_of_file(folder / f"{row}.png")
+    cache = write_cache(folder / "cache", posts=90, m=4, strength=2.0, fingerprint=MARKS, image_sha256=hashes)
     posts = [
         Post(id_, f"{SCRIPT} number {id_}", folder / f"{id_}.png", LABELS[label], ("train", "val", "test")[split])
         for id_, label, split in zip(cache.ids, cache.labels, cache.splits, strict=True)
     ]
     hdf5.write_index(folder / "cache", hdf5.in_shards(posts), MARKS)
     cache = Cache(folder / "cache")
-    for row in range(0, 90):
-        if row % 3:
-            Image.fromarray(np.full((30, 20 + row, 3), row, np.uint8)).save(folder / f"{row}.png")
     tokenizer = ToyTokenizer(cache)
     for module in ("fusion.report.page", "fusion.report.gallery"):
         monkeypatch.setattr(f"{module}.same_text_encoder", lambda *_, **__: tokenizer)
@@ -78,6 +80,33 @@ def reported(tmp_path_factory):
         shown, looks = look_at_cached([run, run], ["31", "33"], CPU)
         write_gallery(folder / "gallery", shown, looks)
     return run, folder / "report.html", summary, folder / "gallery"
+
+
+@pytest.mark.parametrize("planted", [b"root:x:0:0:secret", "29.png", None])
+def test_a_picture_that_is_not_the_one_of_the_features_is_not_shown(planted, reported, tmp_path, monkeypatch):
+    """A cache may name any file of this machine."""
+    run, *_ = reported
+    path = run.folder.parent / "31.png"
+    whole = path.read_bytes()
+    monkeypatch.setattr(
+        "fusion.report.gallery.same_text_encoder", lambda *_, **__: ToyTokenizer(Cache(run.cache_folder))
+    )
+    try:
+        if planted is None:
+            path.unlink()
+        else:
+            path.write_bytes(planted if isinstance(planted, bytes) else (path.parent / planted).read_bytes())
+        shown, looks = look_at_cached([run], ["31", "32"], CPU)
+    finally:
+        path.write_bytes(whole)
+    reason = "No such file or directory" if planted is None else "the file has changed since extraction"
+    assert shown[0].picture == f"31.png: {reason}"
+    assert shown[1].picture.size == (52, 30)
+    write_gallery(tmp_path, shown, looks)
+    html = (tmp_path / "index.html").read_text()
+    assert f"no picture: <bdi>31.png: {reason}</bdi>" in html
+    assert "secret" not in html
+    assert [file.name for file in (tmp_path / "heat").iterdir()] == ["002-1.jpg"]
 
 
 class Page(HTMLParser):
@@ -214,7 +243,7 @@ def test_without_the_cache_the_rest_is_reported(reported, tmp_path):
     summary = page.write_report(run, tmp_path / "report.html", CPU, cache_folder=tmp_path / "gone")
     assert summary["explained"] == []
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert f"Not shown: <bdi>{tmp_path / 'gone'}: no such cache" in text
+    assert f"Not shown:  {tmp_path / 'gone'}: no such cache" in text
     assert f"{100 * run.evaluation('test')['accuracy']:.2f} %" in text
 
 

@@ -1,5 +1,6 @@
 """Small stand-ins for tests: a cache of random features, and a text encoder that is a table of word vectors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def write_cache(
     fingerprint: dict[str, Any] = FINGERPRINT,
     views: int = 1,
     modality_labels: bool = True,
+    image_sha256: Sequence[str] | None = None,
 ) -> Cache:
     """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each.
 
@@ -67,7 +69,8 @@ def write_cache(
     patches = random.normal(size=shape).astype(np.float32)
     patches[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 2))
     folder.mkdir(parents=True, exist_ok=True)
-    records = [hdf5.PostRecord(str(number), f"{number:064x}", f"{number + posts:064x}") for number in range(posts)]
+    hashes = image_sha256 or [f"{number + posts:064x}" for number in range(posts)]
+    records = [hdf5.PostRecord(str(number), f"{number:064x}", hashes[number]) for number in range(posts)]
     for start in range(0, posts, hdf5.SHARD_POSTS):
         part = slice(start, start + hdf5.SHARD_POSTS)
         features = hdf5.ShardFeatures(
