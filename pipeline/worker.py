@@ -6,6 +6,7 @@ gave up its pool in 19 of 150 trials in which a process died at once. A process 
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -85,6 +86,7 @@ def _run(begin: Callable[..., Callable[[Any], Iterable[Any]]], connection: Conne
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started the parent may have it ignored; see bounds
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
     threading.Thread(target=end_with_parent, daemon=True).start()
     answers = begin(*arguments)
     try:

@@ -75,7 +75,7 @@ def test_inspect_encodes_posts_again_with_the_encoders_that_the_cache_names(tmp_
     assert json.loads((tmp_path / "inspect.json").read_text())["problems"] == []
     Image.new("RGB", (50, 50), "green").save(posts[3].image)
     output = invoke(*arguments, code=1)
-    assert "post 3: its patches are not what the encoders say" in output
+    assert "post 3: its image can't be read any more (3.jpg: the file has changed since extraction)" in output
     assert "post 2" not in output
     output = invoke(*arguments, "--image-weights", tmp_path / "none.pth", code=1)
     assert output.splitlines()[-1] == f"Error: --image-weights {tmp_path / 'none.pth'}: no such file"
