@@ -138,7 +138,8 @@ def hostile_lines(draw: random.Random) -> bytes:
     for number in range(draw.randrange(6)):
         post = {"id": str(number), "text": "天 a\u2028b", "image": f"{number}.jpg", "label": "positive", "split": "val"}
         for _ in range(draw.choice((0, 0, 0, 1, 2))):
-            values = (None, 3, "", "x", [], {}, True, 1e400, "\ud800", "positive", "a\u202fb", "\u2028", "\x85", "\u202e")
+            odd = ("\ud800", "a\u202fb", "\u2028", "\x85", "\u202e")
+            values = (None, 3, "", "x", [], {}, True, 1e400, "positive", *odd)
             post[draw.choice((*post, "problem", "other"))] = draw.choice(values)
         lines.append(json.dumps(post, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass"))
     data = bytearray(draw.choice((b"\n", b"\r\n", b"\n\n")).join(lines))
