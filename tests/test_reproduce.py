@@ -145,7 +145,7 @@ def test_every_table_is_made_again_from_its_json_alone(whole, tmp_path):
     assert (tmp_path / "again" / "table-2.md").read_text() == (out / "table-2.md").read_text()
     assert (tmp_path / "again" / "table-2.png").read_bytes() == (out / "table-2.png").read_bytes()
     alone.write_text("{}")
-    assert "not a table that `reproduce` wrote" in refused("table", alone, "--out", tmp_path / "again")
+    assert "damaged, table: Field required" in refused("table", alone, "--out", tmp_path / "again")
     assert "no such file" in refused("table", tmp_path / "none.json", "--out", tmp_path / "again")
 
 
