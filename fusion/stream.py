@@ -6,6 +6,7 @@ kill leaves whole lines there and perhaps a torn one, which the same command cut
 
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from pipeline.records import parse_partial
 from pipeline.stop import StopWish, on_signals
 
 _SHOWN_FAILURES = 5
+_HEADER_BEGINS = b'{"model_sha256"'
 _MOST_FILE_BYTES = 1 << 36  # of a file of posts, some hundred million of them; more is a hole without an end
 _MOST_LINE_BYTES = 1 << 24  # of a post
 
@@ -188,10 +190,9 @@ def _opened(posts: Path) -> BinaryIO:
         raise InputError(f"{posts}: no such file") from None
     except OSError as error:
         raise InputError(f"{posts}: {error.strerror or error}") from None
-    if (size := file.seek(0, 2)) > _MOST_FILE_BYTES:
+    if (size := os.fstat(file.fileno()).st_size) > _MOST_FILE_BYTES:
         file.close()
         raise InputError(f"{posts}: {size} bytes, over the limit of {_MOST_FILE_BYTES}; split the file")
-    file.seek(0)
     return file
 
 
@@ -230,7 +231,10 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
         except OSError:
             raise InputError(f"{path}: another process writes there; wait for it") from None
         file.seek(0)
-        if (first := _whole(file.readline(_MOST_LINE_BYTES))) is None:
+        line = file.readline(_MOST_LINE_BYTES)
+        if (first := _whole(line)) is None:
+            if not _torn_header(line):
+                raise InputError(f"{path}: no unfinished answers; delete it, or name another --out")
             file.truncate(0)
             file.write(json.dumps(header).encode() + b"\n")
         else:
@@ -245,6 +249,12 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
             file.truncate(end)
         file.seek(0, 2)
         yield file
+
+
+def _torn_header(line: bytes) -> bool:
+    """Whether a kill or a power cut can have left this of a header: its beginning, or zeros."""
+    rest = line.strip(b"\0\n")
+    return _HEADER_BEGINS.startswith(rest) or rest.startswith(_HEADER_BEGINS)
 
 
 def _whole(line: bytes) -> dict[str, Any] | None:

@@ -21,10 +21,12 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
     A kill at any moment leaves either the old state or the new one under the final name. The temporary name is fixed,
     so that the next attempt replaces what a killed one left behind, or anybody planted there: it is never written
-    through a link. Raises audit events mscf.written, mscf.synced and
+    through a link. Raises OSError for a device or a pipe at `path`, and audit events mscf.written, mscf.synced and
     mscf.renamed with the final path, by which tests kill a process at exactly these points.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file() and not path.is_dir():  # as root, /dev/null would be replaced
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     temporary = path.with_name(path.name + ".partial")
     try:
         create_anew(temporary)
@@ -44,7 +46,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 
 def create_anew(path: Path) -> None:
-    """An empty file at `path`, in the place of a file, link or pipe that lies there."""
+    """An empty file at `path`, in place of a file, a link or a pipe."""
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
 
@@ -84,13 +86,24 @@ def sha256_of_file(path: Path) -> str:
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading if it is an ordinary one; opening never waits.
 
-    Raises OSError for a folder, a pipe, a socket or a device: these could block for ever, or have no end.
+    Raises OSError for a folder, a pipe, a socket or a device: these could block for ever, or have no end. So could the
+    files that the kernel makes up (/proc/kmsg, /proc/self/pagemap), which claim to be empty.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode) or (state.st_size == 0 and _gives_data(handle)):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+    os.set_blocking(handle, True)
     return os.fdopen(handle, "rb")
+
+
+def _gives_data(handle: int) -> bool:
+    """Whether a file that claims to be empty is not, or makes its reader wait."""
+    try:
+        return bool(os.read(handle, 1))
+    except OSError:
+        return True
 
 
 def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -98,9 +111,9 @@ def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size + 1) if size <= most else b""  # a read takes the memory that it is asked for
-        while size < len(data) <= most:  # it grows, or it is of /proc, which has files without a size and an end
-            size, data = len(data), data + file.read(1 << 20)
-    if max(size, len(data)) > most:
+        if size < len(data):
+            raise OSError(errno.EINVAL, "grows while it is read", str(path))
+    if size > most:
         raise OSError(errno.EFBIG, f"over the limit of {most} bytes", str(path))
     return data
 

@@ -92,7 +92,23 @@ def test_a_file_may_have_as_many_bytes_as_the_limit(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="no /proc here")
-def test_a_file_that_says_it_is_empty_is_read_within_the_limit():
-    assert Path("/proc/self/maps").stat().st_size == 0
-    with pytest.raises(OSError, match="over the limit of 7 bytes"):
-        regular_bytes(Path("/proc/self/maps"), 7)
+@pytest.mark.parametrize("name", ["/proc/self/maps", "/proc/self/pagemap", "/proc/kmsg", "/proc/self/mem"])
+def test_a_file_of_the_kernel_that_claims_to_be_empty_is_refused(name):
+    assert Path(name).stat().st_size == 0
+    with pytest.raises(OSError):  # noqa: PT011 - without rights for it, by the kernel
+        regular_bytes(Path(name))
+
+
+def test_an_empty_file_is_empty(tmp_path):
+    (tmp_path / "empty").touch()
+    assert regular_bytes(tmp_path / "empty") == b""
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(OSError, match="not a regular file"):
+            write_text(tmp_path / name, "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+    assert (tmp_path / "null").is_symlink()

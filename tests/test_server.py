@@ -18,7 +18,7 @@ from tests.hostile import snapshot
 from tests.server import memory, serving, tree
 from tests.test_cli import refused
 from tests.test_predict import raw
-from tests.test_serve import EQUAL, ask
+from tests.test_serve import EQUAL, FORM, ask
 
 CLIENTS = 8
 PATIENCE = 120
@@ -263,6 +263,40 @@ def test_a_client_that_does_not_read_its_answer_holds_nobody_up(server, drawn_po
             connection = stack.enter_context(socket.create_connection(server.place))
             connection.sendall(b"GET /examples HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
         assert ask(client, post.image.read_bytes(), post.text, address).status_code == 200
+
+
+TINY_CHUNKS = b"1\r\na\r\n" * (1 << 17)
+
+
+def test_chunks_of_a_byte_hold_nobody_up(server, client, drawn_posts):
+    """Each costs h11 as much as a large one; a body of them is ended after some thousands."""
+    ended = 0
+    for _ in range(8):
+        with socket.create_connection(server.place, timeout=60) as connection:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + TINY_CHUNKS)
+                connection.recv(1)
+            ended += 1
+    assert ended == 8
+    started = time.monotonic()
+    assert client.get(f"{server.address}/health").status_code == 200
+    assert time.monotonic() - started < 10
+    pieces = [bytes(4096)] * 256  # an ordinary chunked body of a megabyte is read
+    response = client.post(f"{server.address}/predict", content=iter(pieces), headers={"content-type": FORM})
+    assert response.status_code == 422
+
+
+def test_what_follows_a_refused_request_leaves_no_trace_in_the_log(server):
+    for after in (b"z\r\n", b"1\r\na\r\nz\r\n", TINY_CHUNKS):
+        with socket.create_connection(server.place, timeout=60) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert b" 403 " in connection.recv(1 << 16)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(after)
+                while connection.recv(1 << 16):
+                    pass
+    assert "Traceback" not in "".join(server.said)
+    assert "Fatal" not in "".join(server.said)
 
 
 BROKEN = [

@@ -137,6 +137,15 @@ def test_unfinished_answers_behind_a_link_are_not_written(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_another_file_under_the_name_of_unfinished_answers_is_left_alone(tmp_path):
+    posts, out = write_posts(tmp_path, 5), tmp_path / "out.jsonl"
+    for text in ("my diary", "my diary\n", '{"my": "diary"'):
+        unfinished(out).write_text(text)
+        with pytest.raises(InputError, match="no unfinished answers; delete it"):
+            answer_file(Toy(tmp_path), posts, out, quiet=True)
+        assert unfinished(out).read_text() == text
+
+
 def begun(folder, posts, out):
     """The first line of unfinished answers, as a process that fails at once leaves it."""
     toy = Toy(folder)

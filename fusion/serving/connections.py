@@ -7,9 +7,13 @@ turning everybody away. Here the oldest of them makes room for a new one.
 import asyncio
 from typing import Any, ClassVar
 
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fusion.serving.limits import LIMITS, Limits
+
+_SLICE = 8 << 10
+_MOST_OVERHEAD = 48 << 10  # the largest body in chunks of 4 KiB has less
 
 
 class BoundedProtocol(H11Protocol):
@@ -22,7 +26,8 @@ class BoundedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._latest = 0.0  # when the connection ends although an answer is still being sent
-        self._timed: object = None  # the request that `_latest` is of
+        self._timed: object = None  # the request that these are of
+        self._overhead = 0  # bytes of its chunked body that are no content
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -39,8 +44,29 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for start in range(0, len(data), _SLICE):
+            if not self.transport.is_closing():
+                self._receive(data[start : start + _SLICE])
+
+    def _receive(self, data: bytes) -> None:
+        """Take in a little, so that what costs more than it brings is noticed early: a head over the limit of h11, or a
+        body of chunks of a few bytes, each of which costs as much as a large one.
+        """
+        before = self._body_bytes()
+        try:
+            super().data_received(data)
+        except LocalProtocolError:  # uvicorn answers broken data although it has answered before
+            self.transport.abort()
+            return
         self._follow()
+        if before is not None and any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._overhead += len(data) - max(0, (self._body_bytes() or 0) - before)
+            if self._overhead > _MOST_OVERHEAD:
+                self.transport.abort()
+
+    def _body_bytes(self) -> int | None:
+        """Of the request whose body is being received, what waits for the application; None where there is none."""
+        return len(self.cycle.body) if self.cycle is not None and self.cycle.more_body else None
 
     def on_response_complete(self) -> None:
         self._wait_for_head()
@@ -56,7 +82,7 @@ class BoundedProtocol(H11Protocol):
         """Give a request that has begun its time: from the end of its head until its answer is read."""
         if self.cycle is None or self.cycle.response_complete or self.cycle is self._timed:
             return
-        self._timed = self.cycle
+        self._timed, self._overhead = self.cycle, 0
         seconds = self.limits.body_seconds + 2 * self.limits.seconds
         self._latest = self.loop.time() + seconds
         self._end_within(seconds)
