@@ -21,12 +21,12 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
     A kill at any moment leaves either the old state or the new one under the final name. The temporary name is fixed,
     so that the next attempt replaces what a killed one left behind, or anybody planted there: it is never written
-    through a link. Raises OSError for a device or a pipe at `path`, and audit events mscf.written, mscf.synced and
+    through a link. Raises OSError for a device at `path`, and audit events mscf.written, mscf.synced and
     mscf.renamed with the final path, by which tests kill a process at exactly these points.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file() and not path.is_dir():  # as root, /dev/null would be replaced
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if path.is_char_device() or path.is_block_device():  # root would replace /dev/null
+        raise OSError(errno.EINVAL, "a device, not a regular file", str(path))
     temporary = path.with_name(path.name + ".partial")
     try:
         create_anew(temporary)
