@@ -32,10 +32,12 @@ def floors(demo_cache, tmp_path_factory):
     return json.loads(file.read_text())
 
 
+@pytest.mark.long
 def test_neither_modality_alone_is_enough(floors):
     assert max(floors["text"]["test_accuracy"], floors["image"]["test_accuracy"]) <= CEILING
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_fusion_clearly_beats_both_single_modalities(demo_cache, floors, seed, tmp_path):
     """The demo's preset, in three passes for six: they are enough for this."""
