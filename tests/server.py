@@ -72,12 +72,13 @@ def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
 
 def tree(process_id: int) -> list[int]:
     """A process and all that descend from it."""
-    found, waiting = [], [process_id]
-    while waiting:
-        found.append(waiting.pop())
-        for tasks in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            with suppress(OSError):
-                waiting += map(int, tasks.read_text().split())
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = [process_id]
+    for number in found:
+        found += [child for child, parent in parents.items() if parent == number]
     return found
 
 

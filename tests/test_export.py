@@ -106,7 +106,13 @@ def test_runs_are_never_overwritten_by_exports(masking_run, tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("segment_embeddings=true", "layers=2"), ("modalities=text",), ("label_rule=true",)]
+    "settings",
+    [
+        (),
+        ("segment_embeddings=true", "layers=2"),
+        pytest.param(("modalities=text",), marks=pytest.mark.long),
+        pytest.param(("label_rule=true",), marks=pytest.mark.long),
+    ],
 )
 def test_onnx_gives_the_same_logits_at_sizes_of_its_own(settings, tmp_path):
     torch.manual_seed(0)

@@ -146,7 +146,7 @@ def test_every_table_is_made_again_from_its_json_alone(whole, tmp_path):
     assert (tmp_path / "again" / "table-2.png").read_bytes() == (out / "table-2.png").read_bytes()
     alone.write_text("{}")
     assert "damaged, table: Field required" in refused("table", alone, "--out", tmp_path / "again")
-    assert "no such file" in refused("table", tmp_path / "none.json", "--out", tmp_path / "again")
+    assert "No such file" in refused("table", tmp_path / "none.json", "--out", tmp_path / "again")
 
 
 def test_a_kill_changes_nothing(cache, whole, tmp_path):
@@ -231,7 +231,8 @@ def test_rows_that_a_cache_cannot_give_are_left_out_and_named(cache, tmp_path):
     rows, left_out = Task(two_views.folder, out, "beyond", load_config(settings=SETTINGS), "cpu").rows(two_views)
     assert rows[-1].key == "views"
     assert left_out == []
-    texts = write_cache(tmp_path / "texts", posts=75, fingerprint={**FINGERPRINT, "image": {"name": NO_IMAGES}})
+    fingerprint = {**FINGERPRINT, "image": {"name": NO_IMAGES}}
+    texts = write_cache(tmp_path / "texts", posts=75, m=0, channels=0, fingerprint=fingerprint)
     text_base = load_config(settings=(*SETTINGS, "modalities=text"))
     rows, left_out = Task(texts.folder, out, "2", text_base, "cpu").rows(texts)
     assert {row["title"] for row in left_out} >= {

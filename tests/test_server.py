@@ -332,11 +332,11 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
     picture = hostile_pictures.endless_jpeg()
     with serving(tiny_run.folder, tmp_path) as server:
         process = server.process
-        processes = tree(process.pid)
-        assert len(processes) > 2
         with socket.create_connection(server.place), ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(end_of, server.address, picture) for _ in range(4)]
             time.sleep(0.7)  # a client that lingers, two pictures that are being decoded, and two that wait
+            processes = tree(process.pid)
+            assert len(processes) > 2
             started = time.monotonic()
             os.kill(process.pid, number)
             assert process.wait(50) == 0

@@ -67,15 +67,15 @@ def write_cache(
         tokens.append(states.astype(np.float32))
     shape = (posts, m, channels) if views == 1 else (posts, views, m, channels)
     patches = random.normal(size=shape).astype(np.float32)
-    patches[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 2))
+    if channels:
+        patches[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 2))
+    pooled = patches.mean(axis=-2) if m else np.zeros((posts, channels), np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     hashes = image_sha256 or [f"{number + posts:064x}" for number in range(posts)]
     records = [hdf5.PostRecord(str(number), f"{number:064x}", hashes[number]) for number in range(posts)]
     for start in range(0, posts, hdf5.SHARD_POSTS):
         part = slice(start, start + hdf5.SHARD_POSTS)
-        features = hdf5.ShardFeatures(
-            records[part], patches[part], patches[part].mean(axis=-2), tokens[part], ids[part]
-        )
+        features = hdf5.ShardFeatures(records[part], patches[part], pooled[part], tokens[part], ids[part])
         hdf5.write_shard(folder / hdf5.shard_name(start // hdf5.SHARD_POSTS), features, fingerprint)
     listed = []
     for number, (label, split) in enumerate(zip(labels, splits, strict=True)):

@@ -18,7 +18,7 @@ from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import LIMITS, Limits
 from pipeline.errors import InputError
 
-_GRACE_SECONDS = 2  # for requests in progress when the server is told to stop
+_GRACE_SECONDS = 1  # for requests in progress when the server is told to stop
 _ANY = ("0.0.0.0", "::")
 
 
