@@ -92,7 +92,7 @@ def _fingerprint(marks: dict[str, Any]) -> dict[str, Any]:
     return marks
 
 
-def _own_labels(names: list[str]) -> list[str]:
+def own_labels(names: list[str]) -> list[str]:
     if names != list(LABELS):
         raise ValueError(f"must be {', '.join(LABELS)}, in this order")
     return names
@@ -129,7 +129,7 @@ class Facts(Document):
     cache: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     manifest_sha256: Sha256
     fingerprint: Annotated[dict[str, Any], AfterValidator(_fingerprint), PLAIN]
-    labels: Annotated[list[str], AfterValidator(_own_labels)] = Field(default=list(LABELS))
+    labels: Annotated[list[str], AfterValidator(own_labels)] = Field(default=list(LABELS))
     dimensions: DimensionFacts
     device: Line = ""
     precision: Line = ""

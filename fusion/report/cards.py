@@ -93,11 +93,11 @@ def shrunk(picture: Image.Image) -> Image.Image:
     return small
 
 
-def data_uri(picture: Image.Image) -> str:
-    """The picture as a JPEG that stands in the page itself."""
+def data_uri(picture: Image.Image, kind: str = "jpeg") -> str:
+    """The picture as a file of this kind, `jpeg` or `png`, that is part of the page itself."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    picture.save(buffer, kind, quality=82)  # PNG has no quality, and ignores it
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def as_written(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Answers posts of untrusted requests: decodes in worker processes, computes on a thread per core, within limits."""
 
 import asyncio
-import base64
 import contextlib
 import io
 import time
@@ -16,7 +15,7 @@ from PIL import Image
 from fusion.explain import DEFAULT_METHOD, Explanation, explain_posts
 from fusion.model import FusionModel
 from fusion.predict import Answer, Inputs, Predictor, raw_text_problem, unanswerable
-from fusion.report.cards import shaded
+from fusion.report.cards import data_uri, shaded
 from fusion.report.heatmap import overlay
 from fusion.serving.decoding import PictureDecoders
 from fusion.serving.forms import Post, read_post
@@ -132,7 +131,7 @@ class RequestHandler:
         heat_map = None
         if explanation.heat is not None and inputs.picture is not None:
             view = self.predictor.image.fingerprint["transform"]
-            heat_map = png_uri(overlay(inputs.picture, explanation.heat, view))
+            heat_map = data_uri(overlay(inputs.picture, explanation.heat, view), "png")
         return Explained(answer, explanation, heat_map)
 
     def _inputs(self, post: Post) -> Inputs:
@@ -166,10 +165,3 @@ class RequestHandler:
     def method(self) -> str:
         """How answers are explained."""
         return DEFAULT_METHOD
-
-
-def png_uri(picture: Image.Image) -> str:
-    """The picture as PNG in a data URI."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fusion.run_files import Epoch, Parameters
+from fusion.run_files import Epoch, Parameters, own_labels
 from fusion.tables.rows import DATA_SETS, FULL, TABLES
 from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, one_line, read_json
 from pipeline.records import LABELS
@@ -31,12 +31,6 @@ def _known_data(published: dict[str, list[float]]) -> dict[str, list[float]]:
     if unknown := published.keys() - set(DATA_SETS):
         raise ValueError(f"{min(unknown)!r:.100} is not one of {', '.join(DATA_SETS)}")
     return published
-
-
-def _own_classes(names: list[str]) -> list[str]:
-    if names != list(LABELS):
-        raise ValueError(f"must be {', '.join(LABELS)}, in this order")
-    return names
 
 
 Codes = Annotated[str, Field(min_length=1, max_length=MOST_POSTS), AfterValidator(_codes)]
@@ -98,7 +92,7 @@ class Table(Document):
     table: Annotated[str, AfterValidator(_known_table)]
     published: Literal["mvsa-single", "mvsa-multiple", "none"]
     made_of: Annotated[dict[str, Any], PLAIN]
-    classes: Annotated[list[str], AfterValidator(_own_classes)] = Field(default=list(LABELS))
+    classes: Annotated[list[str], AfterValidator(own_labels)] = Field(default=list(LABELS))
     ids: Annotated[list[Post], Field(max_length=MOST_POSTS)] = Field(default=[])
     labels: Codes
     rows: Annotated[list[RowFacts], Field(min_length=1, max_length=100)]
