@@ -39,7 +39,7 @@ class Sources:
         work = partial(_problem, getattr(transform, "require", None))
         for (path, sha256), problem in zip(named, apart(work, named, seconds=_SECONDS, mib=_MIB), strict=True):
             if problem or path is None:
-                yield str(problem).removeprefix("damaged: ")
+                yield _reason(problem)
             else:
                 yield to_rgb(_recorded_bytes(path, sha256))[0]
 
@@ -55,6 +55,11 @@ def decoding_problem(data: bytes, transform: Any) -> str:
         return ""
 
     (problem,) = apart(work, [data], seconds=_SECONDS, mib=_MIB)
+    return _reason(problem)
+
+
+def _reason(problem: Any) -> str:
+    """What a process apart found wrong with a picture; one that ends the process is not said to be damaged."""
     return str(problem).removeprefix("damaged: ")
 
 

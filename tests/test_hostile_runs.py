@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,20 +190,27 @@ def test_config_yaml(commands, place, case, every):
     commands.refused(*start, "--config", place / "settings.yaml", "--device", "cpu", watch=place.parent)
 
 
+def sparse(path):
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+NO_FILES = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a loop": lambda path: path.symlink_to(path),
+    "sparse": sparse,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
 def damaged_weights(path, case):
     tensors = load_file(path)
     first = next(iter(tensors))
-    if case in ("a pipe", "a folder", "a loop", "sparse", "empty", "header", "header of 10^12 bytes"):
+    if case in (*NO_FILES, "empty", "header", "header of 10^12 bytes"):
         path.unlink()
-    if case == "a pipe":
-        os.mkfifo(path)
-    elif case == "a folder":
-        path.mkdir()
-    elif case == "a loop":
-        path.symlink_to(path)
-    elif case == "sparse":
-        path.touch()
-        os.truncate(path, 1 << 40)
+    if case in NO_FILES:
+        NO_FILES[case](path)
     elif case == "empty":
         path.touch()
     elif case == "header":
@@ -348,22 +356,12 @@ def test_the_answers_of_an_evaluation(commands, place, probabilities):
         assert "posts.3.probabilities" in line
 
 
-@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a loop", "sparse", "a device"])
+@pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", ["run.json", "config.yaml", "metrics.jsonl", "evaluation-test.json"])
 def test_files_that_are_none(commands, place, name, kind):
     path = place / "run" / name
     path.unlink()
-    if kind == "a pipe":
-        os.mkfifo(path)
-    elif kind == "a folder":
-        path.mkdir()
-    elif kind == "a loop":
-        path.symlink_to(path)
-    elif kind == "a device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.touch()
-        os.truncate(path, 1 << 40)
+    NO_FILES[kind](path)
     if name == "metrics.jsonl" and kind != "sparse":
         return  # counts as absent
     list(refusals(commands, place, "", True, "report"))
