@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -68,25 +68,3 @@ def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
         if drain.is_alive():
             drain.join(5)
         process.stdout.close()
-
-
-def tree(process_id: int) -> list[int]:
-    """A process and all that descend from it."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-    found = [process_id]
-    for number in found:
-        found += [child for child, parent in parents.items() if parent == number]
-    return found
-
-
-def memory(process_id: int) -> float:
-    """MiB of a process and all that descend from it; what several share counts once."""
-    total = 0
-    for number in tree(process_id):
-        with suppress(OSError):
-            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024

@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.hdf5 import INDEX, shard_name
 from pipeline.lock import LOCK
 from pipeline.records import write_manifest
+from tests.processes import wait_until
 from tests.test_extract import SHARD, shard_bytes, write_posts
 
 ROOT = Path(__file__).parent.parent
@@ -156,13 +157,6 @@ def marked(mark: str) -> list[int]:
         except OSError:
             pass
     return found
-
-
-def wait_until(condition, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_asked_to_stop_it_finishes_the_shard_in_hand_and_a_killed_one_leaves_no_process(

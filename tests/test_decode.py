@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.decode import Decoders
 from pipeline.errors import InputError
 from tests.hostile_pictures import endless_jpeg, large_gif, large_jpeg, largest_png
+from tests.processes import wait_until
 from tests.test_fuzz import Shrink
 
 DEADLY, SLOW = (31, 37), (29, 23)
@@ -134,8 +135,7 @@ def test_leaving_ends_the_workers_at_once_whatever_they_have_in_hand(tmp_path):
     endless.write_bytes(endless_jpeg())
     with Decoders(Shrink(), (3, 2, 2), batch_size=1, workers=2, seconds=60) as decoders:
         readings = [decoders.read([endless]) for _ in range(3)]
-        while len(decoders._workers) < 2:
-            time.sleep(0.01)
+        wait_until(lambda: len(decoders._workers) == 2)
         time.sleep(0.5)
         left = time.monotonic()
     assert time.monotonic() - left < 10

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.parallel import Ranks
 from fusion.train import train
+from tests.processes import lines_in, wait_until
 from tests.test_cli import ROOT
 from tests.test_train import lines_of
 from tests.toy import write_cache
@@ -74,9 +74,7 @@ def test_a_lost_rank_ends_the_command_and_the_run_goes_on_later(tmp_path, cache)
     settings = ("mlm=false", "epochs=13", "lr=1e-3")
     torchrun = subprocess.Popen(command(cache, tmp_path / "lost", *settings), cwd=ROOT, env=ENVIRONMENT)
     metrics = tmp_path / "lost" / "metrics.jsonl"
-    deadline = time.monotonic() + SECONDS
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: lines_in(metrics) >= 2)
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     ranks = [pid for pid in children if b"cli.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(ranks) == 2

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import NO_IMAGES
 from pipeline.records import read_splits
 from tests.conftest import CPU
+from tests.processes import wait_until
 from tests.test_cli import ROOT, invoke, refused
 from tests.toy import FINGERPRINT, write_cache
 
@@ -153,9 +153,7 @@ def test_a_kill_changes_nothing(cache, whole, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "cli.py", *arguments(cache, out, "--quiet")]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
-    while not list(out.rglob("metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: list(out.rglob("metrics.jsonl")))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert not (out / "table-2.md").exists()

@@ -19,6 +19,7 @@ from fusion.serving.guard import Guard, host_name
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Limits, Refusal
 from pipeline.records import LABELS
+from tests.processes import wait_until
 from tests.test_predict import raw
 
 LIMITS = Limits(bytes=300_000, pixels=1_000_000, characters=401, requests=3, held_bytes=500_000)
@@ -286,8 +287,7 @@ def test_more_than_fit_in_are_sent_away_and_the_others_are_served(client, handle
     monkeypatch.setattr(handler, "_answer", slow)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, client, image, f"text {number}") for number in range(3)]
-        while handler._in_progress < 3 or len(waits) < 2:
-            time.sleep(0.01)
+        wait_until(lambda: handler._in_progress == 3 and len(waits) >= 2)
         response = ask(client, image, "one too many")
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
@@ -322,8 +322,7 @@ def test_a_request_that_takes_too_long_is_sent_away_and_its_place_is_taken_until
         assert response.status_code == 503
         assert "limit of 1 " in response.json()["detail"]
         held.clear()
-        while handler._in_progress:
-            time.sleep(0.01)
+        wait_until(lambda: not handler._in_progress)
 
 
 class Stub:

@@ -15,7 +15,8 @@ import pytest
 
 from tests import hostile_pictures
 from tests.hostile import snapshot
-from tests.server import memory, serving, tree
+from tests.processes import memory, tree, wait_until
+from tests.server import serving
 from tests.test_cli import refused
 from tests.test_predict import raw
 from tests.test_serve import EQUAL, FORM, ask
@@ -334,9 +335,11 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
         process = server.process
         with socket.create_connection(server.place), ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(end_of, server.address, picture) for _ in range(4)]
-            time.sleep(0.7)  # a client that lingers, two pictures that are being decoded, and two that wait
+            wait_until(
+                lambda: len(tree(process.pid)) == 5
+            )  # itself, its resource tracker and fork server, two decoders
+            time.sleep(0.5)  # two pictures are being decoded, and two wait
             processes = tree(process.pid)
-            assert len(processes) > 2
             started = time.monotonic()
             os.kill(process.pid, number)
             assert process.wait(50) == 0
@@ -344,10 +347,7 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
             print(f"ended {took:.2f} s after {number.name}")
             assert took < 25  # 5 s on an idle machine
             assert all(future.result() in (422, 503) or isinstance(future.result(), str) for future in asked)
-        deadline = time.monotonic() + 20
-        while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+        wait_until(lambda: not [pid for pid in processes if Path(f"/proc/{pid}").exists()], 20)
         assert list(server.temporary.iterdir()) == list(server.home.iterdir()) == []
 
 

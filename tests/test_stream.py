@@ -18,6 +18,7 @@ from fusion.config import Config
 from fusion.predict import Answer
 from fusion.stream import answer_file, clear, unfinished
 from pipeline.errors import InputError
+from tests.processes import lines_in, wait_until
 from tests.test_cli import invoke, refused
 from tests.test_fuzz import Shrink
 from tests.test_predict import TOLERANCE, raw, values
@@ -189,9 +190,8 @@ def start(folder):
 
 
 def wait_for_lines(path, count, process):
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    wait_until(lambda: lines_in(path) >= count or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
 
 
 def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(tmp_path):

@@ -18,6 +18,7 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.space import configured, read_space
 from pipeline.errors import InputError
+from tests.processes import lines_in, wait_until
 from tests.test_cli import ROOT, invoke, refused
 from tests.toy import write_cache
 
@@ -108,10 +109,7 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(cache, space_file, whole, tmp
     for number in (2, 11):
         metrics = out / f"trial-{number:04d}" / "metrics.jsonl"
         process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda path=metrics: lines_in(path) >= 2)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert len(rows_of(out)) < 13
@@ -222,17 +220,12 @@ def test_the_processes_of_a_killed_sweep_end_with_it(cache, space_file, tmp_path
     out = tmp_path / "sweep"
     options = arguments(cache, space_file, out, 40, "--jobs", 2, "--set", "epochs=500", "--set", "patience=500")
     process = subprocess.Popen([sys.executable, "cli.py", *options, "--quiet"], cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("trial-*/metrics.jsonl"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(list(out.glob("trial-*/metrics.jsonl"))) == 2)
     children = _children(process.pid)
     assert len(children) >= 2
     process.kill()
     process.wait()
-    while any(Path(f"/proc/{pid}").is_dir() for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in children))
     assert "another space" not in refused(*options, "--seed", 3, "--quiet")  # its lock is taken over
     assert "another configuration" in refused(*options, "--seed", 3, "--quiet")
 

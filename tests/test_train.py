@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from fusion.epoch import drop_modalities, learning_rate
 from fusion.train import Means, train
 from pipeline import cache as cache_module
 from pipeline.errors import InputError
+from tests.processes import lines_in, wait_until
 from tests.toy import ToyText, random_batch, write_cache
 
 CPU = torch.device("cpu")
@@ -107,9 +107,7 @@ def test_a_killed_command_resumes_to_the_same_numbers(tmp_path):
     subprocess.run([*command, "--out", str(tmp_path / "whole"), *settings], cwd=ROOT, check=True)
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed"), *settings], cwd=ROOT)
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: lines_in(metrics) >= 3)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not Run(tmp_path / "killed").finished
