@@ -335,10 +335,8 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
         process = server.process
         with socket.create_connection(server.place), ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(end_of, server.address, picture) for _ in range(4)]
-            wait_until(
-                lambda: len(tree(process.pid)) == 5
-            )  # itself, its resource tracker and fork server, two decoders
-            time.sleep(0.5)  # two pictures are being decoded, and two wait
+            wait_until(lambda: len(tree(process.pid)) >= 4)  # also a resource tracker, a fork server, a decoder
+            time.sleep(0.5)  # a picture is being decoded, and others wait
             processes = tree(process.pid)
             started = time.monotonic()
             os.kill(process.pid, number)
