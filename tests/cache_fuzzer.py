@@ -10,10 +10,9 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline import hdf5
 from pipeline.apart import apart
 from pipeline.cache import Cache
 from pipeline.errors import InputError
+from tests.processes import in_this_process
 
 POSTS = 11
 BROKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # a line that is none, or an escape
@@ -114,20 +114,11 @@ def mutate(whole: Path, folder: Path, seed: int) -> str:
     return name
 
 
-def here(work: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
-    """Like pipeline.apart, in this process."""
-    for item in items:
-        try:
-            yield json.loads(json.dumps(work(item)))
-        except InputError as error:
-            yield error
-
-
 def outcome(whole: Path, folder: Path, seed: int) -> str:
     """What came of a mutation, or its traceback. One of 25 is read as a command reads it, the others without further
     processes: what ends this one is contained by the one that started it.
     """
-    hdf5.apart = apart if seed % 25 == 0 else here
+    hdf5.apart = apart if seed % 25 == 0 else in_this_process
     hdf5._SECONDS = 0.3  # what has no end need not be waited for as long here
     try:
         return read_everything(folder, mutate(whole, folder, seed))

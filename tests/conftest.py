@@ -11,17 +11,29 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.predict import Predictor
 from fusion.train import train
-from pipeline import drawn, mvsa
+from pipeline import drawn, hdf5, mvsa
 from pipeline.cache import Cache
 from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extract import extract
 from pipeline.records import Post
 from tests.browser import Window, chromium, visit, window
 from tests.hostile import Commands, forking
+from tests.processes import in_this_process
 from tests.server import Server, serving
 
 CPU = torch.device("cpu")
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tests trust the caches that they write, except in files marked `apart`: forking a process of some GiB at each
+    of their 1,500 openings took a fifth of the suite's time. Commands in processes of their own always read apart.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("apart"):
+            patch.setattr(hdf5, "apart", in_this_process)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from pipeline.hdf5 import PostRecord, ShardFeatures, manifest_sha256, shard_name
 from pipeline.records import LABELS, SPLITS, Post
 from tests.toy import FINGERPRINT, write_cache
 
+pytestmark = pytest.mark.apart
+
 M, C, D, SHARD = 5, 11, 7, 13
 FEATURES = ("patches", "pooled", "tokens", "input_ids")
 

@@ -23,24 +23,41 @@ from tests.test_extract import SHARD, shard_bytes, write_posts
 ROOT = Path(__file__).parent.parent
 SHARDS = 9
 
-# The command in shards of seven posts. Given a point, like "mscf.synced shard-00003.h5", it kills itself there and
-# leaves a mark.
+# The command in shards of seven posts.
 COMMAND = f"""
-import os, signal, sys
 from pipeline import hdf5
 from cli import cli
 
 hdf5.SHARD_POSTS = {SHARD}
-point, mark = sys.argv.pop(1), sys.argv.pop(1)
-
-def watch(event, arguments):
-    if event.startswith("mscf.") and f"{{event}} {{os.path.basename(arguments[0])}}" == point:
-        open(mark, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(watch)
 if __name__ == "__main__":
     cli()
+"""
+
+# The same command for each point that comes in, like "mscf.synced shard-00003.h5", where it kills itself: each a fork
+# of this process, which imports everything once. Answers with a line: the point, if it was reached, and the exit code.
+KILLED = f"""
+import os, signal, sys
+import timm, torch, transformers
+from pipeline import extract, hdf5
+from cli import cli
+
+hdf5.SHARD_POSTS = {SHARD}
+
+def run_until(point):
+    def watch(event, arguments):
+        if event.startswith("mscf.") and f"{{event}} {{os.path.basename(arguments[0])}}" == point:
+            os.write(1, f"{{point}} ".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    cli()
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            run_until(line.rstrip())
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 POINTS = (
     f"mscf.written {shard_name(1)}",
@@ -58,13 +75,11 @@ def script(tmp_path_factory):
     return path
 
 
-def start(
-    script: Path, manifest: Path, out: Path, point: str = "", mark: str = "", **options
-) -> "subprocess.Popen[str]":
+def start(script: Path, manifest: Path, out: Path, **options) -> "subprocess.Popen[str]":
     arguments = ("extract", manifest, "--out", out, "--encoders", "packaged", "--device", "cpu", "--quiet")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     return subprocess.Popen(
-        [sys.executable, script, point, mark, *map(str, arguments)],
+        [sys.executable, script, *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         text=True,
@@ -100,17 +115,16 @@ def same(out: Path, whole: Path) -> None:
 def test_killed_at_every_named_point_it_goes_on_to_the_same_bytes(uninterrupted, script, tmp_path):
     """One extraction, killed at one point after the other."""
     manifest, whole = uninterrupted
-    out = tmp_path / "cache"
-    for number, point in enumerate(POINTS):
-        mark = tmp_path / f"reached-{number}"
-        process = start(script, manifest, out, point, str(mark))
-        _, errors = process.communicate(timeout=300)
-        assert mark.exists(), f"{point} was not reached: {errors}"
-        assert process.returncode == -signal.SIGKILL
-        if point.endswith(INDEX):
-            continue
-        with pytest.raises(InputError, match="run `extract` again to finish it"):
-            Cache(out)
+    out, killed = tmp_path / "cache", tmp_path / "killed.py"
+    killed.write_text(KILLED)
+    with start(killed, manifest, out, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for point in POINTS:
+            process.stdin.write(f"{point}\n")
+            process.stdin.flush()
+            assert process.stdout.readline().rstrip() == f"{point} {-signal.SIGKILL}"
+            if not point.endswith(INDEX):
+                with pytest.raises(InputError, match="run `extract` again to finish it"):
+                    Cache(out)
     assert len(Cache(out)) == SHARDS * SHARD - 2  # killed after the index, it is finished
     (out / INDEX).unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.h5")}
@@ -218,16 +232,12 @@ def test_a_disk_of_four_mebibytes_and_a_read_only_one(uninterrupted, tmp_path):
     """A real file system that is too small, then large enough, then read-only; the check beforehand is switched off."""
     manifest, whole = uninterrupted
     blind = tmp_path / "extract.py"
-    blind.write_text(
-        COMMAND.replace("import os,", "import pipeline.plan\npipeline.plan._SPARE_BYTES = -2**40\nimport os,", 1)
-    )
+    blind.write_text(f"import pipeline.plan\npipeline.plan._SPARE_BYTES = -2**40\n{COMMAND}")
     (tmp_path / "cache").mkdir()
     (tmp_path / "kept").mkdir()
     command = (
         sys.executable,
         blind,
-        "",
-        "",
         "extract",
         manifest,
         "--out",

@@ -19,6 +19,8 @@ from tests.test_cli import SETTINGS, invoke
 from tests.test_fuzz import TinyImage, TinyText
 from tests.toy import write_cache
 
+pytestmark = pytest.mark.apart
+
 EVERYWHERE = ("stored dtype O", "offset huge", "shard outside", "labels in another order", "external link")
 SPACE = "width: {choices: [8]}\n"
 
