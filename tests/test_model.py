@@ -88,12 +88,13 @@ def select(batch: Batch, order: list[int]) -> Batch:
 def assert_agrees(model: FusionModel, batch: Batch) -> None:
     """Logits, hidden words, losses and gradients of model and oracle."""
     parameters, options, posts = oracle_of(model, batch)
-    expected = torch.stack([oracle.logits(parameters, options, post) for post in posts])
+    with torch.no_grad():
+        expected = torch.stack([oracle.logits(parameters, options, post) for post in posts])
+        sentiment = oracle.sentiment_loss(parameters, options, posts)
     found = model(batch)
     torch.testing.assert_close(found.log_softmax(dim=1) if options.label_rule else found, expected, **EXACT)
 
     losses = model.losses(batch, TEXT)
-    sentiment = oracle.sentiment_loss(parameters, options, posts)
     total = oracle.total_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
     torch.testing.assert_close(losses.sentiment, sentiment, **EXACT)
     torch.testing.assert_close(losses.total, total, **EXACT)
@@ -102,7 +103,8 @@ def assert_agrees(model: FusionModel, batch: Batch) -> None:
         found = [row.nonzero()[:, 0].tolist() for row in hidden]
         assert found == [oracle.hidden_positions(parameters, options, post) for post in posts]
         assert losses.hidden == sum(map(len, found))
-        mlm = oracle.mlm_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
+        with torch.no_grad():
+            mlm = oracle.mlm_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
         torch.testing.assert_close(losses.mlm, mlm, **EXACT)
 
     losses.total.backward()
@@ -124,7 +126,7 @@ def test_model_losses_and_gradients_agree_with_the_oracle(variant):
     variant=strategies.sampled_from(list(VARIANTS)),
     seed=strategies.integers(0, 2**16),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 def test_they_agree_on_random_texts_weights_and_options(lengths, variant, seed):
     small = ("layers=1", *VARIANTS[variant])
     assert_agrees(model_of(load_config(settings=(*BASE, *small)), seed), batch_of(lengths, seed))

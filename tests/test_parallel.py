@@ -54,6 +54,7 @@ def assert_same_numbers(run, other):
         assert line == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_does(tmp_path, cache):
     """Also where they know unequal shares of a batch's labels of texts and images."""
     settings = ("mlm=false", "modality_dropout=0.3", "label_rule=true", "logit_adjustment=0.7")
@@ -85,6 +86,7 @@ def test_a_lost_rank_ends_the_command_and_the_run_goes_on_later(tmp_path, cache)
     assert_same_numbers(resumed, by_one(cache, tmp_path / "one", *settings))
 
 
+@pytest.mark.long
 def test_a_problem_of_the_input_ends_all_ranks_with_its_one_line(tmp_path, cache):
     ended = subprocess.run(
         command(cache, tmp_path / "run", "mlm=false", "lr=1e30", "clip_norm=null"),
