@@ -8,20 +8,27 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.errors import InputError
+
 _CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
 _CONTEXT.set_forkserver_preload(["timm.data", "pipeline.decode"])  # once, not in every worker
 _EXIT_SECONDS = 30
+_SOCKET_BYTES = 107  # of the path of a Unix socket: sun_path of sockaddr_un, without the byte that ends it
 _lock = threading.Lock()  # multiprocessing reads an exit code from a pipe, and only the first reader gets it
 
 
 def start_server() -> None:
     """Begin the process that worker processes are forked from; it imports what they need while others load models."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) + len("/pymp-12345678/listener-12345678") > _SOCKET_BYTES:
+        raise InputError(f"{folder}: the path is too long for sockets in it; set TMPDIR to a folder with a shorter one")
     forkserver.ensure_running()
 
 
@@ -46,6 +53,7 @@ class Worker:
         self._started = False
         self.running = True  # until it was closed
         with _lock:
+            start_server()
             self._process.start()
         theirs.close()  # so that its end is the end of the pipe
 

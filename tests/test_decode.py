@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import Decoders
+from pipeline.decode import Decoders, start_server
 from pipeline.errors import InputError
 from tests.hostile_pictures import endless_jpeg, large_gif, large_jpeg, largest_png
 from tests.processes import wait_until
@@ -155,3 +156,10 @@ def test_what_is_no_file_fails_and_is_not_waited_for(kind, decoders, tmp_path):
     reading = decoders.read([path])
     (decoded,) = reading.decoded.result(timeout=30)
     assert decoded.reason == f"image: not a regular file: {path}"
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_path_is_one_line(tmp_path, monkeypatch):
+    """Sockets lie in it; without the check every picture would fail, or every request."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("a" * 90)))
+    with pytest.raises(InputError, match="too long for sockets in it; set TMPDIR to a folder with a shorter one"):
+        start_server()

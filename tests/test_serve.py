@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from fusion.serving.forms import Post, read_post
 from fusion.serving.guard import Guard, host_name
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Limits, Refusal
+from pipeline.errors import InputError
 from pipeline.records import LABELS
 from tests.processes import wait_until
 from tests.test_predict import raw
@@ -426,3 +428,10 @@ def test_a_failure_of_the_server_is_one_line_without_what_was_sent(caplog):
     assert "\x1b" not in caplog.text
     assert "]0;x" not in caplog.text
     assert "RuntimeError" in caplog.text
+
+
+def test_a_server_that_can_decode_no_picture_does_not_start(predictor, monkeypatch):
+    with RequestHandler(predictor, Limits(), cores=1) as handler:
+        monkeypatch.setattr(tempfile, "tempdir", "/" + "a" * 90)
+        with pytest.raises(InputError, match="set TMPDIR"):
+            handler.warm_up()

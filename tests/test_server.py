@@ -329,9 +329,9 @@ def test_broken_requests_are_refused_and_leave_no_trace_in_the_log(server, clien
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(number, tiny_run, tmp_path):
+def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(number, tiny_run, tmp_path_factory):
     picture = hostile_pictures.endless_jpeg()
-    with serving(tiny_run.folder, tmp_path) as server:
+    with serving(tiny_run.folder, tmp_path_factory.mktemp("end")) as server:
         process = server.process
         with socket.create_connection(server.place), ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(end_of, server.address, picture) for _ in range(4)]

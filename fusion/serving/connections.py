@@ -33,8 +33,9 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self._wait_for_head()
         while len(self.open) > self.limits.connections:
-            # One whose request is not complete, if there is one; else a client that does not read its answers.
-            oldest = next((one for one in self.open if not one.answering), next(iter(self.open)))
+            # One whose request is not complete, if there is another; else a client that does not read its answers.
+            waiting = (one for one in self.open if not one.answering and one is not self)
+            oldest = next(waiting, next(iter(self.open)))
             del self.open[oldest]
             oldest.transport.abort()
 

@@ -67,11 +67,16 @@ class RequestHandler:
         self._cores.shutdown()
 
     def warm_up(self) -> None:
-        """Answer a blank post, so that the first request is as quick as the others. Starts a decoding process."""
+        """Answer a blank post, so that the first request is as quick as the others. Starts a decoding process.
+
+        Raises InputError if there can be none.
+        """
         picture = io.BytesIO()
         Image.new("RGB", (64, 64)).save(picture, "PNG")
         post = Post("warm up", None if isinstance(self.predictor.image, NoImages) else picture.getvalue())
-        self._cores.submit(self._explain, post).exception()
+        problem = self._cores.submit(self._explain, post).exception()
+        if problem and not isinstance(problem, Refusal):
+            raise problem
 
     async def predict(self, content_type: str, body: bytes) -> Answer:
         """Class probabilities of the post in a body. Raises Refusal."""
