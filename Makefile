@@ -18,10 +18,10 @@ endif
 demo: .venv/installed ## set up, then draw data, extract, train and evaluate (artifacts/demo)
 	$(BIN)/python cli.py demo
 
-# Two at a time, a file of tests in one process, one thread each. In their own order: xdist would begin with the files of most
-# tests, and end with one process at the few long ones.
+# Three at a time for two cores, because many tests wait for a process; a file of tests in one process, one thread each. In
+# their own order: xdist would begin with the files of most tests, and end with one process at the few long ones.
 test: .venv/installed ## set up, then run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/installed-long ## set up, Ray too, then run the tests that take minutes: kills, damaged inputs, a cluster
 	$(BIN)/python -m pytest -m long

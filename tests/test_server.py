@@ -340,7 +340,7 @@ def test_it_ends_when_told_whatever_it_does_and_leaves_no_process_and_no_file(nu
             processes = tree(process.pid)
             started = time.monotonic()
             os.kill(process.pid, number)
-            assert process.wait(50) == 0
+            assert process.wait(50) == 0, server.said
             took = time.monotonic() - started
             print(f"ended {took:.2f} s after {number.name}")
             assert took < 25  # 5 s on an idle machine
