@@ -21,6 +21,8 @@ from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Limits, Refusal
 from pipeline.errors import InputError
 from pipeline.records import LABELS
+from pipeline.worker import Worker
+from tests import hostile_pictures
 from tests.processes import wait_until
 from tests.test_predict import raw
 
@@ -335,6 +337,9 @@ class Stub:
 
         return Picture(np.zeros((3, 224, 224), np.uint8), None)
 
+    def end(self):
+        pass
+
     def __exit__(self, *_):
         pass
 
@@ -435,3 +440,21 @@ def test_a_server_that_can_decode_no_picture_does_not_start(predictor, monkeypat
         monkeypatch.setattr(tempfile, "tempdir", "/" + "a" * 90)
         with pytest.raises(InputError, match="set TMPDIR"):
             handler.warm_up()
+
+
+def test_leaving_ends_what_decodes_and_closes_each_worker_once(predictor, monkeypatch):
+    """Two threads that close one pipe may close a file that was opened in between."""
+    closed = []
+
+    def close(worker):
+        closed.append(worker.pid)
+        close_worker(worker)
+
+    close_worker = Worker.close
+    monkeypatch.setattr(Worker, "close", close)
+    picture = hostile_pictures.endless_jpeg()
+    with RequestHandler(predictor, Limits(decode_seconds=100), cores=2) as handler:
+        asked = [handler._cores.submit(handler._predict, Post("a", picture)) for _ in range(2)]
+        wait_until(lambda: sum(worker._started for worker in handler._decoders._workers) == 2)
+    assert all(isinstance(future.exception(), Refusal) for future in asked)
+    assert len(closed) == len(set(closed)) == 2

@@ -32,7 +32,7 @@ class Picture:
 
 
 class PictureDecoders:
-    """Worker processes that decode pictures. A context manager; leaving it ends them at once.
+    """Worker processes that decode pictures. A context manager, left when no thread decodes any more.
 
     A picture that takes too long or too much memory ends its process, which is replaced, and no other picture suffers.
     """
@@ -49,13 +49,16 @@ class PictureDecoders:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+        for worker in self._workers:
+            worker.close()
+
+    def end(self) -> None:
+        """End the processes at once, and begin no other: whoever waits for a picture has none."""
         with self._lock:
             self._closed = True
-            workers = set(self._workers)
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.close()
+            for worker in self._workers:
+                worker.kill()
 
     def decode(self, data: bytes) -> Picture:
         """Decode one picture and wait for it. What is wrong with it becomes its reason.

@@ -63,8 +63,9 @@ class RequestHandler:
 
     def __exit__(self, *_: object) -> None:
         self._cores.shutdown(wait=False, cancel_futures=True)
-        self._decoders.__exit__()  # what waits for a picture ends with it
+        self._decoders.end()  # and with it what waits for a picture
         self._cores.shutdown()
+        self._decoders.__exit__()
 
     def warm_up(self) -> None:
         """Answer a blank post, so that the first request is as quick as the others. Starts a decoding process.
