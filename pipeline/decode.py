@@ -19,7 +19,7 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -27,13 +27,11 @@ from pipeline.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.errors import InputError
 from pipeline.files import regular_bytes
 from pipeline.images import ImageProblem, to_rgb
+from pipeline.resize import PictureTransform
 from pipeline.worker import Ended, Worker, start_server
 
 __all__ = ["Decoded", "Decoders", "Reading", "start_server"]
 
-# A picklable callable: an RGB picture in, pixels out, uint8 of `shape`. Its `require(width, height)`, if it has one,
-# raises ImageProblem for a picture that it would not take.
-Transform = Any
 CPU_SECONDS = 20.0  # a picture; the largest ordinary ones take a few
 MEMORY_MIB = 2048  # a worker process, beside what it starts with; the largest ordinary pictures need about half
 _MEMORY = Path("/dev/shm")
@@ -65,7 +63,7 @@ class Decoders:
 
     def __init__(
         self,
-        transform: Transform,
+        transform: PictureTransform,
         shape: tuple[int, ...],
         *,
         batch_size: int,
@@ -179,12 +177,9 @@ def _affordable(wanted: int, batch_bytes: int) -> int:
 
 
 def _begin(
-    memory: str, shape: tuple[int, ...], transform: Transform, seconds: float, mib: int
+    memory: str, shape: tuple[int, ...], transform: PictureTransform, seconds: float, mib: int
 ) -> Callable[[tuple[int, int, list[str]]], Iterator[Decoded]]:
     """In a worker process: what reads the files of a batch, from a place on, into their places in a buffer."""
-    import torch
-
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable()  # Pillow logs what is odd about a file; what matters is the reason that is returned
     shared = SharedMemory(memory)
@@ -201,7 +196,7 @@ def _begin(
     return read
 
 
-def _read(path: Path, transform: Transform, pixels: np.ndarray, mib: int) -> Decoded:
+def _read(path: Path, transform: PictureTransform, pixels: np.ndarray, mib: int) -> Decoded:
     """Decode one file into its place. A failed one leaves zeros: its neighbours' batch must stay what it was."""
     started = time.perf_counter()
     sha256, reason = "", ""
@@ -209,15 +204,15 @@ def _read(path: Path, transform: Transform, pixels: np.ndarray, mib: int) -> Dec
     try:
         data = regular_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        picture, flags = to_rgb(data, require=getattr(transform, "require", None))
-        pixels[:] = np.asarray(transform(picture))
+        picture, flags = to_rgb(data, require=transform.require)
+        pixels[:] = transform(picture)
     except MemoryError:
         reason = f"needs more than {mib} MiB to decode"
     except ImageProblem as error:
         reason = str(error)
     except OSError as error:
         reason = error.strerror or str(error)
-    except Exception as error:  # of a transform that is not from here
+    except Exception as error:  # one bad file never stops the others
         reason = f"does not decode: {' '.join(str(error).split()) or type(error).__name__}"
     if reason:
         pixels[:] = 0

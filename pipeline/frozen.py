@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pipeline import images
 from pipeline.errors import InputError
-from pipeline.resize import BoundedTransform
-from pipeline.views import VIEWS, Views
+from pipeline.resize import picture_transform
+from pipeline.views import VIEWS
 
 NO_IMAGES = "none"  # in place of an image encoder's name
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,9 +35,8 @@ class ImageEncoder:
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         config = resolve_data_config({}, model=model)
-        resize_and_crop = create_transform(**config, normalize=False)  # and nothing else: (3, S, S) uint8
-        transform = Views(resize_and_crop, views, name) if views > 1 else resize_and_crop
-        self.transform: Any = BoundedTransform(transform, resize_and_crop.transforms)
+        steps = create_transform(**config, normalize=False).transforms
+        self.transform: Any = picture_transform(steps, name, views)
         self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
         self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
         self.pixels_shape: tuple[int, ...] = tuple(config["input_size"])

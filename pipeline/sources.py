@@ -19,6 +19,7 @@ from pipeline.decode import CPU_SECONDS, MEMORY_MIB
 from pipeline.files import regular_bytes
 from pipeline.images import ImageProblem, to_rgb
 from pipeline.records import Post
+from pipeline.resize import PictureTransform
 
 # What extraction allows a picture: what could be extracted can be shown.
 _SECONDS, _MIB = CPU_SECONDS, MEMORY_MIB
@@ -31,12 +32,12 @@ class Sources:
         self._records = cache.records
         self.posts: Sequence[Post] = hdf5.read_posts(cache.folder)
 
-    def pictures(self, rows: Sequence[int], transform: Any = None) -> Iterator[Image.Image | str]:
+    def pictures(self, rows: Sequence[int], transform: PictureTransform | None = None) -> Iterator[Image.Image | str]:
         """The picture of each of some posts, upright RGB, or why there is none; one that is too large for an encoder's
         `transform`, where it is given, is none.
         """
         named = [(self.posts[row].image, self._records[row].image_sha256) for row in rows]
-        work = partial(_problem, getattr(transform, "require", None))
+        work = partial(_problem, transform.require if transform else None)
         for (path, sha256), problem in zip(named, apart(work, named, seconds=_SECONDS, mib=_MIB), strict=True):
             if problem or path is None:
                 yield _reason(problem)
@@ -44,12 +45,12 @@ class Sources:
                 yield to_rgb(_recorded_bytes(path, sha256))[0]
 
 
-def decoding_problem(data: bytes, transform: Any) -> str:
+def decoding_problem(data: bytes, transform: PictureTransform | None) -> str:
     """Why bytes give no picture for an encoder's `transform`, found in a process of its own; empty if they do."""
 
     def work(data: bytes) -> str:
         try:
-            to_rgb(data, require=getattr(transform, "require", None))
+            to_rgb(data, require=transform.require if transform else None)
         except ImageProblem as error:
             return str(error)
         return ""

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import InputError
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
-_CONTEXT.set_forkserver_preload(["timm.data", "pipeline.decode"])  # once, not in every worker
+_CONTEXT.set_forkserver_preload(["pipeline.decode"])  # once, not in every worker
 _EXIT_SECONDS = 30
 _SOCKET_BYTES = 107  # of the path of a Unix socket: sun_path of sockaddr_un, without the byte that ends it
 _lock = threading.Lock()  # multiprocessing reads an exit code from a pipe, and only the first reader gets it

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,20 +17,7 @@ from pipeline.decode import Decoders, start_server
 from pipeline.errors import InputError
 from tests.hostile_pictures import endless_jpeg, large_gif, large_jpeg, largest_png
 from tests.processes import wait_until
-from tests.test_fuzz import Shrink
-
-DEADLY, SLOW = (31, 37), (29, 23)
-
-
-class Moody(Shrink):
-    """Pictures of one size end their process, those of another take their time."""
-
-    def __call__(self, picture):
-        if picture.size == DEADLY:
-            os._exit(9)
-        if picture.size == SLOW:
-            time.sleep(0.3)
-        return super().__call__(picture)
+from tests.transforms import DEADLY, SHRINK, SLOW, Broken, Moody, Unstartable
 
 
 @pytest.fixture
@@ -80,7 +69,7 @@ def test_a_picture_that_takes_too_long_or_too_much_is_a_failed_file(tmp_path):
     endless, large = tmp_path / "endless.jpg", tmp_path / "large.gif"
     endless.write_bytes(endless_jpeg())
     large.write_bytes(large_gif(9000))
-    with Decoders(Shrink(), (3, 2, 2), batch_size=5, workers=1, seconds=1, mib=200) as decoders:
+    with Decoders(SHRINK, (3, 2, 2), batch_size=5, workers=1, seconds=1, mib=200) as decoders:
         pixels, decoded = decoders.pixels(decoders.read([good, endless, good, large, good]))
         assert [one.reason for one in decoded] == [
             "",
@@ -97,15 +86,8 @@ def test_the_largest_ordinary_pictures_are_decoded_within_the_limits(tmp_path):
     paths = [tmp_path / "0.png", tmp_path / "1.jpg"]
     paths[0].write_bytes(largest_png())
     paths[1].write_bytes(large_jpeg())
-    with Decoders(Shrink(), (3, 2, 2), batch_size=2, workers=1, seconds=60) as decoders:
+    with Decoders(SHRINK, (3, 2, 2), batch_size=2, workers=1, seconds=60) as decoders:
         assert [one.reason for one in decoders.pixels(decoders.read(paths))[1]] == ["", ""]
-
-
-class Broken(Shrink):
-    """A transform of somebody else's, which raises what it likes."""
-
-    def __call__(self, picture):
-        raise ZeroDivisionError("no pixels\nto divide")
 
 
 def test_whatever_a_transform_raises_is_the_reason(tmp_path):
@@ -113,13 +95,6 @@ def test_whatever_a_transform_raises_is_the_reason(tmp_path):
     with Decoders(Broken(), (3, 2, 2), batch_size=1, workers=1) as decoders:
         (decoded,) = decoders.pixels(decoders.read([path]))[1]
         assert decoded.reason == f"image: does not decode: no pixels to divide: {path}"
-
-
-class Unstartable:
-    """A transform that no process can be given."""
-
-    def __reduce__(self):
-        return os._exit, (3,)
 
 
 def test_processes_that_can_not_start_are_said_and_blame_no_file(tmp_path):
@@ -134,7 +109,7 @@ def test_processes_that_can_not_start_are_said_and_blame_no_file(tmp_path):
 def test_leaving_ends_the_workers_at_once_whatever_they_have_in_hand(tmp_path):
     endless = tmp_path / "endless.jpg"
     endless.write_bytes(endless_jpeg())
-    with Decoders(Shrink(), (3, 2, 2), batch_size=1, workers=2, seconds=60) as decoders:
+    with Decoders(SHRINK, (3, 2, 2), batch_size=1, workers=2, seconds=60) as decoders:
         readings = [decoders.read([endless]) for _ in range(3)]
         wait_until(lambda: len(decoders._workers) == 2)
         time.sleep(0.5)
@@ -163,3 +138,10 @@ def test_a_folder_for_temporary_files_with_too_long_a_path_is_one_line(tmp_path,
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("a" * 90)))
     with pytest.raises(InputError, match="too long for sockets in it; set TMPDIR to a folder with a shorter one"):
         start_server()
+
+
+def test_a_decoding_process_loads_none_of_the_large_libraries():
+    """Each would cost every command with pictures seconds, and hundreds of megabytes."""
+    script = "import sys, pipeline.decode, fusion.serving.decoding; print({'torch', 'timm', 'h5py'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -27,6 +27,7 @@ from pipeline.plan import Changes, Part
 from pipeline.records import Post, write_manifest
 from tests.test_cli import invoke, refused
 from tests.test_images import encoded
+from tests.transforms import DEADLY, Moody
 
 SHARD = 7
 
@@ -428,24 +429,12 @@ def test_a_folder_that_can_not_be_written_gives_one_line(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-class Deadly:
-    """The encoder's transform, but for pictures of one size, at which the process dies as a faulty decoder would."""
-
-    def __init__(self, transform):
-        self.transform = transform
-
-    def __call__(self, picture):
-        if picture.size == (31, 37):
-            os._exit(9)
-        return self.transform(picture)
-
-
 def test_a_picture_that_ends_its_decoding_process_fails_alone(run, image_encoder, tmp_path, monkeypatch):
     posts = write_posts(tmp_path, SHARD)
     run(posts, tmp_path / "whole")
     for number in (1, 4):
-        Image.new("RGB", (31, 37)).save(posts[number].image)
-    monkeypatch.setattr(image_encoder, "transform", Deadly(image_encoder.transform))
+        Image.new("RGB", DEADLY).save(posts[number].image)
+    monkeypatch.setattr(image_encoder, "transform", Moody(image_encoder.transform))
     report = run(posts, tmp_path / "cache")
     assert set(report.failed) == {"1", "4"}
     assert "ended the decoding process" in report.failed["4"]

@@ -18,18 +18,12 @@ from pipeline.extract import extract
 from pipeline.images import ImageProblem, to_rgb
 from pipeline.mvsa import prepare
 from pipeline.records import read_manifest
+from tests.transforms import SHRINK
 
 KINDS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 MODES = ("RGB", "L", "RGBA", "P", "1", "I;16", "CMYK", "LA", "F")
 POSTS, LONG_POSTS = 32, 128
 LONG_INPUTS = 12_000
-
-
-class Shrink:
-    """A picture as 2 x 2 pixels, (3, 2, 2) uint8."""
-
-    def __call__(self, picture):
-        return np.asarray(picture.resize((2, 2))).transpose(2, 0, 1)
 
 
 class TinyImage:
@@ -38,7 +32,7 @@ class TinyImage:
     device = torch.device("cpu")
     pixels_shape = (3, 2, 2)
     patches_shape = (4, 3)
-    transform = Shrink()
+    transform = SHRINK
     fingerprint = {"name": "tiny"}  # noqa: RUF012
 
     def encode(self, pixels):
@@ -110,7 +104,7 @@ def check(folder: Path, seed: int, posts: int) -> None:
     assert cache.damage() == []
     for row, post in enumerate(listed):
         try:
-            pixels = Shrink()(to_rgb(post.image.read_bytes())[0])
+            pixels = SHRINK(to_rgb(post.image.read_bytes())[0])
         except ImageProblem:
             pixels = None
         whole = pixels is not None and post.text is not None and "\0" not in post.text

@@ -20,8 +20,8 @@ from fusion.stream import answer_file, clear, unfinished
 from pipeline.errors import InputError
 from tests.processes import lines_in, wait_until
 from tests.test_cli import invoke, refused
-from tests.test_fuzz import Shrink
 from tests.test_predict import TOLERANCE, raw, values
+from tests.transforms import SHRINK
 
 ROOT = Path(__file__).parent.parent
 POSTS = 101
@@ -32,7 +32,7 @@ class Toy:
 
     config = Config()
     device = torch.device("cpu")
-    image = SimpleNamespace(transform=Shrink(), pixels_shape=(3, 2, 2))
+    image = SimpleNamespace(transform=SHRINK, pixels_shape=(3, 2, 2))
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
         self.run = SimpleNamespace(folder=folder)

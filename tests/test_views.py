@@ -25,7 +25,8 @@ from pipeline.extract import extract
 from pipeline.fingerprint import same_image_encoder
 from pipeline.plan import Changes, Part, Plan, feature_bytes
 from pipeline.records import LABELS, write_manifest
-from pipeline.views import VIEWS, Views, first_view
+from pipeline.resize import picture_transform
+from pipeline.views import VIEWS, first_view
 from tests.conftest import CPU, trained
 from tests.test_cli import invoke, refused
 from tests.test_extract import SHARD, shard_bytes
@@ -33,6 +34,7 @@ from tests.test_fuzz import TinyImage, TinyText
 from tests.test_interrupted import stop_after, tiny_posts
 from tests.test_train import lines_of, run_of
 from tests.toy import FINGERPRINT, write_cache
+from tests.transforms import Mirrors
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def picture():
 
 
 def test_each_view_shows_its_own_part_of_the_picture(transform, picture):
-    pixels = Views(transform, 6, "toy")(picture)
+    pixels = picture_transform(transform.transforms, "toy", 6)(picture)
     assert (pixels.shape, pixels.dtype) == ((6, 3, 8, 8), np.uint8)
     corners = {name: (view[0, 0, 0], view[1, 0, 0]) for name, view in zip(VIEWS, pixels, strict=True)}  # column, row
     assert corners == {
@@ -68,9 +70,9 @@ def test_each_view_shows_its_own_part_of_the_picture(transform, picture):
 
 
 def test_fewer_views_are_the_first_ones_and_workers_get_the_same(transform, picture):
-    whole = Views(transform, 6, "toy")(picture)
+    whole = picture_transform(transform.transforms, "toy", 6)(picture)
     for count in (2, 3, 5):
-        fewer = pickle.loads(pickle.dumps(Views(transform, count, "toy")))
+        fewer = pickle.loads(pickle.dumps(picture_transform(transform.transforms, "toy", count)))
         np.testing.assert_array_equal(fewer(picture), whole[:count])
     np.testing.assert_array_equal(first_view(whole), whole[0])
     np.testing.assert_array_equal(first_view(whole[2]), whole[2])
@@ -79,7 +81,7 @@ def test_fewer_views_are_the_first_ones_and_workers_get_the_same(transform, pict
 def test_a_transform_without_a_centre_and_numbers_that_make_no_sense_are_refused():
     border = create_transform((3, 8, 8), crop_pct=0.8, crop_mode="border", normalize=False)
     with pytest.raises(InputError, match="--views 2: the transform of toy does not cut out the centre"):
-        Views(border, 2, "toy")
+        picture_transform(border.transforms, "toy", 2)
     for count in (0, 7):
         with pytest.raises(InputError, match=rf"--views {count}: there are 1 to 6: center, flip"):
             load_image_encoder(EncoderChoice(preset="packaged", device="cpu", views=count))
@@ -112,14 +114,6 @@ def test_a_fingerprint_that_says_nothing_of_views_is_of_one(image_encoder, two_v
     assert same_image_encoder(marks, "cpu", owner="a cache").fingerprint == image_encoder.fingerprint
     again = same_image_encoder(two_views.fingerprint, "cpu", owner="a cache")
     assert (again.fingerprint, again.pixels_shape) == (two_views.fingerprint, two_views.pixels_shape)
-
-
-class Mirrors:
-    """A picture of 2 x 2 pixels as it is, mirrored and upside down: (3, 3, 2, 2) uint8."""
-
-    def __call__(self, picture):
-        pixels = np.asarray(picture.resize((2, 2))).transpose(2, 0, 1)
-        return np.stack([pixels, pixels[:, :, ::-1], pixels[:, ::-1]])
 
 
 class ThreeViews(TinyImage):

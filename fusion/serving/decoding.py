@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from fusion.serving.limits import Limits, busy
 from pipeline.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.images import ImageProblem, to_rgb
+from pipeline.resize import PictureTransform
 from pipeline.worker import Ended, Worker
 
 SHOWN_SIDE = 640  # pixels of the longer side of the picture that an explanation is drawn on
@@ -37,8 +38,7 @@ class PictureDecoders:
     A picture that takes too long or too much memory ends its process, which is replaced, and no other picture suffers.
     """
 
-    def __init__(self, transform: Any, limits: Limits) -> None:
-        """transform: of the image encoder, an RGB picture to pixels; picklable."""
+    def __init__(self, transform: PictureTransform, limits: Limits) -> None:
         self._transform, self._limits = transform, limits
         self._lock = threading.Lock()
         self._closed = False
@@ -109,11 +109,10 @@ class PictureDecoders:
                 return worker
 
 
-def _begin(transform: Any, max_pixels: int, seconds: float, mib: int) -> Callable[[bytes], Iterator[Picture]]:
+def _begin(
+    transform: PictureTransform, max_pixels: int, seconds: float, mib: int
+) -> Callable[[bytes], Iterator[Picture]]:
     """In a worker process: what decodes a picture."""
-    import torch
-
-    torch.set_num_threads(1)
     logging.disable()  # Pillow logs what is odd about a picture; what matters is the reason that is returned
 
     def decode(data: bytes) -> Iterator[Picture]:
@@ -125,10 +124,10 @@ def _begin(transform: Any, max_pixels: int, seconds: float, mib: int) -> Callabl
     return decode
 
 
-def _decode(data: bytes, transform: Any, max_pixels: int, mib: int) -> Picture:
+def _decode(data: bytes, transform: PictureTransform, max_pixels: int, mib: int) -> Picture:
     try:
         picture, flags = to_rgb(data, max_pixels, require=transform.require)
-        pixels = np.asarray(transform(picture))
+        pixels = transform(picture)
         picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         return Picture(pixels, picture, flags)
     except ImageProblem as error:
