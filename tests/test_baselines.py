@@ -23,9 +23,9 @@ from fusion.train import train
 from pipeline.errors import InputError
 from tests import baseline_oracle, oracle
 from tests.baseline_parts import Post
+from tests.commands import SMALL
 from tests.test_house import imported
 from tests.test_model import BASE, CHANNELS, EXACT, LENGTHS, PATCHES, TEXT_WIDTH, batch_of, select
-from tests.test_train import SMALL
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")

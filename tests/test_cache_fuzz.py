@@ -15,7 +15,7 @@ from tests.cache_fuzzer import POSTS
 from tests.toy import write_cache
 
 ROOT = Path(__file__).parent.parent
-QUICK, LONG, BATCH = 2_000, 50_000, 500
+QUICK, LONG, BATCH = 1_000, 50_000, 500
 SECONDS = 600  # for a batch, which takes ten: that there is an end
 
 

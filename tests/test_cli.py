@@ -4,35 +4,17 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from cli import cli
-from tests.test_train import SMALL
+from tests.commands import ROOT, SETTINGS, invoke, refused
 from tests.toy import FINGERPRINT, write_cache
 
-ROOT = Path(__file__).parent.parent
 COMMANDS = (
     *("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "sweep", "evaluate"),
     *("reproduce", "table", "folds", "explain", "report", "predict", "export", "serve"),
 )
-SETTINGS = [part for text in (*SMALL, "mlm=false") for part in ("--set", text)]
-
-
-def invoke(*arguments, code=0):
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def refused(*arguments):
-    """The one line of a problem: exit code 1, no traceback."""
-    lines = [line for line in invoke(*arguments, code=1).splitlines() if not line.startswith("device:")]
-    assert len(lines) == 1
-    assert lines[0].startswith("Error: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

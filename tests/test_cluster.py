@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipeline.records import write_manifest
-from tests.test_cli import invoke
+from tests.commands import invoke
 from tests.test_crash import ROOT
 from tests.test_extract import SHARD, shard_bytes, write_posts
 

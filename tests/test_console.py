@@ -12,7 +12,7 @@ from fusion.tables.markdown import markdown
 from pipeline.common.console import printable, printable_lines
 from pipeline.common.markup import escaped, fenced
 from pipeline.errors import InputError, problem_of
-from tests.test_cli import ROOT
+from tests.commands import ROOT
 
 EVIL = "a\x1b]0;x\x07b\u202ec"
 MEMORY = "not enough memory for this; give it more, or less to do at a time"

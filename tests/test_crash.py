@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import hdf5
 from pipeline.cache import Cache
 from pipeline.errors import InputError
+from pipeline.extract import extract
 from pipeline.hdf5 import INDEX, shard_name
 from pipeline.lock import LOCK
-from pipeline.records import write_manifest
+from pipeline.records import read_manifest, write_manifest
 from tests.processes import wait_until
 from tests.test_extract import SHARD, shard_bytes, write_posts
 
@@ -88,18 +90,24 @@ def start(script: Path, manifest: Path, out: Path, **options) -> "subprocess.Pop
     )
 
 
-def finish(script: Path, manifest: Path, out: Path) -> None:
-    process = start(script, manifest, out)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+@pytest.fixture(scope="module")
+def finish(image_encoder, text_encoder):
+    """The same extraction to its end, in this process, whose encoders are loaded."""
+
+    def call(manifest, out):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hdf5, "SHARD_POSTS", SHARD)
+            extract(read_manifest(manifest), out, image_encoder, text_encoder, quiet=True)
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, script):
+def uninterrupted(tmp_path_factory, finish):
     """(manifest, its cache made in one go)."""
     folder = tmp_path_factory.mktemp("kill")
     write_manifest(folder / "manifest.jsonl", write_posts(folder, SHARDS * SHARD - 2))
-    finish(script, folder / "manifest.jsonl", folder / "whole")
+    finish(folder / "manifest.jsonl", folder / "whole")
     assert len(shard_bytes(folder / "whole")) == SHARDS
     return folder / "manifest.jsonl", folder / "whole"
 
@@ -112,7 +120,7 @@ def same(out: Path, whole: Path) -> None:
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-def test_killed_at_every_named_point_it_goes_on_to_the_same_bytes(uninterrupted, script, tmp_path):
+def test_killed_at_every_named_point_it_goes_on_to_the_same_bytes(uninterrupted, finish, tmp_path):
     """One extraction, killed at one point after the other."""
     manifest, whole = uninterrupted
     out, killed = tmp_path / "cache", tmp_path / "killed.py"
@@ -128,18 +136,18 @@ def test_killed_at_every_named_point_it_goes_on_to_the_same_bytes(uninterrupted,
     assert len(Cache(out)) == SHARDS * SHARD - 2  # killed after the index, it is finished
     (out / INDEX).unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.h5")}
-    finish(script, manifest, out)
+    finish(manifest, out)
     same(out, whole)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @pytest.mark.long
-def test_twenty_kills_at_random_moments(uninterrupted, script, tmp_path):
+def test_twenty_kills_at_random_moments(uninterrupted, script, finish, tmp_path):
     """The moments are drawn over the time of a whole run. A run that was quicker than its kill is begun anew."""
     manifest, whole = uninterrupted
     draw = random.Random(0)
     started = time.monotonic()
-    finish(script, manifest, tmp_path / "timed")
+    assert start(script, manifest, tmp_path / "timed").wait(300) == 0
     span = time.monotonic() - started
     out, kills, states = tmp_path / "cache", 0, set()
     while kills < 20:
@@ -156,7 +164,7 @@ def test_twenty_kills_at_random_moments(uninterrupted, script, tmp_path):
             assert shard_bytes(out) == shard_bytes(whole)
             assert Cache(out).damage() == []
             shutil.rmtree(out)
-    finish(script, manifest, out)
+    finish(manifest, out)
     same(out, whole)
     assert len(states) > 3  # kills came before, between and after shards
 
@@ -174,7 +182,7 @@ def marked(mark: str) -> list[int]:
 
 
 def test_asked_to_stop_it_finishes_the_shard_in_hand_and_a_killed_one_leaves_no_process(
-    uninterrupted, script, tmp_path
+    uninterrupted, script, finish, tmp_path
 ):
     manifest, whole = uninterrupted
     out = tmp_path / "cache"
@@ -196,7 +204,7 @@ def test_asked_to_stop_it_finishes_the_shard_in_hand_and_a_killed_one_leaves_no_
     process.kill()
     process.communicate()
     wait_until(lambda: not marked(mark))
-    finish(script, manifest, out)
+    finish(manifest, out)
     same(out, whole)
 
 

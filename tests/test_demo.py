@@ -7,8 +7,8 @@ import pytest
 from fusion.checkpoint import Run
 from fusion.evaluate import controls, predict, score
 from pipeline.cache import Cache
+from tests.commands import invoke
 from tests.conftest import CPU
-from tests.test_cli import invoke
 
 MARGIN, CEILING = 0.05, 0.80
 

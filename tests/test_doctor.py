@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline import doctor
 from pipeline.records import write_manifest
-from tests.test_cli import invoke
+from tests.commands import invoke
 from tests.test_extract import write_posts
 
 

@@ -9,7 +9,7 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.train import Means, train
 from pipeline.errors import InputError
-from tests.test_train import SMALL
+from tests.commands import SMALL
 from tests.toy import write_cache
 
 EVENTS = Means(tensorboard=True)

@@ -16,8 +16,8 @@ from fusion.predict import Predictor, RawPost
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
 from fusion.words import join_words, word_pieces
 from pipeline.errors import InputError
+from tests.commands import refused
 from tests.hostile_pictures import endless_jpeg, thin_png
-from tests.test_cli import refused
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ from fusion.train import train
 from pipeline.cache import Cache
 from pipeline.errors import InputError
 from pipeline.records import LABELS
+from tests.commands import invoke, refused
 from tests.conftest import CPU
-from tests.test_cli import invoke, refused
 from tests.test_predict import raw, values
 from tests.toy import FINGERPRINT, ToyText, random_batch, write_cache
 

@@ -25,7 +25,7 @@ from pipeline.hdf5 import shard_name
 from pipeline.merge import merge
 from pipeline.plan import Changes, Part
 from pipeline.records import Post, write_manifest
-from tests.test_cli import invoke, refused
+from tests.commands import invoke, refused
 from tests.test_images import encoded
 from tests.transforms import DEADLY, Moody
 

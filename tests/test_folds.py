@@ -13,7 +13,7 @@ from fusion.folds import fold_files, repeats, write_folds
 from pipeline import hdf5
 from pipeline.errors import InputError
 from pipeline.records import LABELS
-from tests.test_cli import invoke, refused
+from tests.commands import invoke, refused
 from tests.toy import write_cache
 
 

@@ -13,9 +13,8 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.tensor_files import save_tensors
 from fusion.train import train
+from tests.commands import ROOT, SMALL, invoke, refused
 from tests.conftest import CPU
-from tests.test_cli import ROOT, invoke, refused
-from tests.test_train import SMALL
 from tests.toy import write_cache
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"

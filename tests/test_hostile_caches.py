@@ -13,9 +13,9 @@ from pipeline.extract import extract
 from pipeline.merge import merge
 from pipeline.plan import Changes
 from pipeline.records import Post
+from tests.commands import SETTINGS, invoke
 from tests.hostile import snapshot
 from tests.hostile_caches import INDEX, SHARDS
-from tests.test_cli import SETTINGS, invoke
 from tests.test_fuzz import TinyImage, TinyText
 from tests.toy import write_cache
 

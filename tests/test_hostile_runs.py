@@ -20,8 +20,8 @@ from fusion.config import load_config
 from fusion.evaluate import evaluate
 from fusion.train import train
 from pipeline.files import write_json
+from tests.commands import SMALL
 from tests.conftest import CPU
-from tests.test_train import SMALL
 from tests.toy import write_cache
 
 DEEP = "[" * 100_000

@@ -13,7 +13,7 @@ from fusion.sweep import Task, _clear
 from fusion.sweep_journal import check_journal
 from fusion.tables.table_file import read_answers, read_table
 from pipeline.errors import InputError
-from tests.test_cli import invoke
+from tests.commands import invoke
 from tests.toy import write_cache
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=2", "batch_size=32", "mlm=false")

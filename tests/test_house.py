@@ -53,7 +53,7 @@ def test_the_command_line_is_light():
 def test_training_without_the_masked_language_loss_loads_no_encoder_library(tmp_path):
     code = (
         "import torch; from pathlib import Path\n"
-        "from tests.toy import write_cache; from tests.test_train import SMALL\n"
+        "from tests.toy import write_cache; from tests.commands import SMALL\n"
         "from fusion.config import load_config; from fusion.checkpoint import Run; from fusion.train import train\n"
         f"cache = write_cache(Path({str(tmp_path / 'cache')!r}))\n"
         "config = load_config(settings=(*SMALL, 'mlm=false', 'epochs=1'))\n"

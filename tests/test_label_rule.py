@@ -18,11 +18,12 @@ from fusion.train import Means, train
 from pipeline.errors import InputError
 from pipeline.mvsa import judge
 from pipeline.records import LABELS
+from tests.commands import SMALL
 from tests.oracle import rule
 from tests.test_attribution import features_of
 from tests.test_fast import assert_equals_the_clear_path, encode
 from tests.test_model import BASE, EXACT, LENGTHS, batch_of, model_of, select
-from tests.test_train import CPU, SMALL, lines_of, run_of
+from tests.test_train import CPU, lines_of, run_of
 from tests.toy import write_cache
 
 RULE = (*BASE, "label_rule=true")

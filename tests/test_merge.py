@@ -10,7 +10,7 @@ from pipeline.errors import InputError
 from pipeline.lock import only_writer
 from pipeline.merge import merge
 from pipeline.plan import Part
-from tests.test_cli import refused
+from tests.commands import refused
 from tests.test_extract import SHARD, shard_bytes
 from tests.test_interrupted import make, tiny_posts
 

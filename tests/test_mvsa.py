@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.errors import InputError
 from pipeline.mvsa import judge, prepare, stratified_split
 from pipeline.records import LABELS, Post
-from tests.test_cli import invoke, refused
+from tests.commands import invoke, refused
 
 POSITIVE, NEUTRAL, NEGATIVE = LABELS
 

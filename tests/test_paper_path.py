@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertConfig, BertForPreTraining
 
 from pipeline.cache import Cache
 from pipeline.weights import package_folder
-from tests.test_cli import invoke
+from tests.commands import invoke
 
 LABELS = ("positive", "neutral", "negative")
 

@@ -14,8 +14,8 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.parallel import Ranks
 from fusion.train import train
+from tests.commands import ROOT
 from tests.processes import lines_in, wait_until
-from tests.test_cli import ROOT
 from tests.test_train import lines_of
 from tests.toy import write_cache
 

@@ -17,8 +17,8 @@ from fusion.predict import Predictor, RawPost
 from pipeline.errors import InputError
 from pipeline.records import LABELS
 from pipeline.weights import package_folder
+from tests.commands import invoke, refused
 from tests.conftest import CPU, trained
-from tests.test_cli import invoke, refused
 
 # The cache and a raw post differ by the batch that they were encoded in, which moves a float16 feature by a step now
 # and then. 2e-5 was seen.

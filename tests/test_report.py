@@ -23,7 +23,7 @@ from pipeline.cache import Cache
 from pipeline.errors import InputError
 from pipeline.files import sha256_of_file, write_json
 from pipeline.records import LABELS, Post
-from tests.test_cli import invoke, refused
+from tests.commands import invoke, refused
 from tests.test_train import run_of
 from tests.toy import write_cache
 

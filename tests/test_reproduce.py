@@ -20,9 +20,9 @@ from fusion.tables.rows import FULL, TABLES, rows_of
 from pipeline.errors import InputError
 from pipeline.fingerprint import NO_IMAGES
 from pipeline.records import read_splits
+from tests.commands import ROOT, invoke, refused
 from tests.conftest import CPU
 from tests.processes import wait_until
-from tests.test_cli import ROOT, invoke, refused
 from tests.toy import FINGERPRINT, write_cache
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=3", "batch_size=16", "mlm=false", "lr=1e-2")

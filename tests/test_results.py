@@ -5,7 +5,7 @@ import pytest
 from fusion.tables.forest import draw_differences
 from fusion.tables.markdown import lines_of, markdown
 from fusion.tables.table_file import read_table
-from tests.test_cli import ROOT
+from tests.commands import ROOT
 
 TABLES = sorted((ROOT / "docs" / "tables").glob("table-*.json"))
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests import hostile_pictures
+from tests.commands import refused
 from tests.hostile import snapshot
 from tests.processes import memory, tree, wait_until
 from tests.server import serving
-from tests.test_cli import refused
 from tests.test_predict import raw
 from tests.test_serve import EQUAL, FORM, ask
 

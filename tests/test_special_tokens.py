@@ -18,7 +18,7 @@ from pipeline.extract import extract
 from pipeline.fingerprint import same_text_encoder
 from pipeline.frozen import NoImages, TextEncoder
 from pipeline.records import Post, write_manifest
-from tests.test_cli import invoke
+from tests.commands import invoke
 
 CPU = torch.device("cpu")
 OLD = EncoderChoice(preset="packaged", image="none", device="cpu", split_special_tokens=False)

@@ -18,8 +18,8 @@ from fusion.config import Config
 from fusion.predict import Answer
 from fusion.stream import answer_file, clear, unfinished
 from pipeline.errors import InputError
+from tests.commands import invoke, refused
 from tests.processes import lines_in, wait_until
-from tests.test_cli import invoke, refused
 from tests.test_predict import TOLERANCE, raw, values
 from tests.transforms import SHRINK
 

@@ -18,8 +18,8 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.space import configured, read_space
 from pipeline.errors import InputError
+from tests.commands import ROOT, invoke, refused
 from tests.processes import lines_in, wait_until
-from tests.test_cli import ROOT, invoke, refused
 from tests.toy import write_cache
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=3", "batch_size=16", "mlm=false")

@@ -17,8 +17,8 @@ from pipeline.extract import extract
 from pipeline.fingerprint import same_text_encoder
 from pipeline.records import LABELS, Post
 from pipeline.weights import package_folder
+from tests.commands import invoke
 from tests.conftest import CPU, trained
-from tests.test_cli import invoke
 from tests.test_encoders import TEXTS, tokens_of
 
 

@@ -22,8 +22,8 @@ from pipeline.merge import merge
 from pipeline.plan import Changes, Part
 from pipeline.records import LABELS, Post, read_manifest, write_manifest
 from pipeline.texts import prepare
+from tests.commands import invoke, refused
 from tests.conftest import CPU, trained
-from tests.test_cli import invoke, refused
 from tests.test_extract import SHARD, shard_bytes
 from tests.test_fuzz import TinyText
 from tests.test_interrupted import stop_after, tiny_posts

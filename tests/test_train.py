@@ -18,12 +18,12 @@ from fusion.epoch import drop_modalities, learning_rate
 from fusion.train import Means, train
 from pipeline import cache as cache_module
 from pipeline.errors import InputError
+from tests.commands import SMALL, invoke
 from tests.processes import lines_in, wait_until
 from tests.toy import ToyText, random_batch, write_cache
 
 CPU = torch.device("cpu")
 PLAIN = Means()
-SMALL = ("width=8", "heads=2", "layers=1", "lr=3e-3", "epochs=4", "batch_size=7", "patience=4")
 ROOT = Path(__file__).parent.parent
 
 
@@ -102,16 +102,17 @@ def test_metrics_written_after_the_last_saved_state_are_cut_back(tmp_path, cache
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_command_resumes_to_the_same_numbers(tmp_path):
     cache = write_cache(tmp_path / "cache", posts=90)
-    command = [sys.executable, "cli.py", "train", str(cache.folder), "--device", "cpu", "--quiet"]
+    command = ["train", cache.folder, "--device", "cpu", "--quiet"]
     settings = [part for text in (*SMALL, "mlm=false", "epochs=40", "patience=40") for part in ("--set", text)]
-    subprocess.run([*command, "--out", str(tmp_path / "whole"), *settings], cwd=ROOT, check=True)
-    killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed"), *settings], cwd=ROOT)
+    invoke(*command, "--out", tmp_path / "whole", *settings)
+    arguments = map(str, (*command, "--out", tmp_path / "killed", *settings))
+    killed = subprocess.Popen([sys.executable, "cli.py", *arguments], cwd=ROOT)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     wait_until(lambda: lines_in(metrics) >= 3)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not Run(tmp_path / "killed").finished
-    subprocess.run([*command, "--out", str(tmp_path / "killed"), "--resume"], cwd=ROOT, check=True)
+    invoke(*command, "--out", tmp_path / "killed", "--resume")
     assert lines_of(Run(tmp_path / "killed")) == lines_of(Run(tmp_path / "whole"))
 
 

@@ -27,8 +27,8 @@ from pipeline.plan import Changes, Part, Plan, feature_bytes
 from pipeline.records import LABELS, write_manifest
 from pipeline.resize import picture_transform
 from pipeline.views import VIEWS, first_view
+from tests.commands import invoke, refused
 from tests.conftest import CPU, trained
-from tests.test_cli import invoke, refused
 from tests.test_extract import SHARD, shard_bytes
 from tests.test_fuzz import TinyImage, TinyText
 from tests.test_interrupted import stop_after, tiny_posts
