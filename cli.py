@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.common.console import escape_message, escaped_warnings, printable, say
-from pipeline.errors import InputError, problem_of
-from pipeline.files import write_json
+from pipeline.common.errors import InputError, problem_of
+from pipeline.common.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which encoders: what pipeline.encoders.EncoderChoice holds."""
+    """Which encoders: what pipeline.encoders.load.EncoderChoice holds."""
     for option in (
         click.option("--max-tokens", default=128, help="Longer texts are cut by the tokenizer."),
         click.option("--text-layers", type=click.IntRange(1), default=1, help="Tokens: mean of its last K layers."),
@@ -108,7 +108,9 @@ def prepare(
     """Read an MVSA folder, or a CSV file id,text,label,split without images: label rule, split, duplicates; write a
     manifest.
     """
-    from pipeline import mvsa, records, texts
+    from pipeline.posts import csv_texts as texts
+    from pipeline.posts import manifest as records
+    from pipeline.posts import mvsa
 
     _refuse_finished(out, out.exists(), overwrite)
     try:
@@ -173,12 +175,12 @@ def extract(
     **encoders: Any,
 ) -> None:
     """Run both encoders once over a manifest's posts; write a feature cache. The same command goes on after a kill."""
-    from pipeline import extract as extraction
-    from pipeline import records
-    from pipeline.continued import as_before
-    from pipeline.decode import start_server
-    from pipeline.encoders import NO_IMAGES, EncoderChoice, load_image_encoder, load_text_encoder
-    from pipeline.plan import Changes, Part
+    from pipeline.encoders.load import NO_IMAGES, EncoderChoice, load_image_encoder, load_text_encoder
+    from pipeline.extraction import extract as extraction
+    from pipeline.extraction.continued import as_before
+    from pipeline.extraction.decode import start_server
+    from pipeline.extraction.plan import Changes, Part
+    from pipeline.posts import manifest as records
 
     posts = records.read_manifest(manifest, images=encoders["image"] != NO_IMAGES)
     changes = Changes(append, retry_failed, repair)
@@ -193,7 +195,7 @@ def extract(
     with contextlib.ExitStack() as stack:
         elsewhere = None
         if engine == "ray":
-            from pipeline.cluster import cluster, engine_on
+            from pipeline.extraction.ray_engine import cluster, engine_on
 
             ray = stack.enter_context(cluster(address))
             elsewhere = engine_on(
@@ -233,8 +235,8 @@ def extract(
 @result_options
 def doctor(out: Path, json_file: Path | None, quiet: bool, **encoders: Any) -> None:
     """Say whether all that `extract` needs is here: weights, devices, memory, disk."""
-    from pipeline.doctor import examine
-    from pipeline.encoders import EncoderChoice
+    from pipeline.encoders.load import EncoderChoice
+    from pipeline.extraction.doctor import examine
 
     findings = list(examine(EncoderChoice(**encoders), out))
     for finding in findings:
@@ -253,7 +255,7 @@ def doctor(out: Path, json_file: Path | None, quiet: bool, **encoders: Any) -> N
 @result_options
 def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, json_file: Path | None, quiet: bool) -> None:
     """Make one cache of the parts that `extract --part i/n` made."""
-    from pipeline.merge import merge as merge_parts
+    from pipeline.cache.merge import merge as merge_parts
 
     _refuse_finished(out, (out / "index.h5").exists(), overwrite)
     merged = merge_parts(parts, out, overwrite=overwrite)
@@ -280,12 +282,12 @@ def inspect(
     quiet: bool,
 ) -> None:
     """Say what is in a cache, how big it is, and whether it is whole."""
-    from pipeline.cache import Cache
+    from pipeline.cache.reader import Cache
 
     cache = Cache(cache_dir)
     problems = cache.damage() if verify else []
     if re_encode:
-        from pipeline import check
+        from pipeline.extraction import verify as check
 
         encoders = check.load_encoders(cache, str(_device(device, quiet)), image_weights, text_encoder)
         problems += check.encode_again(cache, *encoders, re_encode)
@@ -304,7 +306,7 @@ def inspect(
 def probe(cache_dir: Path, splits: Path | None, json_file: Path | None, quiet: bool) -> None:
     """The linear floor: logistic regression on averaged features of text, image and both."""
     from fusion import probe as floor
-    from pipeline.cache import Cache
+    from pipeline.cache.reader import Cache
 
     cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
     rows = {kind: floor.probe(cache, kind).summary() for kind in floor.kinds_of(cache)}
@@ -372,7 +374,7 @@ def train(
     from fusion.checkpoint import Run
     from fusion.config import load_config
     from fusion.parallel import local_device, ranks
-    from pipeline.cache import Cache
+    from pipeline.cache.reader import Cache
 
     run = Run(out)
     _refuse_finished(out, run.finished, overwrite)
@@ -449,7 +451,7 @@ def sweep(
     from fusion.config import load_config
     from fusion.space import read_space
     from fusion.sweep_results import BEST, shown
-    from pipeline.cluster import cluster
+    from pipeline.extraction.ray_engine import cluster
 
     settings = (*settings, *([f"seed={seed}"] if seed is not None else []))
     base = load_config(preset, config_file, settings)
@@ -556,7 +558,7 @@ def folds(
 ) -> None:
     """Make split files of K folds: stratified, repeats of a text or an image on one side."""
     from fusion.folds import write_folds
-    from pipeline.cache import Cache
+    from pipeline.cache.reader import Cache
 
     _report(write_folds(Cache(cache_dir), out, folds=count, seed=seed, overwrite=overwrite), json_file, quiet)
     _say(quiet, f"wrote {out}/fold_1.csv to fold_{count}.csv")
@@ -635,7 +637,7 @@ def predict(
     from fusion.checkpoint import Run
     from fusion.predict import Predictor, answer_one
     from fusion.stream import answer_file, clear
-    from pipeline.decode import start_server
+    from pipeline.extraction.decode import start_server
 
     single = image is not None or text is not None
     if single == (posts is not None) or (posts is None) != (out is None):
@@ -857,7 +859,7 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
     """Draw a data set, then prepare, extract, train, evaluate and report it: the whole job in minutes, on a CPU."""
     from fusion.checkpoint import Run
     from fusion.report.figures import draw_run
-    from pipeline import drawn
+    from pipeline.demo import dataset as drawn
 
     started = time.perf_counter()
     page, figure = out / "run" / "report.html", out / "run" / "figure.png"
@@ -883,7 +885,7 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
 
 def _device(name: str, quiet: bool) -> "torch.device":
     """The device to use, said at start; a fall back from a GPU is said even when quiet."""
-    from pipeline.encoders import resolve_device
+    from pipeline.encoders.load import resolve_device
 
     device = resolve_device(name)
     if name == "auto" and device.type == "cpu":

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from fusion.probe import KINDS, probe
-from pipeline import drawn, mvsa
-from pipeline.cache import Cache
-from pipeline.decode import start_server
-from pipeline.encoders import EncoderChoice, load_image_encoder, load_text_encoder
-from pipeline.extract import extract
-from pipeline.records import Post
+from pipeline.cache.reader import Cache
+from pipeline.demo import dataset as drawn
+from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
+from pipeline.extraction.decode import start_server
+from pipeline.extraction.extract import extract
+from pipeline.posts import mvsa
+from pipeline.posts.manifest import Post
 
 FEATURES = ("patches", "pooled", "tokens")
 

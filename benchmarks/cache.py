@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.records import Post
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.posts.manifest import Post
 
 MARKS = {"image": {"name": "random"}, "text": {"name": "random"}, "stored_dtype": "float16"}
 TOKENS, BATCH, READERS = 28, 64, 4

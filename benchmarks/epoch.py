@@ -29,12 +29,12 @@ from fusion.model import Dimensions, FusionModel
 from fusion.parallel import Ranks
 from fusion.precision import resolved
 from fusion.reencoding import Reencoder
-from pipeline.cache import Cache
-from pipeline.decode import start_server
-from pipeline.encoders import resolve_device
-from pipeline.extract import extract
-from pipeline.images import to_rgb
-from pipeline.records import LABELS, Post
+from pipeline.cache.reader import Cache
+from pipeline.encoders.load import resolve_device
+from pipeline.extraction.decode import start_server
+from pipeline.extraction.extract import extract
+from pipeline.posts.images import to_rgb
+from pipeline.posts.manifest import LABELS, Post
 
 PRESETS = {"packaged": "packaged", "paper": "mvsa-single"}
 

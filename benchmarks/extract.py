@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from pipeline import drawn, mvsa
-from pipeline.decode import start_server
-from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
-from pipeline.extract import extract
-from pipeline.images import to_rgb
-from pipeline.records import Post
-from pipeline.weights import package_folder
+from pipeline.demo import dataset as drawn
+from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from pipeline.encoders.weights import package_folder
+from pipeline.extraction.decode import start_server
+from pipeline.extraction.extract import extract
+from pipeline.posts import mvsa
+from pipeline.posts.images import to_rgb
+from pipeline.posts.manifest import Post
 
 BATCH = 32
 CORES = len(os.sched_getaffinity(0))

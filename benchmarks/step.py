@@ -39,7 +39,7 @@ from fusion.masking import hide_highest, masked_ids, word_pieces
 from fusion.model import Dimensions, FusionModel
 from fusion.precision import has_bfloat16, precision
 from fusion.reencoding import Reencoder
-from pipeline.encoders import EncoderChoice, TextEncoder, load_text_encoder, resolve_device
+from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder, resolve_device
 
 PATCHES = 49
 WINDOW_POSTS = 1024  # texts that batches of like length are drawn from

@@ -17,7 +17,7 @@ from fusion.config import Config
 from fusion.label_rule import LabelRule
 from fusion.model import FusionModel
 from fusion.transformer import EncoderLayer
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 
 WINDOW_BATCHES = 16
 # Texts are padded to a multiple of this: with a new shape for every batch, the process's memory grows and grows.

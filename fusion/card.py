@@ -8,8 +8,8 @@ import yaml
 from fusion.checkpoint import Run
 from fusion.evaluate import table
 from pipeline.common.markup import escaped, fenced
-from pipeline.encoders import NO_IMAGES, PACKAGED_IMAGE, PACKAGED_TEXT
-from pipeline.records import LABELS, SPLITS, read_splits
+from pipeline.encoders.load import NO_IMAGES, PACKAGED_IMAGE, PACKAGED_TEXT
+from pipeline.posts.manifest import LABELS, SPLITS, read_splits
 
 _HEAD = """---
 library_name: mscf

@@ -22,13 +22,13 @@ from fusion.model import Dimensions, FusionModel
 from fusion.models import build_model
 from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
 from fusion.tensor_files import Expected, load_tensors, read_metadata, save_tensors, tensor_names
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 from pipeline.common.documents import parse_json, read_json
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_text, write_json, write_text
 from pipeline.common.folders import append_bytes, remove_file
-from pipeline.encoders import first_difference
-from pipeline.errors import InputError
-from pipeline.files import regular_text, write_json, write_text
-from pipeline.records import LABELS, SPLITS
+from pipeline.encoders.load import first_difference
+from pipeline.posts.manifest import LABELS, SPLITS
 
 _OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", "model.safetensors", "train_state.safetensors")
 _ADAM = ("step", "exp_avg", "exp_avg_sq")  # of each parameter: how many steps, and the mean gradient and its square

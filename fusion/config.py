@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.common.documents import parse_yaml
 from pipeline.common.documents import read_yaml as read_plain_yaml
-from pipeline.errors import InputError
-from pipeline.files import write_text
+from pipeline.common.errors import InputError
+from pipeline.common.files import write_text
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 

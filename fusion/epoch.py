@@ -19,8 +19,8 @@ from fusion.model import FusionModel, Losses
 from fusion.parallel import Ranks
 from fusion.precision import precision
 from fusion.reencoding import Reencoder
-from pipeline.cache import Cache
-from pipeline.errors import InputError
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
 
 LOOK_EVERY = 50  # steps on a GPU between looks at the losses: each look waits for the device
 

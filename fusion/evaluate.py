@@ -13,10 +13,10 @@ from fusion.features import Features
 from fusion.model import FusionModel
 from fusion.precision import precision
 from fusion.probe import kinds_of, probe
-from pipeline.cache import Cache
-from pipeline.encoders import first_difference
-from pipeline.errors import InputError
-from pipeline.records import LABELS, read_splits
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import first_difference
+from pipeline.posts.manifest import LABELS, read_splits
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import InputError
 from pipeline.common.folders import append_bytes
-from pipeline.errors import InputError
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from fusion.evaluate import predict
 from fusion.model import FusionModel
 from fusion.predict import Inputs, Predictor
 from fusion.words import Spans, join_words
-from pipeline.cache import Cache
-from pipeline.encoders import TextEncoder, first_difference
-from pipeline.errors import InputError
-from pipeline.fingerprint import require_images
-from pipeline.records import LABELS
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import require_images
+from pipeline.encoders.load import TextEncoder, first_difference
+from pipeline.posts.manifest import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 100

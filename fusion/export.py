@@ -14,9 +14,9 @@ from fusion.config import save_config
 from fusion.model import Dimensions, FusionModel
 from fusion.models import build_model
 from fusion.tensor_files import save_tensors
+from pipeline.common.errors import InputError
+from pipeline.common.files import write_json, write_text
 from pipeline.common.folders import remove_file
-from pipeline.errors import InputError
-from pipeline.files import write_json, write_text
 
 _KEPT_FACTS = (
     *("manifest_sha256", "fingerprint", "labels", "dimensions", "versions", "parameters"),

@@ -22,17 +22,17 @@ from fusion.explain import answer_of, cache_of, weigh
 from fusion.model import FrozenText, FusionModel
 from fusion.predict import Predictor
 from fusion.words import word_pieces
-from pipeline.cache import Cache
-from pipeline.encoders import ImageEncoder, TextEncoder
-from pipeline.errors import InputError
-from pipeline.sources import Sources
-from pipeline.views import first_view
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import ImageEncoder, TextEncoder
+from pipeline.encoders.views import first_view
+from pipeline.extraction.sources import Sources
 
 SHARE, DRAWS = 0.2, 5
 
 
 class FrozenImage(Protocol):
-    """What is needed of the frozen image encoder (pipeline.encoders.ImageEncoder is one)."""
+    """What is needed of the frozen image encoder (pipeline.encoders.load.ImageEncoder is one)."""
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (B, 3, S, S) uint8 to patches (B, m, C) and pooled (B, C)."""

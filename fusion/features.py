@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fusion.batches import Batch, modality_labels_of, padded_length, read_batch
-from pipeline.cache import Cache
-from pipeline.errors import InputError
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
 
 Place = Literal["auto", "map", "ram", "device"]
 PLACES: tuple[Place, ...] = ("auto", "map", "ram", "device")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_bytes, write_text
 from pipeline.common.folders import remove_file
-from pipeline.errors import InputError
-from pipeline.files import regular_bytes, write_text
-from pipeline.records import LABELS, comparable_text, read_splits
+from pipeline.posts.manifest import LABELS, comparable_text, read_splits
 
 
 def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, overwrite: bool = False) -> dict[str, Any]:

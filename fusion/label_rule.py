@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.attention import full_precision
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.records import LABELS
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
 
 _CLASSES = range(len(LABELS))
 _NEUTRAL = LABELS.index("neutral")

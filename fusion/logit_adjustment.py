@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.cache import Cache
-from pipeline.records import LABELS
+from pipeline.cache.reader import Cache
+from pipeline.posts.manifest import LABELS
 
 
 def training_log_prior(cache: Cache) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fusion.batches import Batch
 from fusion.model import FusionModel
-from pipeline.errors import InputError
-from pipeline.files import complete_or_absent
+from pipeline.common.errors import InputError
+from pipeline.common.files import complete_or_absent
 
 INPUTS = ("patches", "pooled", "tokens", "text_mask")
 TOLERANCE = 1e-4

@@ -18,13 +18,13 @@ from fusion.batches import Batch, collate
 from fusion.checkpoint import Run
 from fusion.evaluate import precision
 from fusion.model import FusionModel
-from pipeline.decode import Decoders
-from pipeline.encode import text_problem
-from pipeline.encoders import ImageEncoder, NoImages, TextEncoder
-from pipeline.errors import InputError
-from pipeline.fingerprint import same_image_encoder, same_text_encoder
-from pipeline.images import MAX_PIXELS, ImageProblem, to_rgb
-from pipeline.records import LABELS, Post
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
+from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
+from pipeline.extraction.decode import Decoders
+from pipeline.extraction.encode import text_problem
+from pipeline.posts.images import MAX_PIXELS, ImageProblem, to_rgb
+from pipeline.posts.manifest import LABELS, Post
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.records import LABELS
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
 
 KINDS = ("text", "image", "both")
 STRENGTHS = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 Item = TypeVar("Item")
 

@@ -14,7 +14,7 @@ TOGETHER = 8  # texts encoded in one call on a CPU
 
 
 class FrozenText(Protocol):
-    """What re-encoding needs of the frozen text encoder (pipeline.encoders.TextEncoder is one)."""
+    """What re-encoding needs of the frozen text encoder (pipeline.encoders.load.TextEncoder is one)."""
 
     mask_id: int
 

@@ -23,14 +23,14 @@ from fusion.tables.rows import FULL, Row, rows_of
 from fusion.tables.table_file import read_answers
 from fusion.train import require_trainable
 from fusion.trainer import Trainer
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.files import write_json
 from pipeline.common.folders import require_no_link
-from pipeline.encoders import first_difference
-from pipeline.errors import InputError
-from pipeline.files import write_json
-from pipeline.fingerprint import require_images
-from pipeline.lock import only_writer
-from pipeline.records import LABELS
+from pipeline.common.locks import only_writer
+from pipeline.encoders.from_fingerprint import require_images
+from pipeline.encoders.load import first_difference
+from pipeline.posts.manifest import LABELS
 
 ANSWERS = "answers.json"
 _OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")

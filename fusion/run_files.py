@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.common.documents import PLAIN, Count, Difference, Document, Line, Name, Number, Post, Share, first_problem
-from pipeline.records import LABELS
-from pipeline.views import VIEWS
+from pipeline.encoders.views import VIEWS
+from pipeline.posts.manifest import LABELS
 
 MOST_RUN = 1 << 20  # bytes of run.json
 MOST_METRICS = 64 << 20  # bytes of metrics.jsonl, 100,000 epochs

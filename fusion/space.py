@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fusion.config import Config, read_yaml
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 try:
     import optuna

@@ -21,14 +21,14 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fusion.predict import Answer, Inputs, Predictor, unanswerable
+from pipeline.common.errors import InputError
+from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
 from pipeline.common.folders import open_to_append
-from pipeline.decode import Decoders, Reading
-from pipeline.encode import text_problem
-from pipeline.errors import InputError
-from pipeline.extract import encoding_threads
-from pipeline.files import complete_or_absent, open_regular, sha256_of_file
-from pipeline.records import parse_partial
-from pipeline.stop import StopWish, on_signals
+from pipeline.common.signals import StopWish, on_signals
+from pipeline.extraction.decode import Decoders, Reading
+from pipeline.extraction.encode import text_problem
+from pipeline.extraction.extract import encoding_threads
+from pipeline.posts.manifest import parse_partial
 
 _SHOWN_FAILURES = 5
 _HEADER_BEGINS = b'{"model_sha256"'

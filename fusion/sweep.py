@@ -25,12 +25,12 @@ from fusion.sweep_journal import MOST_JOURNAL, SweepResult, check_journal
 from fusion.sweep_results import BEST, IMPORTANCE, SCORE, TABLE, sentence, summary, trial_folder, write_results
 from fusion.train import EpochLine
 from fusion.trainer import Trainer
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 from pipeline.common.documents import read_json
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_bytes, write_json
 from pipeline.common.folders import named_errors, remove_file, require_no_link
-from pipeline.errors import InputError
-from pipeline.files import regular_bytes, write_json
-from pipeline.lock import only_writer
+from pipeline.common.locks import only_writer
 
 JOURNAL, RESULT = "journal.log", "sweep.json"
 FIRST_COMPLETE = 5  # trials that end before any is cut short

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, ConfigDict, Field, RootModel
 
 from fusion.space import Space, optuna
 from pipeline.common.documents import PLAIN, Count, Document, Line, Number, Share, parse_json
-from pipeline.errors import InputError
-from pipeline.files import regular_text
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_text
 
 MOST_JOURNAL = 32 << 20  # bytes; a trial of 20 epochs has four KiB
 _MOST_TRIALS = 100_000

@@ -17,7 +17,7 @@ from fusion.config import Config
 from fusion.space import Space, configured, draw, optuna
 from fusion.sweep import Task, Teller, trainer_of
 from fusion.sweep_results import SCORE, trial_folder
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 _LOSSES = 2  # how often a trial is run again when its worker is lost
 

@@ -8,9 +8,9 @@ from typing import Any
 from fusion.checkpoint import Run
 from fusion.config import save_config
 from fusion.space import Space, optuna
+from pipeline.common.errors import InputError
+from pipeline.common.files import write_text
 from pipeline.common.folders import remove_file
-from pipeline.errors import InputError
-from pipeline.files import write_text
 
 TABLE, BEST, IMPORTANCE = "trials.csv", "best.yaml", "importance.png"
 SCORE = "val_weighted_f1"

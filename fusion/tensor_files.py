@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import InputError
-from pipeline.files import complete_or_absent, open_regular
+from pipeline.common.errors import InputError
+from pipeline.common.files import complete_or_absent, open_regular
 
 Expected = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape by name
 _MOST_HEADER = 8 << 20  # bytes; a model of 256 layers has half a MiB

@@ -36,10 +36,10 @@ from fusion.reencoding import Reencoder
 from fusion.run_files import TrainingState
 from fusion.tensor_files import require_memory
 from fusion.transformer import Transformer
-from pipeline.cache import Cache
-from pipeline.encoders import TextEncoder
-from pipeline.errors import InputError
-from pipeline.fingerprint import require_images, same_text_encoder
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import require_images, same_text_encoder
+from pipeline.encoders.load import TextEncoder
 
 EpochLine = dict[str, Any]
 _BYTES_A_PARAMETER = 16  # float32: the weight, its gradient, and the two means of AdamW

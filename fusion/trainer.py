@@ -9,8 +9,8 @@ from fusion.checkpoint import Run
 from fusion.config import Config
 from fusion.precision import resolved
 from fusion.train import EpochLine, Means, masking_encoder, train
-from pipeline.cache import Cache
-from pipeline.encoders import TextEncoder
+from pipeline.cache.reader import Cache
+from pipeline.encoders.load import TextEncoder
 
 
 class Trainer:

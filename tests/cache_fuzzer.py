@@ -17,10 +17,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline import hdf5
-from pipeline.apart import apart
-from pipeline.cache import Cache
-from pipeline.errors import InputError
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.common.apart import apart
+from pipeline.common.errors import InputError
 from tests.processes import in_this_process
 
 POSTS = 11

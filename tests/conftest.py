@@ -11,11 +11,13 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.predict import Predictor
 from fusion.train import train
-from pipeline import drawn, hdf5, mvsa
-from pipeline.cache import Cache
-from pipeline.encoders import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
-from pipeline.extract import extract
-from pipeline.records import Post
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.demo import dataset as drawn
+from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from pipeline.extraction.extract import extract
+from pipeline.posts import mvsa
+from pipeline.posts.manifest import Post
 from tests.browser import Window, chromium, visit, window
 from tests.hostile import Commands, forking
 from tests.processes import in_this_process

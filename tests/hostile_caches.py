@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.hdf5_layout import LABEL, TEXT
+from pipeline.cache.hdf5_layout import LABEL, TEXT
 from tests.toy import FINGERPRINT
 
 SHARD = "shard-00001.h5"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 PATIENCE = 120  # seconds; other work may share the machine
 
@@ -26,7 +26,7 @@ def lines_in(path: Path) -> int:
 
 
 def in_this_process(work: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
-    """What `pipeline.apart` yields, without a process and without limits."""
+    """What `pipeline.common.apart` yields, without a process and without limits."""
     for item in items:
         try:
             yield json.loads(json.dumps(work(item)))

@@ -5,8 +5,8 @@ import signal
 import threading
 import time
 
-from pipeline.apart import apart
-from pipeline.errors import InputError
+from pipeline.common.apart import apart
+from pipeline.common.errors import InputError
 from tests.processes import tree
 
 PARENT = os.getpid()

@@ -8,7 +8,7 @@ import torch
 from fusion import attribution
 from fusion.attribution import METHODS, Features, decisive_rows, methods_for, roll_out, signed_contributions, trace
 from fusion.config import load_config
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.test_model import BASE, LENGTHS, VARIANTS, batch_of, model_of
 
 

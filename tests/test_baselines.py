@@ -20,7 +20,7 @@ from fusion.evaluate import evaluate, precision, predict
 from fusion.model import Dimensions
 from fusion.models import BASELINES, CLASSES, build_model, model_class
 from fusion.train import train
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests import baseline_oracle, oracle
 from tests.baseline_parts import Post
 from tests.commands import SMALL

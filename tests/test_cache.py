@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import hdf5
-from pipeline.cache import Cache, clear
-from pipeline.errors import InputError
-from pipeline.hdf5 import PostRecord, ShardFeatures, manifest_sha256, shard_name, write_index, write_shard
-from pipeline.records import LABELS, SPLITS, Post
+from pipeline.cache import hdf5
+from pipeline.cache.hdf5 import PostRecord, ShardFeatures, manifest_sha256, shard_name, write_index, write_shard
+from pipeline.cache.reader import Cache, clear
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS, SPLITS, Post
 from tests.toy import FINGERPRINT, write_cache
 
 pytestmark = pytest.mark.apart

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import hdf5
-from pipeline.extract import extract
+from pipeline.cache import hdf5
+from pipeline.extraction.extract import extract
 from tests.test_extract import SHARD
 from tests.test_fuzz import TinyImage, TinyText
 from tests.test_interrupted import tiny_posts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import hdf5
+from pipeline.cache import hdf5
 from tests.cache_fuzzer import POSTS
 from tests.toy import write_cache
 

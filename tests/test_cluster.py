@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline.records import write_manifest
+from pipeline.posts.manifest import write_manifest
 from tests.commands import invoke
 from tests.test_crash import ROOT
 from tests.test_extract import SHARD, shard_bytes, write_posts
@@ -20,7 +20,7 @@ SHARDS = 8
 
 
 def test_two_workers_one_of_which_is_killed_make_the_plain_commands_bytes(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("pipeline.hdf5.SHARD_POSTS", SHARD)
+    monkeypatch.setattr("pipeline.cache.hdf5.SHARD_POSTS", SHARD)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     manifest = tmp_path / "manifest.jsonl"
     write_manifest(manifest, write_posts(tmp_path, SHARDS * SHARD - 2))

@@ -3,7 +3,7 @@
 import pytest
 
 from fusion.config import Config, load_config, presets, save_config
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 
 def test_defaults_are_the_papers():

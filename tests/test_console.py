@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from cli import cli
 from fusion.tables.markdown import markdown
 from pipeline.common.console import printable, printable_lines
+from pipeline.common.errors import InputError, problem_of
 from pipeline.common.markup import escaped, fenced
-from pipeline.errors import InputError, problem_of
 from tests.commands import ROOT
 
 EVIL = "a\x1b]0;x\x07b\u202ec"

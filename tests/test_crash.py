@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.hdf5 import INDEX, shard_name
-from pipeline.lock import LOCK
-from pipeline.records import read_manifest, write_manifest
+from pipeline.cache import hdf5
+from pipeline.cache.hdf5 import INDEX, shard_name
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.locks import LOCK
+from pipeline.extraction.extract import extract
+from pipeline.posts.manifest import read_manifest, write_manifest
 from tests.processes import wait_until
 from tests.test_extract import SHARD, shard_bytes, write_posts
 
@@ -27,7 +27,7 @@ SHARDS = 9
 
 # The command in shards of seven posts.
 COMMAND = f"""
-from pipeline import hdf5
+from pipeline.cache import hdf5
 from cli import cli
 
 hdf5.SHARD_POSTS = {SHARD}
@@ -40,7 +40,8 @@ if __name__ == "__main__":
 KILLED = f"""
 import os, signal, sys
 import timm, torch, transformers
-from pipeline import extract, hdf5
+from pipeline.extraction import extract
+from pipeline.cache import hdf5
 from cli import cli
 
 hdf5.SHARD_POSTS = {SHARD}
@@ -240,7 +241,7 @@ def test_a_disk_of_four_mebibytes_and_a_read_only_one(uninterrupted, tmp_path):
     """A real file system that is too small, then large enough, then read-only; the check beforehand is switched off."""
     manifest, whole = uninterrupted
     blind = tmp_path / "extract.py"
-    blind.write_text(f"import pipeline.plan\npipeline.plan._SPARE_BYTES = -2**40\n{COMMAND}")
+    blind.write_text(f"import pipeline.extraction.plan\npipeline.extraction.plan._SPARE_BYTES = -2**40\n{COMMAND}")
     (tmp_path / "cache").mkdir()
     (tmp_path / "kept").mkdir()
     command = (

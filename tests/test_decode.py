@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import Decoders, start_server
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
+from pipeline.extraction.decode import Decoders, start_server
 from tests.hostile_pictures import endless_jpeg, large_gif, large_jpeg, largest_png
 from tests.processes import wait_until
 from tests.transforms import DEADLY, SHRINK, SLOW, Broken, Moody, Unstartable
@@ -142,6 +142,7 @@ def test_a_folder_for_temporary_files_with_too_long_a_path_is_one_line(tmp_path,
 
 def test_a_decoding_process_loads_none_of_the_large_libraries():
     """Each would cost every command with pictures seconds, and hundreds of megabytes."""
-    script = "import sys, pipeline.decode, fusion.serving.decoding; print({'torch', 'timm', 'h5py'} & set(sys.modules))"
+    modules = "sys, pipeline.extraction.decode, fusion.serving.decoding"
+    script = f"import {modules}; print({{'torch', 'timm', 'h5py'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

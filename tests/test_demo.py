@@ -6,7 +6,7 @@ import pytest
 
 from fusion.checkpoint import Run
 from fusion.evaluate import controls, predict, score
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 from tests.commands import invoke
 from tests.conftest import CPU
 
@@ -16,7 +16,7 @@ MARGIN, CEILING = 0.05, 0.80
 @pytest.fixture(scope="module")
 def demo_cache(tmp_path_factory):
     """The demo's own data and cache."""
-    from pipeline import drawn
+    from pipeline.demo import dataset as drawn
 
     folder = tmp_path_factory.mktemp("demo")
     drawn.replace(folder / "mvsa", posts=1000, seed=0)

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import HfApi
 from PIL import Image
 
-from pipeline import doctor
-from pipeline.records import write_manifest
+from pipeline.extraction import doctor
+from pipeline.posts.manifest import write_manifest
 from tests.commands import invoke
 from tests.test_extract import write_posts
 

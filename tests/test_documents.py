@@ -8,8 +8,8 @@ import yaml
 
 from fusion.config import load_config
 from pipeline.common.documents import Document, Line, Number, parse_json, parse_yaml, read_json, read_yaml
+from pipeline.common.errors import InputError
 from pipeline.common.folders import append_bytes, remove_file, require_no_link
-from pipeline.errors import InputError
 
 
 class Sample(Document):

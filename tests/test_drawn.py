@@ -13,7 +13,7 @@ from scipy.stats import kruskal
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.model_selection import cross_val_score
 
-from pipeline.drawn import draw
+from pipeline.demo.dataset import draw
 
 Votes = list[tuple[str, str]]
 LABELS = {"positive", "neutral", "negative"}

@@ -15,9 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.encoders import EncoderChoice, first_difference, load_image_encoder, load_text_encoder, resolve_device
-from pipeline.errors import InputError
-from pipeline.weights import package_folder
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import (
+    EncoderChoice,
+    first_difference,
+    load_image_encoder,
+    load_text_encoder,
+    resolve_device,
+)
+from pipeline.encoders.weights import package_folder
 
 CPU = torch.device("cpu")
 TEXTS = ["", "hello there", "a longer text, with some punctuation & a word nobody knows: kwyjibo 天气"]
@@ -310,7 +316,7 @@ def test_pixels_are_cut_from_the_middle_and_kept_as_bytes(image_encoder):
 
 @pytest.mark.skipif("MVSA_ORIGINAL" not in os.environ, reason="MVSA_ORIGINAL names no folder of original images")
 def test_a_photograph_gives_finite_features(image_encoder):
-    from pipeline.images import to_rgb
+    from pipeline.posts.images import to_rgb
 
     file = min(Path(os.environ["MVSA_ORIGINAL"]).rglob("*.jpg"))
     picture, _ = to_rgb(file.read_bytes())

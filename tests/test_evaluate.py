@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from fusion import evaluate as evaluation
 from fusion.checkpoint import Run
 from fusion.evaluate import bootstrap, evaluate, predict, score
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.test_train import run_of
 from tests.toy import FINGERPRINT, write_cache
 
@@ -116,7 +116,7 @@ def test_scores_without_duplicates_leave_out_what_training_has_seen(finished, tm
     rows = cache.rows("test")
     seen = np.zeros(len(rows), bool)
     seen[[1, 4]] = True
-    monkeypatch.setattr("pipeline.cache.Cache.repeats_training", lambda self, given: seen)
+    monkeypatch.setattr("pipeline.cache.reader.Cache.repeats_training", lambda self, given: seen)
     result = evaluate(run, CPU)
     assert result["without_duplicates"]["posts"] == len(rows) - 2
     right = np.array([max(p["probabilities"], key=p["probabilities"].get) == p["label"] for p in result["posts"]])

@@ -8,7 +8,7 @@ import torch
 from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.train import Means, train
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.commands import SMALL
 from tests.toy import write_cache
 

@@ -15,7 +15,7 @@ from fusion.model import Dimensions, FusionModel
 from fusion.predict import Predictor, RawPost
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
 from fusion.words import join_words, word_pieces
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.commands import refused
 from tests.hostile_pictures import endless_jpeg, thin_png
 from tests.toy import write_cache
@@ -235,7 +235,7 @@ def test_unknown_methods_and_crooked_grids_are_refused(toy, tmp_path):
 
 
 def test_a_picture_of_ones_own_is_decoded_within_the_limits_of_extraction(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources._SECONDS", 0.3)
+    monkeypatch.setattr("pipeline.extraction.sources._SECONDS", 0.3)
     (tmp_path / "slow.jpg").write_bytes(endless_jpeg())
     (tmp_path / "thin.png").write_bytes(thin_png(6000))
     for name, reason in (("slow.jpg", "reading it takes over 0.3 s"), ("thin.png", "1x6000 is resized to 256x1536000")):

@@ -18,9 +18,9 @@ from fusion.model import Dimensions, FusionModel
 from fusion.onnx import write_onnx
 from fusion.predict import Predictor
 from fusion.train import train
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.records import LABELS
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
 from tests.commands import invoke, refused
 from tests.conftest import CPU
 from tests.test_predict import raw, values

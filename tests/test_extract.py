@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.check import encode_again
-from pipeline.encoders import EncoderChoice, load_text_encoder
-from pipeline.errors import InputError
-from pipeline.extract import FAILURES, extract
-from pipeline.hdf5 import shard_name
-from pipeline.merge import merge
-from pipeline.plan import Changes, Part
-from pipeline.records import Post, write_manifest
+from pipeline.cache import hdf5
+from pipeline.cache.hdf5 import shard_name
+from pipeline.cache.merge import merge
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import EncoderChoice, load_text_encoder
+from pipeline.extraction.extract import FAILURES, extract
+from pipeline.extraction.plan import Changes, Part
+from pipeline.extraction.verify import encode_again
+from pipeline.posts.manifest import Post, write_manifest
 from tests.commands import invoke, refused
 from tests.test_images import encoded
 from tests.transforms import DEADLY, Moody
@@ -475,7 +475,7 @@ def test_some_posts_encoded_again_show_features_that_are_not_theirs(run, image_e
 
 @pytest.mark.skipif("MVSA_SINGLE" not in os.environ, reason="MVSA_SINGLE names no MVSA-Single folder")
 def test_real_posts_all_have_features(run, tmp_path):
-    from pipeline.mvsa import prepare
+    from pipeline.posts.mvsa import prepare
 
     posts = prepare(Path(os.environ["MVSA_SINGLE"])).posts[::91]
     report = run(posts, tmp_path / "cache")

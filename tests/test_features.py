@@ -6,7 +6,7 @@ import torch
 
 from fusion.batches import Batch, in_order, read_batch
 from fusion.features import Features, _decide
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import complete_or_absent, regular_bytes, regular_text, sha256_of_file, write_json, write_text
+from pipeline.common.files import (
+    complete_or_absent,
+    regular_bytes,
+    regular_text,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_half_written(tmp_path):

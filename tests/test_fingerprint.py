@@ -9,11 +9,12 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import hdf5, images
-from pipeline.cache import Cache
-from pipeline.encoders import EncoderChoice, first_difference, load_image_encoder, load_text_encoder
-from pipeline.extract import extract, fingerprint
-from pipeline.weights import package_folder
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.encoders.load import EncoderChoice, first_difference, load_image_encoder, load_text_encoder
+from pipeline.encoders.weights import package_folder
+from pipeline.extraction.extract import extract, fingerprint
+from pipeline.posts import images
 from tests.test_extract import SHARD, write_posts
 
 

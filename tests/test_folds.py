@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fusion.folds import fold_files, repeats, write_folds
-from pipeline import hdf5
-from pipeline.errors import InputError
-from pipeline.records import LABELS
+from pipeline.cache import hdf5
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
 from tests.commands import invoke, refused
 from tests.toy import write_cache
 

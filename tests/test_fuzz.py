@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.images import ImageProblem, to_rgb
-from pipeline.mvsa import prepare
-from pipeline.records import read_manifest
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.extraction.extract import extract
+from pipeline.posts.images import ImageProblem, to_rgb
+from pipeline.posts.manifest import read_manifest
+from pipeline.posts.mvsa import prepare
 from tests.transforms import SHRINK
 
 KINDS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")

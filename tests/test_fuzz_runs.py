@@ -18,8 +18,8 @@ from fusion.models import build_model
 from fusion.report.calibration import reliability
 from fusion.report.gallery import most_wrong
 from fusion.report.plots import curves
-from pipeline.cache import Cache
-from pipeline.errors import problem_of
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import problem_of
 from tests.conftest import CPU
 from tests.test_hostile_runs import MODEL, STATE, originals
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.merge import merge
-from pipeline.plan import Changes
-from pipeline.records import Post
+from pipeline.cache import hdf5
+from pipeline.cache.merge import merge
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.extraction.extract import extract
+from pipeline.extraction.plan import Changes
+from pipeline.posts.manifest import Post
 from tests.commands import SETTINGS, invoke
 from tests.hostile import snapshot
 from tests.hostile_caches import INDEX, SHARDS

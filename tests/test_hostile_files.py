@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cache import Cache
-from pipeline.drawn import _NOTE_TEXT
-from pipeline.weights import package_folder
+from pipeline.cache.reader import Cache
+from pipeline.demo.dataset import _NOTE_TEXT
+from pipeline.encoders.weights import package_folder
 
 ENCODERS = ("--encoders", "packaged", "--device", "cpu", "--quiet")
 TEXTS = (*ENCODERS, "--image-encoder", "none")

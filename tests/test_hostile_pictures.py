@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 from tests.hostile_pictures import MAKERS, WHOLE, large_jpeg, largest_png
 from tests.test_hostile_files import ENCODERS, KINDS, ran
 

@@ -19,7 +19,7 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.evaluate import evaluate
 from fusion.train import train
-from pipeline.files import write_json
+from pipeline.common.files import write_json
 from tests.commands import SMALL
 from tests.conftest import CPU
 from tests.toy import write_cache

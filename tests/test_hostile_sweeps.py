@@ -12,7 +12,7 @@ from fusion.space import read_space
 from fusion.sweep import Task, _clear
 from fusion.sweep_journal import check_journal
 from fusion.tables.table_file import read_answers, read_table
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.commands import invoke
 from tests.toy import write_cache
 

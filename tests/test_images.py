@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.images import ImageProblem, to_rgb
+from pipeline.posts.images import ImageProblem, to_rgb
 from tests.hostile_pictures import MAKERS, WHOLE, long_gif, tiff_of
 
 RED, BLUE = (254, 0, 0), (0, 0, 254)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.encode import ShardJob
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.hdf5 import shard_name
-from pipeline.plan import Changes, Part
-from pipeline.records import Post
+from pipeline.cache import hdf5
+from pipeline.cache.hdf5 import shard_name
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.extraction.encode import ShardJob
+from pipeline.extraction.extract import extract
+from pipeline.extraction.plan import Changes, Part
+from pipeline.posts.manifest import Post
 from tests.test_extract import SHARD, shard_bytes
 from tests.test_fuzz import TinyImage, TinyText
 
@@ -263,7 +263,7 @@ def test_at_most_three_shards_are_in_memory(tmp_path, monkeypatch):
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr("pipeline.extract.ShardJob", Watched)
+    monkeypatch.setattr("pipeline.extraction.extract.ShardJob", Watched)
     make(tiny_posts(tmp_path / "posts", 11 * SHARD), tmp_path / "cache")
     assert len(most) == 11
     assert max(most) <= 3

@@ -15,9 +15,9 @@ from fusion.epoch import drop_modalities
 from fusion.evaluate import predict
 from fusion.label_rule import auxiliary_loss, known_labels, log_masses, outcome
 from fusion.train import Means, train
-from pipeline.errors import InputError
-from pipeline.mvsa import judge
-from pipeline.records import LABELS
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import judge
 from tests.commands import SMALL
 from tests.oracle import rule
 from tests.test_attribution import features_of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.lock import LOCK, only_writer
+from pipeline.common.errors import InputError
+from pipeline.common.locks import LOCK, only_writer
 
 
 def take(folder):
@@ -28,7 +28,7 @@ def test_it_names_its_holder_and_goes_when_the_block_ends(tmp_path):
 
 def test_the_second_writer_is_told_who_holds_it_and_how_to_clear_it(tmp_path):
     code = (
-        "import sys, pathlib; from pipeline.lock import only_writer\n"
+        "import sys, pathlib; from pipeline.common.locks import only_writer\n"
         "with only_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

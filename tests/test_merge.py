@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.lock import only_writer
-from pipeline.merge import merge
-from pipeline.plan import Part
+from pipeline.cache import hdf5
+from pipeline.cache.merge import merge
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.locks import only_writer
+from pipeline.extraction.plan import Part
 from tests.commands import refused
 from tests.test_extract import SHARD, shard_bytes
 from tests.test_interrupted import make, tiny_posts

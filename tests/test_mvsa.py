@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import InputError
-from pipeline.mvsa import judge, prepare, stratified_split
-from pipeline.records import LABELS, Post
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS, Post
+from pipeline.posts.mvsa import judge, prepare, stratified_split
 from tests.commands import invoke, refused
 
 POSITIVE, NEUTRAL, NEGATIVE = LABELS

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torchvision.models import resnet50
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining
 
-from pipeline.cache import Cache
-from pipeline.weights import package_folder
+from pipeline.cache.reader import Cache
+from pipeline.encoders.weights import package_folder
 from tests.commands import invoke
 
 LABELS = ("positive", "neutral", "negative")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import hdf5
-from pipeline.errors import InputError
-from pipeline.hdf5 import PostRecord, ShardFeatures, shard_name, write_index, write_shard
-from pipeline.plan import WHOLE, Plan, feature_bytes, record_bytes, require_space
-from pipeline.records import Post
+from pipeline.cache import hdf5
+from pipeline.cache.hdf5 import PostRecord, ShardFeatures, shard_name, write_index, write_shard
+from pipeline.common.errors import InputError
+from pipeline.extraction.plan import WHOLE, Plan, feature_bytes, record_bytes, require_space
+from pipeline.posts.manifest import Post
 from tests.test_fuzz import TinyImage, TinyText
 from tests.toy import FINGERPRINT
 

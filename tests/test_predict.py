@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from fusion import evaluate
 from fusion.checkpoint import Run
 from fusion.predict import Predictor, RawPost
-from pipeline.errors import InputError
-from pipeline.records import LABELS
-from pipeline.weights import package_folder
+from pipeline.common.errors import InputError
+from pipeline.encoders.weights import package_folder
+from pipeline.posts.manifest import LABELS
 from tests.commands import invoke, refused
 from tests.conftest import CPU, trained
 

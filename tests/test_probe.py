@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fusion.probe import STRENGTHS, features_of, probe
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.toy import write_cache
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.progress import duration
+from pipeline.extraction.progress import duration
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
-from pipeline.records import (
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import (
     LABELS,
     SPLITS,
     Assignment,

@@ -18,11 +18,11 @@ from fusion.report import cards, page
 from fusion.report.calibration import reliability
 from fusion.report.gallery import look_at_cached, most_wrong, write_gallery
 from fusion.report.plots import reliability_diagram
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.errors import InputError
-from pipeline.files import sha256_of_file, write_json
-from pipeline.records import LABELS, Post
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.files import sha256_of_file, write_json
+from pipeline.posts.manifest import LABELS, Post
 from tests.commands import invoke, refused
 from tests.test_train import run_of
 from tests.toy import write_cache

@@ -17,9 +17,9 @@ from fusion.models import BASELINES
 from fusion.reproduce import Task
 from fusion.tables.markdown import lines_of, markdown
 from fusion.tables.rows import FULL, TABLES, rows_of
-from pipeline.errors import InputError
-from pipeline.fingerprint import NO_IMAGES
-from pipeline.records import read_splits
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import NO_IMAGES
+from pipeline.posts.manifest import read_splits
 from tests.commands import ROOT, invoke, refused
 from tests.conftest import CPU
 from tests.processes import wait_until

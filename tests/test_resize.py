@@ -9,9 +9,9 @@ from timm.data import create_transform
 from timm.data.transforms import MaybePILToTensor, ResizeKeepRatio
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from pipeline.errors import InputError
-from pipeline.images import ImageProblem, to_rgb
-from pipeline.resize import MAX_RESIZED, MAX_SIDE, picture_transform
+from pipeline.common.errors import InputError
+from pipeline.encoders.transform import MAX_RESIZED, MAX_SIDE, picture_transform
+from pipeline.posts.images import ImageProblem, to_rgb
 from tests.hostile_pictures import png, thin_png
 
 SIZES = [(1, 1), (1, 97), (97, 1), (101, 103), (640, 480), (479, 641), (1080, 2400), (31, 1999), (2, 3)]

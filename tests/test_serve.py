@@ -19,9 +19,9 @@ from fusion.serving.forms import Post, read_post
 from fusion.serving.guard import Guard, host_name
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Limits, Refusal
-from pipeline.errors import InputError
-from pipeline.records import LABELS
-from pipeline.worker import Worker
+from pipeline.common.errors import InputError
+from pipeline.common.worker import Worker
+from pipeline.posts.manifest import LABELS
 from tests import hostile_pictures
 from tests.processes import wait_until
 from tests.test_predict import raw

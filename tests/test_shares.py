@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cluster import _shares, engine_on
-from pipeline.encode import Seconds
-from pipeline.encoders import EncoderChoice
-from pipeline.errors import InputError
-from pipeline.plan import WHOLE, Plan
-from pipeline.progress import Progress
-from pipeline.stop import StopWish
+from pipeline.common.errors import InputError
+from pipeline.common.signals import StopWish
+from pipeline.encoders.load import EncoderChoice
+from pipeline.extraction.encode import Seconds
+from pipeline.extraction.plan import WHOLE, Plan
+from pipeline.extraction.progress import Progress
+from pipeline.extraction.ray_engine import _shares, engine_on
 
 
 def nodes(*machines, alive=True):

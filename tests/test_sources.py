@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import hdf5, sources
-from pipeline.cache import Cache
-from pipeline.files import sha256_of_file
-from pipeline.records import Post
-from pipeline.sources import Sources
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.common.files import sha256_of_file
+from pipeline.extraction import sources
+from pipeline.extraction.sources import Sources
+from pipeline.posts.manifest import Post
 from tests.toy import FINGERPRINT, write_cache
 
 

@@ -10,14 +10,14 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.cache import Cache
-from pipeline.continued import as_before
-from pipeline.encoders import EncoderChoice, load_text_encoder
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.fingerprint import same_text_encoder
-from pipeline.frozen import NoImages, TextEncoder
-from pipeline.records import Post, write_manifest
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_text_encoder
+from pipeline.encoders.frozen import NoImages, TextEncoder
+from pipeline.encoders.load import EncoderChoice, load_text_encoder
+from pipeline.extraction.continued import as_before
+from pipeline.extraction.extract import extract
+from pipeline.posts.manifest import Post, write_manifest
 from tests.commands import invoke
 
 CPU = torch.device("cpu")

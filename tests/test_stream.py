@@ -17,7 +17,7 @@ from PIL import Image
 from fusion.config import Config
 from fusion.predict import Answer
 from fusion.stream import answer_file, clear, unfinished
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.commands import invoke, refused
 from tests.processes import lines_in, wait_until
 from tests.test_predict import TOLERANCE, raw, values
@@ -176,7 +176,7 @@ import sys, threading
 from pathlib import Path
 from tests.test_stream import Toy
 from fusion.stream import answer_file
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 folder = Path(sys.argv[1])
 try:
     answer_file(Toy(folder, 0.15), folder / "posts.jsonl", folder / "out.jsonl", batch_size=5, workers=1, quiet=True)

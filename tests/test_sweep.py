@@ -17,7 +17,7 @@ from fusion import sweep as sweeping
 from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.space import configured, read_space
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 from tests.commands import ROOT, invoke, refused
 from tests.processes import lines_in, wait_until
 from tests.toy import write_cache

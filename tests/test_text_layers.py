@@ -9,14 +9,14 @@ from fusion.config import load_config
 from fusion.evaluate import predict
 from fusion.predict import Predictor, RawPost
 from fusion.train import masking_encoder
-from pipeline.cache import Cache
-from pipeline.check import encode_again, load_encoders
-from pipeline.encoders import EncoderChoice, NoImages, load_text_encoder
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.fingerprint import same_text_encoder
-from pipeline.records import LABELS, Post
-from pipeline.weights import package_folder
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_text_encoder
+from pipeline.encoders.load import EncoderChoice, NoImages, load_text_encoder
+from pipeline.encoders.weights import package_folder
+from pipeline.extraction.extract import extract
+from pipeline.extraction.verify import encode_again, load_encoders
+from pipeline.posts.manifest import LABELS, Post
 from tests.commands import invoke
 from tests.conftest import CPU, trained
 from tests.test_encoders import TEXTS, tokens_of

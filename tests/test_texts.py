@@ -12,16 +12,16 @@ import torch
 
 from fusion.batches import read_batch
 from fusion.evaluate import evaluate
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.encoders import NoImages
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.fingerprint import require_images
-from pipeline.merge import merge
-from pipeline.plan import Changes, Part
-from pipeline.records import LABELS, Post, read_manifest, write_manifest
-from pipeline.texts import prepare
+from pipeline.cache import hdf5
+from pipeline.cache.merge import merge
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import require_images
+from pipeline.encoders.load import NoImages
+from pipeline.extraction.extract import extract
+from pipeline.extraction.plan import Changes, Part
+from pipeline.posts.csv_texts import prepare
+from pipeline.posts.manifest import LABELS, Post, read_manifest, write_manifest
 from tests.commands import invoke, refused
 from tests.conftest import CPU, trained
 from tests.test_extract import SHARD, shard_bytes

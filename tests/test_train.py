@@ -16,8 +16,8 @@ from fusion.checkpoint import Run
 from fusion.config import load_config
 from fusion.epoch import drop_modalities, learning_rate
 from fusion.train import Means, train
-from pipeline import cache as cache_module
-from pipeline.errors import InputError
+from pipeline.cache import reader as cache_module
+from pipeline.common.errors import InputError
 from tests.commands import SMALL, invoke
 from tests.processes import lines_in, wait_until
 from tests.toy import ToyText, random_batch, write_cache

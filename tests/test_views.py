@@ -16,17 +16,17 @@ from fusion.evaluate import controls, predict
 from fusion.features import Features
 from fusion.predict import Predictor, RawPost
 from fusion.train import Means
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.check import encode_again
-from pipeline.encoders import EncoderChoice, NoImages, load_image_encoder
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.fingerprint import same_image_encoder
-from pipeline.plan import Changes, Part, Plan, feature_bytes
-from pipeline.records import LABELS, write_manifest
-from pipeline.resize import picture_transform
-from pipeline.views import VIEWS, first_view
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_image_encoder
+from pipeline.encoders.load import EncoderChoice, NoImages, load_image_encoder
+from pipeline.encoders.transform import picture_transform
+from pipeline.encoders.views import VIEWS, first_view
+from pipeline.extraction.extract import extract
+from pipeline.extraction.plan import Changes, Part, Plan, feature_bytes
+from pipeline.extraction.verify import encode_again
+from pipeline.posts.manifest import LABELS, write_manifest
 from tests.commands import invoke, refused
 from tests.conftest import CPU, trained
 from tests.test_extract import SHARD, shard_bytes

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fusion.batches import Batch
-from pipeline import hdf5
-from pipeline.cache import Cache
-from pipeline.records import LABELS, SPLITS, Post
-from pipeline.views import VIEWS
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.encoders.views import VIEWS
+from pipeline.posts.manifest import LABELS, SPLITS, Post
 
 CLS, SEP, MASK, VOCABULARY = 2, 3, 5, 31
 FINGERPRINT = {"image": {"name": "toy"}, "text": {"name": "toy"}, "stored_dtype": "float32"}

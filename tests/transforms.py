@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from pipeline.resize import CenterCrop, PictureTransform, Resize
+from pipeline.encoders.transform import CenterCrop, PictureTransform, Resize
 
 SHRINK = PictureTransform(Resize((2, 2), None, "BICUBIC"), CenterCrop(2, 2))  # the whole picture
 DEADLY, SLOW = (31, 37), (29, 23)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fusion.explain import Explanation
 from fusion.report.heatmap import MARKED, STOPS, overlay
-from pipeline.files import write_text
+from pipeline.common.files import write_text
 
 LONGER_SIDE = 360  # pixels of a picture on a page
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fusion.checkpoint import Run
-from pipeline.files import write_bytes
-from pipeline.records import LABELS
+from pipeline.common.files import write_bytes
+from pipeline.posts.manifest import LABELS
 
 plt.switch_backend("agg")  # figures are files; no window system needed
 

@@ -16,14 +16,14 @@ from fusion.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached
 from fusion.predict import Predictor, RawPost
 from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.files import complete_or_absent, regular_bytes, write_json
 from pipeline.common.folders import remove_file, require_no_link
-from pipeline.encoders import TextEncoder, first_difference
-from pipeline.errors import InputError
-from pipeline.files import complete_or_absent, regular_bytes, write_json
-from pipeline.fingerprint import require_images, same_text_encoder
-from pipeline.records import LABELS
-from pipeline.sources import Sources, decoding_problem
+from pipeline.encoders.from_fingerprint import require_images, same_text_encoder
+from pipeline.encoders.load import TextEncoder, first_difference
+from pipeline.extraction.sources import Sources, decoding_problem
+from pipeline.posts.manifest import LABELS
 
 PAGE, DATA = "index.html", "explanations.json"
 

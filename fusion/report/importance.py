@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from pipeline.files import write_bytes
+from pipeline.common.files import write_bytes
 
 plt.switch_backend("agg")  # figures are files; no window system needed
 

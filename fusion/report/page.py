@@ -12,10 +12,10 @@ from fusion.report.calibration import reliability
 from fusion.report.cards import Card, card, render
 from fusion.report.gallery import most_wrong, name_of, rows_of
 from fusion.report.plots import curves, reliability_diagram
-from pipeline.errors import InputError
-from pipeline.fingerprint import same_text_encoder
-from pipeline.records import LABELS
-from pipeline.sources import Sources
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_text_encoder
+from pipeline.extraction.sources import Sources
+from pipeline.posts.manifest import LABELS
 
 WORST = 12
 SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}

@@ -13,8 +13,8 @@ from fusion.report.cards import data_uri, shrunk
 from fusion.report.heatmap import STOPS
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Refusal
-from pipeline.drawn import NAMES, write_tweet
-from pipeline.pictures import draw_picture
+from pipeline.demo.dataset import NAMES, write_tweet
+from pipeline.demo.pictures import draw_picture
 
 _PAGE = Path(__file__).parent / "page"
 _STYLE = Path(__file__).parent.parent / "report" / "style.css"

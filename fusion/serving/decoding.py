@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from fusion.serving.limits import Limits, busy
-from pipeline.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
-from pipeline.images import ImageProblem, to_rgb
-from pipeline.resize import PictureTransform
-from pipeline.worker import Ended, Worker
+from pipeline.common.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
+from pipeline.common.worker import Ended, Worker
+from pipeline.encoders.transform import PictureTransform
+from pipeline.posts.images import ImageProblem, to_rgb
 
 SHOWN_SIDE = 640  # pixels of the longer side of the picture that an explanation is drawn on
 

@@ -20,7 +20,7 @@ from fusion.report.heatmap import overlay
 from fusion.serving.decoding import PictureDecoders
 from fusion.serving.forms import Post, read_post
 from fusion.serving.limits import Limits, Refusal, busy
-from pipeline.encoders import NoImages
+from pipeline.encoders.load import NoImages
 
 Result = TypeVar("Result")
 

@@ -16,7 +16,7 @@ from fusion.serving.connections import BoundedProtocol
 from fusion.serving.guard import Guard, host_name
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import LIMITS, Limits
-from pipeline.errors import InputError
+from pipeline.common.errors import InputError
 
 _GRACE_SECONDS = 1  # for requests in progress when the server is told to stop
 _ANY = ("0.0.0.0", "::")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.evaluate import LEVEL, RESAMPLES, Scores, score, scores_of_counts
-from pipeline.records import LABELS
+from pipeline.posts.manifest import LABELS
 
 _CHUNK = 500  # resamples at a time: (500, posts) of weights are held
 

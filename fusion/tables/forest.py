@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from fusion.tables.markdown import Line
 from fusion.tables.rows import FULL
-from pipeline.files import write_bytes
+from pipeline.common.files import write_bytes
 
 plt.switch_backend("agg")  # figures are files; no window system needed
 

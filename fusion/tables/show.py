@@ -5,7 +5,7 @@ from typing import Any
 
 from fusion.tables.forest import draw_differences
 from fusion.tables.markdown import lines_of, markdown
-from pipeline.files import write_text
+from pipeline.common.files import write_text
 
 
 def write_table(result: dict[str, Any], out: Path) -> tuple[str, list[Path]]:

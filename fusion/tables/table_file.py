@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fusion.run_files import Epoch, Parameters, own_labels
 from fusion.tables.rows import DATA_SETS, FULL, TABLES
 from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, one_line, read_json
-from pipeline.records import LABELS
+from pipeline.posts.manifest import LABELS
 
 MOST_POSTS = 50_000
 _MOST_COMPARED = 2_000_000  # rows times posts: each row's interval resamples all posts

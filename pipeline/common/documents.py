@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import InputError
-from pipeline.files import regular_text
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_text
 
 MOST_JSON = 32 << 20  # bytes; an evaluation of 100,000 posts has half of it
 MOST_YAML = 128 << 10  # PyYAML reads this in about two seconds

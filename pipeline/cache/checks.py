@@ -1,0 +1,312 @@
+"""Checks every claim of a cache's files before any of them is used; raises Wrong for the first that does not hold.
+
+Every number that becomes a size, an offset or an index is compared with the others and with the file that it is about.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache.hdf5_layout import FEATURES, FLAGS, SHARD_NAME, STORED_DTYPES, feature_dtype
+from pipeline.common.errors import InputError
+from pipeline.encoders.views import VIEWS
+from pipeline.posts.manifest import LABELS, SPLITS, require_name
+
+NO_IMAGES = "none"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|\w[\w.\-]* \(local files\)")
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls, also of direction
+_MOST_SHARDS = 100_000  # a shard's name has five digits
+_LARGEST = 1 << 20  # patches of a picture, channels, width of a token
+_ATTRIBUTE_BYTES = 1 << 16
+_LONGEST_ID = 4096
+
+
+class Wrong(ValueError):
+    """A claim that does not hold, in a few words."""
+
+
+def fingerprint(text: str) -> dict[str, Any]:
+    """Parse and check a fingerprint. Fields that this version does not know are kept: comparing must find them."""
+    marks = _json_object(text, "the fingerprint")
+    for side in ("image", "text"):
+        if not isinstance(marks.get(side), dict) or not isinstance(marks[side].get("name"), str):
+            raise Wrong(f"the fingerprint names no {side} encoder")
+        if not _ENCODER_NAME.fullmatch(marks[side]["name"]):
+            raise Wrong(f"the fingerprint's {side}.name is no name of an encoder")
+        for field, known in _FIELDS[side].items():
+            if field in marks[side] and not known(marks[side][field]):
+                raise Wrong(f"the fingerprint's {side}.{field} is not one that mscf writes")
+    if marks.get("stored_dtype") not in STORED_DTYPES:
+        raise Wrong(f"the fingerprint's stored_dtype is not one of {', '.join(STORED_DTYPES)}")
+    return marks
+
+
+def part(text: str) -> dict[str, Any]:
+    """Parse and check what an index says of the larger cache that it is a part of."""
+    found = _json_object(text, "part")
+    numbers = [found.get(name) for name in ("number", "of", "posts")]
+    if any(type(number) is not int for number in numbers) or not is_sha256(found.get("ids_sha256")):
+        raise Wrong("part must hold number, of, posts and ids_sha256")
+    number, of, posts = (int(value) for value in numbers if value is not None)
+    if not (1 <= number <= of <= _MOST_SHARDS and of <= posts):
+        raise Wrong(f"part {number} of {of} of {posts} posts is impossible")
+    return found
+
+
+def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> None:
+    """Check the columns of /post, those of an index or those of a shard, against the lengths of the texts. Texts are
+    lists, the others arrays.
+    """
+    ids, reasons = columns["id"], columns["reason"]
+    for id_ in ids:
+        try:
+            require_name(id_, "id", "")
+        except InputError as error:
+            raise Wrong(str(error).lstrip(" ,")) from None
+        if len(id_) > _LONGEST_ID:
+            raise Wrong(f"an id of {len(id_)} characters")
+    if len(set(ids)) < len(ids):
+        raise Wrong("an id occurs twice")
+    for name in ("text_sha256", "image_sha256"):
+        if not _all_sha256(columns[name]):
+            raise Wrong(f"/post/{name} holds something else than a SHA-256")
+    if columns["flags"].max() >= 1 << len(FLAGS):
+        raise Wrong("/post/flags has bits without a meaning")
+    for name, names in (("status", ("ok", "failed")), ("label", LABELS), ("text_label", LABELS),
+                        ("image_label", LABELS), ("split", SPLITS)):  # fmt: skip
+        if name in columns and not (
+            columns[name].min() >= (0 if name == "status" else -1) and columns[name].max() < len(names)
+        ):
+            raise Wrong(f"/post/{name} holds a code without a meaning")
+    failed = columns["status"] == 1
+    if [bool(reason) for reason in reasons] != failed.tolist():
+        raise Wrong("/post/status and /post/reason do not agree")
+    if np.any(lengths[failed] != 0) or np.any(lengths[~failed] < 2):
+        raise Wrong("a failed post has tokens, or another one has fewer than [CLS] and [SEP]")
+    if most is not None and np.any(lengths > most):
+        raise Wrong(f"a text has over {most} tokens")
+
+
+def most_tokens(marks: Mapping[str, Any]) -> int | None:
+    """The longest text that a fingerprint allows, where it says so."""
+    return marks["text"].get("max_tokens")
+
+
+def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
+    """Check offsets of texts into so many rows of tokens, and give them back."""
+    if values[0] != 0 or values[-1] != tokens or np.any(values[1:] < values[:-1]):
+        raise Wrong("/text/offsets do not rise from 0 to the number of tokens")
+    return values
+
+
+def arrays(
+    marks: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], at: Mapping[str, int] | None
+) -> tuple[int, int, int]:
+    """Check the shapes of the features of `count` posts against each other and the fingerprint, and, where `at` gives
+    their places in a file, that none overlaps another. Returns m, C and D.
+    """
+    views = len(marks["image"].get("views", VIEWS[:1]))
+    between = [views] if views > 1 else []
+    patches, tokens = list(shapes["patches"]), list(shapes["tokens"])
+    if len(patches) != 3 + len(between) or len(tokens) != 2:
+        raise Wrong(f"patches of the shape {patches} and tokens of the shape {tokens}")
+    (m, channels), (total, width) = patches[-2:], tokens
+    expected = {
+        "patches": [count, *between, m, channels],
+        "pooled": [count, *between, channels],
+        "tokens": [total, width],
+        "input_ids": [total],
+        "offsets": [count + 1],
+    }
+    for name, shape in shapes.items():
+        if list(shape) != expected[name]:
+            raise Wrong(f"{FEATURES[name]} has the shape {list(shape)}, not {expected[name]}")
+    if not (1 <= width <= _LARGEST and m <= _LARGEST and channels <= _LARGEST and bool(m) == bool(channels)):
+        raise Wrong(f"{m} patches, {channels} channels and a text width of {width} are impossible")
+    if (marks["image"]["name"] == NO_IMAGES) != (m == 0):
+        raise Wrong("the fingerprint and the patches do not agree on whether there are images")
+    if at is not None:
+        _places(expected, at, marks["stored_dtype"])
+    return m, channels, width
+
+
+def index(
+    marks: Mapping[str, Any],
+    columns: Mapping[str, Any],
+    starts: np.ndarray,
+    shards: Mapping[str, list[Any]],
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Check an index: its posts, the offsets of their texts, its shard table, and the shapes of all features together.
+    Returns what pipeline.cache.hdf5.Index holds of them.
+    """
+    count = len(columns["id"])
+    m, channels, width = arrays(marks, count, shapes, None)
+    offsets(starts, shapes["tokens"][0])
+    names, rows, sizes = shards["name"], shards["rows"], shards["bytes"]
+    if not all(SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
+        raise Wrong("/shard/name: must be shard-NNNNN.h5, each once, in order")
+    if min(rows) < 1 or sum(rows) != count:
+        raise Wrong("/shard/rows do not sum to the number of posts")
+    if not all(is_sha256(value) for value in shards["sha256"]):
+        raise Wrong("/shard/sha256 holds something else than a SHA-256")
+    views = list(shapes["patches"][1:-2])
+    first = 0
+    for number, size in enumerate(sizes):
+        here, tokens = rows[number], int(starts[first + rows[number]] - starts[first])
+        places = {name: shards[f"{name}_at"][number] for name in FEATURES}
+        ends = _places(
+            {
+                "patches": [here, *views, m, channels],
+                "pooled": [here, *views, channels],
+                "tokens": [tokens, width],
+                "input_ids": [tokens],
+                "offsets": [here + 1],
+            },
+            places,
+            marks["stored_dtype"],
+        )
+        if ends > size:
+            raise Wrong(f"/shard says of {names[number]} that it has arrays beyond its end")
+        first += here
+    return {
+        "ids": columns["id"],
+        "ok": columns["status"] == 0,
+        "flags": columns["flags"],
+        "labels": columns["label"],
+        "text_labels": columns["text_label"],
+        "image_labels": columns["image_label"],
+        "splits": columns["split"],
+        "offsets": starts,
+        "shards": shards,
+        "patches_shape": [m, channels],
+        "text_width": width,
+    }
+
+
+def sources(
+    name: str, found: Sequence[tuple[str, int, int]], shards: Mapping[str, list[Any]], starts: np.ndarray
+) -> None:
+    """Check that a virtual dataset is made of the index's own shards, one after the other."""
+    ends = np.cumsum(shards["rows"])
+    places = [0, *(ends if name in ("patches", "pooled") else starts[ends]).tolist()]
+    expected = [
+        (shard, first, last - 1)
+        for shard, first, last in zip(shards["name"], places, places[1:], strict=False)
+        if last > first
+    ]
+    if found and list(found) != expected:
+        raise Wrong(f"{FEATURES[name]} is virtual over something else than the shards")
+
+
+def bounded_text(text: Any, what: str) -> None:
+    """Refuse an attribute that is no text, no valid UTF-8, or very long."""
+    if not isinstance(text, str):
+        raise Wrong(f"{what} is no text")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise Wrong(f"{what} is not UTF-8") from None
+    if size > _ATTRIBUTE_BYTES:
+        raise Wrong(f"{what} has {size} bytes, over {_ATTRIBUTE_BYTES}")
+
+
+def _all_sha256(values: np.ndarray) -> bool:
+    """Is each of an array of 64 bytes a SHA-256 in hexadecimal, or empty?"""
+    characters = values.view(np.uint8).reshape(len(values), -1)
+    hexadecimal = ((characters >= 48) & (characters <= 57)) | ((characters >= 97) & (characters <= 102))
+    return bool(np.all(hexadecimal.all(axis=1) | (characters == 0).all(axis=1)))
+
+
+def is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _places(shapes: Mapping[str, Sequence[int]], at: Mapping[str, int], stored: str) -> int:
+    """Check where the arrays of a shard lie. Returns where the last one ends."""
+    taken = []
+    for name, shape in shapes.items():
+        dtype = feature_dtype(name, stored)
+        size, start = math.prod(shape) * dtype.itemsize, at[name]
+        if start % dtype.itemsize or (start <= 0 if size else start != 0):
+            raise Wrong(f"{FEATURES[name]} has the impossible offset {start}")
+        if size:
+            taken.append((start, start + size))
+    taken.sort()
+    if any(end > start for (_, end), (start, _) in pairwise(taken)):
+        raise Wrong("the arrays of a shard overlap")
+    return taken[-1][1]
+
+
+def _json_object(text: str, what: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise Wrong(f"{what} is not JSON") from None
+    if not isinstance(value, dict) or not _plain(value):
+        raise Wrong(f"{what} is no plain JSON object")
+    return value
+
+
+def _plain(value: Any, deeper: int = 6) -> bool:
+    """Texts that can be printed, numbers, and lists and objects of them, not nested without end."""
+    if isinstance(value, dict):
+        return deeper > 0 and all(_plain(part, deeper - 1) for entry in value.items() for part in entry)
+    if isinstance(value, list):
+        return deeper > 0 and all(_plain(one, deeper - 1) for one in value)
+    if isinstance(value, str):
+        return not _UNPRINTED.search(value)
+    return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 53)
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high
+
+
+def _transform(value: Any) -> bool:
+    return isinstance(value, dict) and all(known(value[name]) for name, known in _TRANSFORM.items() if name in value)
+
+
+def _statistics(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 16 and all(_number(one, -1000, 1000) for one in value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_TRANSFORM: dict[str, Any] = {
+    "size": lambda value: type(value) is int and 1 <= value <= 1 << 14,
+    "crop_pct": lambda value: _number(value, 0.01, 4),
+    "crop_mode": lambda value: value in ("center", "squash", "border"),
+    "interpolation": _text,
+    "mean": _statistics,
+    "std": _statistics,
+    "decoder": _text,
+}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "image": {
+        "weights_sha256": is_sha256,
+        "transform": _transform,
+        "views": lambda value: isinstance(value, list) and value == list(VIEWS[: len(value)]) and bool(value),
+        "compute_dtype": _text,
+    },
+    "text": {
+        "weights_sha256": is_sha256,
+        "tokenizer_sha256": is_sha256,
+        "max_tokens": lambda value: type(value) is int and 1 <= value <= 1 << 20,
+        "layers": lambda value: (
+            isinstance(value, list) and 1 <= len(value) <= 1000 and value == list(range(-len(value), 0))
+        ),
+        "compute_dtype": _text,
+    },
+}

@@ -1,0 +1,346 @@
+"""The HDF5 files of a cache: shards of features and an index in, the same files out, and read again.
+docs/cache-format.md describes them.
+
+A shard holds up to 256 posts, contiguous, uncompressed and page-aligned, so that the reader of `pipeline.cache.reader` can map
+the bytes. Labels and splits live in the index alone. Files are read in a process of their own, where every claim of
+theirs is checked (`pipeline.cache.hdf5_read`): they may come from a stranger.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.cache import hdf5_read
+from pipeline.cache.hdf5_layout import (
+    FEATURES,
+    FLAGS,
+    INDEX,
+    INDEX_COLUMNS,
+    INDEX_KIND,
+    POST_COLUMNS,
+    SCHEMA_VERSION,
+    SHARD_COLUMNS,
+    SHARD_KIND,
+    SHARD_NAME,
+    feature_dtype,
+)
+from pipeline.common.apart import apart
+from pipeline.common.errors import InputError
+from pipeline.common.files import MOST_BYTES, sha256_of_file, write_bytes
+from pipeline.posts.manifest import LABELS, SPLITS, Post
+
+SHARD_POSTS = 256
+
+# What reading a file may take: ten thousand posts take a tenth of a second and some MiB.
+_SECONDS, _MIB = 3, 256
+
+
+@dataclass(frozen=True)
+class PostRecord:
+    """What extraction found out about one post, kept beside its features."""
+
+    id: str
+    text_sha256: str
+    image_sha256: str
+    reason: str = ""  # why it failed; empty: it is whole
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardFeatures:
+    """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
+
+    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
+    and (n,), one per post.
+    """
+
+    posts: list[PostRecord]
+    patches: np.ndarray
+    pooled: np.ndarray
+    tokens: list[np.ndarray]
+    input_ids: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
+    where they begin in the file (`at`), and the lengths of its texts.
+    """
+
+    posts: list[PostRecord]
+    fingerprint: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    at: dict[str, int]
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of a finished cache: N posts, and where their features lie in which shard.
+
+    `ok` (N,) bool; `labels`, `text_labels`, `image_labels` and `splits` (N,) int8, indices into LABELS and SPLITS with
+    -1 for none; `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table.
+    """
+
+    fingerprint: dict[str, Any]
+    manifest_sha256: str
+    ids: list[str]
+    ok: np.ndarray
+    flags: np.ndarray
+    labels: np.ndarray
+    text_labels: np.ndarray
+    image_labels: np.ndarray
+    splits: np.ndarray
+    offsets: np.ndarray
+    shards: dict[str, np.ndarray]
+    patches_shape: tuple[int, int]
+    text_width: int
+    part: dict[str, Any] | None  # which part of a larger cache this is, if it is one
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.h5"
+
+
+def shard_number(path: Path) -> int:
+    return int(path.stem.removeprefix("shard-"))
+
+
+def shards_in(folder: Path) -> dict[int, Path]:
+    """Shard number -> its path, in order, of all that have the name of a shard."""
+    return {shard_number(path): path for path in sorted(folder.glob("shard-*")) if SHARD_NAME.fullmatch(path.name)}
+
+
+def in_shards(posts: Sequence[Post]) -> dict[int, Sequence[Post]]:
+    """Shard number -> its posts, in order, SHARD_POSTS to a shard."""
+    starts = range(0, len(posts), SHARD_POSTS)
+    return {number: posts[start : start + SHARD_POSTS] for number, start in enumerate(starts)}
+
+
+def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]) -> None:
+    """Write one shard, complete or absent, in the fingerprint's stored dtype."""
+    dtype = np.dtype(fingerprint["stored_dtype"])
+    offsets = np.cumsum([0, *(len(ids) for ids in features.input_ids)])
+    with _image_of(SHARD_KIND, fingerprint) as file:
+        file["/image/patches"] = features.patches.astype(dtype, copy=False)
+        file["/image/pooled"] = features.pooled.astype(dtype, copy=False)
+        file["/text/tokens"] = np.concatenate(features.tokens).astype(dtype, copy=False)
+        file["/text/input_ids"] = np.concatenate(features.input_ids).astype(np.int32, copy=False)
+        file["/text/offsets"] = offsets.astype(np.int64)
+        _write_records(file, features.posts)
+        file.flush()
+        write_bytes(path, file.id.get_file_image())
+
+
+def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
+    """What each of some finished shards says, in order; in the place of a damaged one stands the problem."""
+    for path, found in zip(paths, apart(hdf5_read.shard, paths, seconds=_SECONDS, mib=_MIB), strict=True):
+        if isinstance(found, InputError):
+            yield _of(path, found)
+            continue
+        shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
+        yield Shard(_records(found["posts"]), found["fingerprint"], shapes, found["at"], found["lengths"])
+
+
+def read_shard_posts(path: Path) -> tuple[list[PostRecord], dict[str, Any]]:
+    """The posts of a finished shard and its fingerprint, for going on with an unfinished extraction."""
+    (shard,) = read_shards([path])
+    if isinstance(shard, InputError):
+        raise shard
+    return shard.posts, shard.fingerprint
+
+
+def write_index(
+    folder: Path,
+    shards: Mapping[int, Sequence[Post]],
+    fingerprint: dict[str, Any],
+    *,
+    part: dict[str, Any] | None = None,
+) -> None:
+    """Write the index over the finished shards (number -> its posts), complete or absent; it finishes the cache.
+
+    `part` says which part of a larger cache this is, if it is one. Raises InputError if a shard holds other posts.
+    """
+    paths = [folder / shard_name(number) for number in shards]
+    posts = [post for shard in shards.values() for post in shard]
+    written: list[Shard] = []
+    for path, listed, shard in zip(paths, shards.values(), read_shards(paths), strict=True):
+        if isinstance(shard, InputError):
+            raise shard
+        if [record.id for record in shard.posts] != [post.id for post in listed]:
+            raise InputError(f"{path}: holds other posts than it should; delete it and run the same `extract` again")
+        written.append(shard)
+    records = [record for shard in written for record in shard.posts]
+    with _image_of(INDEX_KIND, fingerprint) as file:
+        if part:
+            file.attrs["part"] = json.dumps(part)
+        file.attrs["label_names"] = LABELS
+        file.attrs["split_names"] = SPLITS
+        file.attrs["manifest_sha256"] = manifest_sha256(records)
+        _write_records(file, records)
+        columns: dict[str, list[Any]] = {
+            "text": [(post.text or "").replace("\0", "\ufffd") for post in posts],
+            "image": [str(post.image or "") for post in posts],
+        }
+        for field in ("label", "text_label", "image_label", "split"):
+            names = SPLITS if field == "split" else LABELS
+            values = [getattr(post, field) for post in posts]
+            columns[field] = [-1 if value is None else names.index(value) for value in values]
+        for name, column in columns.items():
+            file.create_dataset(f"/post/{name}", data=column, dtype=INDEX_COLUMNS[name])
+        _write_shard_table(file, paths, written)
+        file.flush()
+        write_bytes(folder / INDEX, file.id.get_file_image())
+
+
+def read_index(folder: Path) -> Index:
+    """Read the index of a finished cache. Raises InputError if it is of another version, or if any of its claims does
+    not hold.
+    """
+    found = _from_index(folder, hdf5_read.index, folder)
+    columns: dict[str, Any] = {
+        name: np.array(found.pop(name), dtype)
+        for name, dtype in (
+            ("ok", bool),
+            ("flags", np.uint16),
+            ("offsets", np.int64),
+            *((name, np.int8) for name in ("labels", "text_labels", "image_labels", "splits")),
+        )
+    }
+    table = {
+        name: np.array(column, "S64" if name == "sha256" else "S16" if name == "name" else np.int64)
+        for name, column in found.pop("shards").items()
+    }
+    m, channels = found.pop("patches_shape")
+    return Index(**found, **columns, shards=table, patches_shape=(m, channels))
+
+
+def read_records(folder: Path) -> list[PostRecord]:
+    """Hashes, reasons and flags of all posts of a finished cache."""
+    return _records(_from_index(folder, hdf5_read.columns, (folder, list(POST_COLUMNS))))
+
+
+def read_texts(folder: Path) -> list[str]:
+    """The texts of all posts of a finished cache."""
+    return list(_from_index(folder, hdf5_read.columns, (folder, ["text"]))["text"])
+
+
+def read_posts(folder: Path) -> list[Post]:
+    """The posts of a finished cache as its manifest had them, but for the problems of unread texts."""
+    index = read_index(folder)
+    columns = _from_index(folder, hdf5_read.columns, (folder, ["text", "image"]))
+
+    def name(names: Sequence[str], code: int) -> str | None:
+        return None if code < 0 else names[code]
+
+    return [
+        Post(
+            id=index.ids[row],
+            text=text,
+            image=Path(image) if image else None,
+            label=name(LABELS, index.labels[row]),
+            split=name(SPLITS, index.splits[row]),
+            text_label=name(LABELS, index.text_labels[row]),
+            image_label=name(LABELS, index.image_labels[row]),
+        )
+        for row, (text, image) in enumerate(zip(columns["text"], columns["image"], strict=True))
+    ]
+
+
+def manifest_sha256(records: Sequence[PostRecord]) -> str:
+    """One hash for the posts' contents: sorted ids with their text and image hashes; no labels, order or paths."""
+    lines = sorted(f"{post.id}\t{post.text_sha256}\t{post.image_sha256}\n" for post in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256_of_ids(posts: Sequence[Post]) -> str:
+    """One hash for which posts a manifest has, and in which order: by it `merge` knows that no part is missing."""
+    return hashlib.sha256("".join(f"{post.id}\n" for post in posts).encode()).hexdigest()
+
+
+@contextmanager
+def _image_of(kind: str, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
+    """A new HDF5 file in memory. It goes to disk as plain bytes in one write, so that a full disk is a plain error."""
+    with h5py.File(
+        kind,
+        "w",
+        driver="core",
+        backing_store=False,
+        block_size=1 << 22,
+        alignment_threshold=1,
+        alignment_interval=4096,
+    ) as file:
+        file.attrs["format"] = kind
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["fingerprint"] = json.dumps(fingerprint)
+        yield file
+
+
+def _from_index(folder: Path, work: Callable[[Any], Any], task: Any) -> Any:
+    """What `work` reads from an index, with as much time and memory as its size justifies."""
+    path = folder / INDEX
+    mib = min(path.lstat().st_size, MOST_BYTES) >> 20
+    (found,) = apart(work, [task], seconds=_SECONDS + mib, mib=_MIB + 16 * mib)
+    if isinstance(found, InputError):
+        raise _of(path, found)
+    return found
+
+
+def _of(path: Path, problem: InputError) -> InputError:
+    """A problem that names its file, also where the reading process could not say anything itself."""
+    return problem if str(problem).startswith(str(path)) else InputError(f"{path}: {problem}")
+
+
+def _write_records(file: h5py.File, posts: Sequence[PostRecord]) -> None:
+    columns: dict[str, list[Any]] = {
+        "id": [post.id for post in posts],
+        "status": [bool(post.reason) for post in posts],
+        "reason": [post.reason for post in posts],
+        "flags": [sum(1 << FLAGS.index(flag) for flag in post.flags) for post in posts],
+        "text_sha256": [post.text_sha256 for post in posts],
+        "image_sha256": [post.image_sha256 for post in posts],
+    }
+    for name, dtype in POST_COLUMNS.items():
+        file.create_dataset(f"/post/{name}", data=columns[name], dtype=dtype)
+    file["/post/flags"].attrs["bits"] = FLAGS  # bit i of a post's flags is FLAGS[i]
+
+
+def _records(columns: Mapping[str, Sequence[Any]]) -> list[PostRecord]:
+    flags = [tuple(name for bit, name in enumerate(FLAGS) if value >> bit & 1) for value in columns["flags"]]
+    fields = (columns[name] for name in ("id", "text_sha256", "image_sha256", "reason"))
+    return [PostRecord(*values) for values in zip(*fields, flags, strict=True)]
+
+
+def _write_shard_table(file: h5py.File, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
+    """Where each shard's arrays lie, and virtual datasets over all shards for people with other HDF5 tools."""
+    table: dict[str, list[Any]] = {
+        "name": [path.name for path in paths],
+        "rows": [len(shard.posts) for shard in shards],
+        "bytes": [path.stat().st_size for path in paths],
+        "sha256": [sha256_of_file(path) for path in paths],
+        **{f"{name}_at": [shard.at[name] for shard in shards] for name in FEATURES},
+    }
+    for name, dtype in SHARD_COLUMNS.items():
+        file.create_dataset(f"/shard/{name}", data=table[name], dtype=dtype)
+    stored = shards[0].fingerprint["stored_dtype"]
+    for name, path_ in FEATURES.items():
+        if name == "offsets":
+            continue
+        shapes = [shard.shapes[name] for shard in shards]
+        dtype = feature_dtype(name, stored)
+        layout = h5py.VirtualLayout((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+        start = 0
+        for path, shape in zip(paths, shapes, strict=True):
+            if all(shape):
+                layout[start : start + shape[0]] = h5py.VirtualSource(path.name, path_, shape, dtype)
+            start += shape[0]
+        file.create_virtual_dataset(path_, layout)
+    lengths = [length for shard in shards for length in shard.lengths]
+    file["/text/offsets"] = np.cumsum([0, *lengths]).astype(np.int64)

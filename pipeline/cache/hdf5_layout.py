@@ -1,0 +1,43 @@
+"""What stands in the files of a cache: names and HDF5 types, for those who write them and those who check them.
+docs/cache-format.md describes them.
+"""
+
+import re
+
+import h5py
+import numpy as np
+
+from pipeline.posts.manifest import LABELS, SPLITS
+
+INDEX = "index.h5"
+SCHEMA_VERSION = 1
+FLAGS = ("truncated", "empty_text", "rotated", "animated", "converted")
+STORED_DTYPES = ("float16", "float32")
+SHARD_NAME = re.compile(r"shard-[0-9]{5}\.h5")
+SHARD_KIND, INDEX_KIND = "mscf shard", "mscf cache"
+
+STATUS = h5py.enum_dtype({"ok": 0, "failed": 1}, basetype="i1")
+LABEL = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(LABELS)}}, basetype="i1")
+SPLIT = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(SPLITS)}}, basetype="i1")
+TEXT = h5py.string_dtype()
+SHA256 = h5py.string_dtype("ascii", 64)
+INTEGER = np.dtype(np.int64)
+
+# Columns of /post, one value a post: of every file, and of the index beside them.
+POST_COLUMNS = {"id": TEXT, "status": STATUS, "reason": TEXT, "flags": np.dtype(np.uint16), "text_sha256": SHA256,
+                "image_sha256": SHA256}  # fmt: skip
+INDEX_COLUMNS = {"text": TEXT, "image": TEXT, "label": LABEL, "text_label": LABEL, "image_label": LABEL,
+                 "split": SPLIT}  # fmt: skip
+
+FEATURES = {"patches": "/image/patches", "pooled": "/image/pooled", "tokens": "/text/tokens",
+            "input_ids": "/text/input_ids", "offsets": "/text/offsets"}  # fmt: skip
+
+# Columns of /shard, one value a shard.
+SHARD_COLUMNS = {"name": h5py.string_dtype("ascii", 16), "rows": INTEGER, "bytes": INTEGER, "sha256": SHA256,
+                 **{f"{name}_at": INTEGER for name in FEATURES}}  # fmt: skip
+
+
+def feature_dtype(name: str, stored: str) -> np.dtype:
+    """The type of an array of features, in caches that store the features themselves as `stored`."""
+    integers: dict[str, np.dtype] = {"input_ids": np.dtype(np.int32), "offsets": INTEGER}
+    return integers.get(name, np.dtype(stored))

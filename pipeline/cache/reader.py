@@ -1,0 +1,362 @@
+"""A finished cache folder in, its features out, as views of the mapped bytes that many processes share.
+
+Opening reads the index alone, and checks all of its claims; a shard is mapped on first use, and nothing of it but the
+bytes of its arrays is relied on. The files themselves are the matter of `pipeline.cache.hdf5`.
+"""
+
+import stat
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache import hdf5
+from pipeline.cache.hdf5 import PostRecord, Shard
+from pipeline.cache.hdf5_layout import FEATURES, FLAGS, INDEX, feature_dtype
+from pipeline.common.errors import InputError
+from pipeline.common.files import open_regular, sha256_of_file
+from pipeline.posts.manifest import LABELS, SPLITS, comparable_text, read_splits
+
+
+def clear(folder: Path) -> None:
+    """Remove a cache's own files, the index first, and nothing else that lies in the folder."""
+    (folder / INDEX).unlink(missing_ok=True)
+    for path in (*hdf5.shards_in(folder).values(), *folder.glob("*.h5.partial")):
+        path.unlink()
+
+
+class Cache:
+    """A finished cache, read through memory maps: no copy, no HDF5 handle kept, safe across forks and pickling.
+
+    Attributes: `ids` (list of str), `ok` (N,) bool, `labels` and `splits` (N,) int8 indices into LABELS and SPLITS with
+    -1 for none, `lengths` (N,) tokens per text, `fingerprint`, `patches_shape` (m, C), `text_width` D, `views` how many
+    there are of each image; `index` is all that the index file says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the cache; every shard must be there with its size. Raises InputError naming what is wrong."""
+        self.folder = folder
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such cache")
+        if not (folder / INDEX).exists():
+            done = len(hdf5.shards_in(folder))
+            raise InputError(
+                f"{folder}: no finished cache (no index.h5; {done} shards); run `extract` again to finish it"
+            )
+        self.index = index = hdf5.read_index(folder)
+        self.fingerprint = index.fingerprint
+        self.manifest_sha256 = index.manifest_sha256
+        self.ids = index.ids
+        self.ok, self.flags = index.ok, index.flags
+        self.labels, self.splits = index.labels, index.splits
+        self.text_labels, self.image_labels = index.text_labels, index.image_labels
+        self.patches_shape, self.text_width = index.patches_shape, index.text_width
+        self.views = len(self.fingerprint["image"].get("views", ["center"]))
+        self._table, self._offsets = index.shards, index.offsets
+        self.lengths = np.diff(self._offsets)
+        self._first_row = np.concatenate([[0], np.cumsum(self._table["rows"])])
+        self._firsts: list[int] = self._first_row.tolist()
+        self._maps: dict[int, dict[str, np.ndarray]] = {}
+        self._mapped_bytes: dict[int, tuple[memoryview, memoryview]] = {}
+        for number, size in enumerate(self._table["bytes"].tolist()):
+            if problem := _problem_of(self._path(number), size):
+                where = f"{self._path(number)} ({self._posts_of(number)})"
+                raise InputError(f"{where}: {problem}; `extract` with --repair makes it again")
+
+    @property
+    def has_images(self) -> bool:
+        """False for texts alone: the image features of every post have no size."""
+        return self.patches_shape[0] > 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cache, (self.folder,), {"labels": self.labels, "splits": self.splits}
+
+    def __copy__(self) -> "Cache":
+        """The same open cache: reading the index again might find another one."""
+        cache = object.__new__(Cache)
+        cache.__dict__.update(self.__dict__)
+        return cache
+
+    def with_splits(self, path: Path) -> "Cache":
+        """The same cache with splits, and labels where the file gives them, from a split file (id,label,split)."""
+        assignments = read_splits(path)
+        row_of = {id_: row for row, id_ in enumerate(self.ids)}
+        if not row_of.keys() & assignments.keys():
+            raise InputError(f"{path}: not one of its {len(assignments)} ids is in the cache {self.folder}")
+        cache = self.__copy__()
+        cache.labels, cache.splits = self.labels.copy(), np.full_like(self.splits, -1)
+        for id_, given in assignments.items():
+            if (row := row_of.get(id_)) is not None:
+                cache.splits[row] = SPLITS.index(given.split)
+                if given.label:
+                    cache.labels[row] = LABELS.index(given.label)
+        return cache
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of the split's posts that have features and a label. Raises InputError if there are none."""
+        rows = np.flatnonzero(self.ok & (self.labels >= 0) & (self.splits == SPLITS.index(split)))
+        if not len(rows):
+            raise InputError(
+                f"{self.folder}: no post of split {split!r} has features and a label; give them with --splits FILE"
+            )
+        return rows
+
+    def failed(self, split: str) -> int:
+        """How many posts of the split have no features."""
+        return int(np.sum(~self.ok & (self.splits == SPLITS.index(split))))
+
+    def patches(self, row: int, view: int = 0) -> np.ndarray:
+        """(m, C), a read-only view of the mapped shard, in the stored dtype."""
+        return self._feature("patches", row)[self._view(view)]
+
+    def pooled(self, row: int, view: int = 0) -> np.ndarray:
+        """(C,), the mean of the patches."""
+        return self._feature("pooled", row)[self._view(view)]
+
+    def gather_images(
+        self,
+        rows: np.ndarray,
+        out: tuple[np.ndarray, np.ndarray] | None = None,
+        *,
+        views: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Patches (len(rows), m, C) and pooled (len(rows), C) of many posts, copied out of the mapped shards.
+
+        views (len(rows),): which view of each post's image; without it the first. They go into the arrays `out`,
+        contiguous and of the stored dtype and these shapes, where it is given. Raises IndexError on a row or view that
+        is not there.
+        """
+        _require_within(rows, len(self), "row")
+        if views is not None:
+            _require_within(views, self.views, "view")
+        dtype = np.dtype(self.fingerprint["stored_dtype"])
+        shapes = (len(rows), *self.patches_shape), (len(rows), self.patches_shape[1])
+        patches, pooled = out or (np.empty(shapes[0], dtype), np.empty(shapes[1], dtype))
+        if (patches.shape, pooled.shape) != shapes or not patches.dtype == pooled.dtype == dtype:
+            raise ValueError(f"out: must be {dtype} of the shapes {shapes[0]} and {shapes[1]}")
+        if not patches.size:
+            return patches, pooled
+        # Bytes to bytes: NumPy's own assignment of a row takes a tenth longer.
+        to_patches, to_pooled = _bytes_of(patches), _bytes_of(pooled)
+        a, b = len(to_patches) // len(rows), len(to_pooled) // len(rows)
+        numbers = np.searchsorted(self._first_row, rows, side="right") - 1
+        chosen = [0] * len(rows) if views is None else views.tolist()
+        for place, (row, number, view) in enumerate(zip(rows.tolist(), numbers.tolist(), chosen, strict=True)):
+            local = (row - self._firsts[number]) * self.views + view
+            from_patches, from_pooled = self._image_bytes(number)
+            to_patches[place * a : (place + 1) * a] = from_patches[local * a : (local + 1) * a]
+            to_pooled[place * b : (place + 1) * b] = from_pooled[local * b : (local + 1) * b]
+        return patches, pooled
+
+    def tokens(self, row: int) -> np.ndarray:
+        """(n, D), the post's tokens with [CLS] and [SEP], unpadded."""
+        return self._ragged("tokens", row)
+
+    def input_ids(self, row: int) -> np.ndarray:
+        """(n,) int32 word-piece ids."""
+        return self._ragged("input_ids", row)
+
+    def require_sizes(self, dimensions: Mapping[str, Any], owner: object) -> None:
+        """Raises InputError if the features have other sizes than those that a model was made for, whatever the
+        fingerprint says. `dimensions` may lack `patches`.
+        """
+        found = {"channels": self.patches_shape[1], "text_width": self.text_width, "patches": self.patches_shape[0]}
+        for name, size in found.items():
+            if dimensions.get(name, size) != size:
+                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {dimensions[name]}")
+
+    def require_word_pieces(self, vocabulary: int, width: int) -> None:
+        """Raises InputError if the tokens can't be those of a text encoder, whatever the fingerprint says."""
+        if self.text_width != width:
+            raise InputError(f"{self.folder}: a text width of {self.text_width}, but its text encoder has {width}")
+        for number in range(len(self._firsts) - 1):
+            ids = self._shard(number)["input_ids"]
+            if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
+                raise InputError(f"{self._path(number)}: holds ids of word pieces that its text encoder does not have")
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return hdf5.read_texts(self.folder)
+
+    @cached_property
+    def records(self) -> list[PostRecord]:
+        """Hashes, reasons and flags of all posts."""
+        return hdf5.read_records(self.folder)
+
+    def repeats_training(self, rows: np.ndarray) -> np.ndarray:
+        """For each row: does its text, normalised, or its image, byte for byte, also stand in a training post?
+        (len(rows),) bool.
+        """
+        train = np.flatnonzero(self.splits == SPLITS.index("train"))
+        texts = {comparable_text(self.texts[row]) for row in train} - {None}
+        images = {self.records[row].image_sha256 for row in train} - {""}
+        return np.array(
+            [comparable_text(self.texts[row]) in texts or self.records[row].image_sha256 in images for row in rows],
+            bool,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What is in it, for people and scripts."""
+        lengths = self.lengths[self.ok]
+        names = {**dict(enumerate(SPLITS)), -1: "none"}
+        return {
+            "posts": len(self),
+            "by_split": {
+                name: {
+                    **{label: int(np.sum(here & self.ok & (self.labels == i))) for i, label in enumerate(LABELS)},
+                    "unlabelled": int(np.sum(here & self.ok & (self.labels < 0))),
+                    "failed": int(np.sum(here & ~self.ok)),
+                }
+                for code, name in names.items()
+                if (here := self.splits == code).any() or code >= 0
+            },
+            "failed": {record.id: record.reason for record in self.records if record.reason},
+            "flags": {name: int(np.sum(self.flags >> bit & 1)) for bit, name in enumerate(FLAGS)},
+            "share_truncated": float(np.mean(self.flags & 1)),
+            "tokens_per_text": {
+                "mean": float(lengths.mean()),
+                **{f"{share} %": int(np.percentile(lengths, share)) for share in (50, 90, 99)},
+                "longest": int(lengths.max()),
+            }
+            if len(lengths)
+            else {},
+            "patches": list(self.patches_shape),
+            "text_width": self.text_width,
+            "shards": len(self._table["name"]),
+            "bytes": self.bytes_on_disk(),
+            "bytes_per_post": self.bytes_on_disk() // len(self),
+            "manifest_sha256": self.manifest_sha256,
+            "fingerprint": self.fingerprint,
+        }
+
+    def bytes_on_disk(self) -> int:
+        return int(self._table["bytes"].sum()) + (self.folder / INDEX).stat().st_size
+
+    def damage(self) -> list[str]:
+        """Read everything: what does not match its checksum, its offsets, the index or the manifest hash, or is not as
+        docs/cache-format.md says; empty if all is whole.
+        """
+        listed = hdf5.manifest_sha256(self.records) == self.manifest_sha256
+        problems = [] if listed else ["index.h5: the posts do not match the manifest hash"]
+        names = self._table["name"].tolist()
+        for number, shard in enumerate(hdf5.read_shards([self._path(number) for number in range(len(names))])):
+            problems += [
+                f"{names[number].decode()} ({self._posts_of(number)}): {problem}"
+                for problem in self._damage_of(number, shard, listed)
+            ]
+        return problems
+
+    def _damage_of(self, number: int, shard: Shard | InputError, listed: bool) -> Iterator[str]:
+        """The first thing that is wrong with a shard, if any is; `listed`: the index's posts are to be relied on."""
+        rows = slice(self._firsts[number], self._firsts[number + 1])
+        if sha256_of_file(self._path(number)) != self._table["sha256"][number].decode():
+            yield "checksum does not match"
+        elif isinstance(shard, InputError):
+            yield str(shard).removeprefix(f"{self._path(number)}: ")
+        elif shard.lengths != self.lengths[rows].tolist():
+            yield "text offsets do not match the index"
+        elif shard.fingerprint != self.fingerprint or (listed and shard.posts != self.records[rows]):
+            yield "its posts or encoders are not those of the index"
+        elif shard.at != {name: self._table[f"{name}_at"][number] for name in FEATURES} or any(
+            shard.shapes[name] != array.shape for name, array in self._stored(number).items()
+        ):
+            yield "its arrays do not lie where the index says"
+        elif bad := [self.ids[row] for row in range(rows.start, rows.stop) if self.ok[row] and not self._finite(row)]:
+            yield f"not finite: {', '.join(bad)}"
+        elif not all((self.input_ids(row) >= 0).all() for row in range(rows.start, rows.stop)):
+            yield "negative ids of word pieces"
+
+    def _posts_of(self, number: int) -> str:
+        return f"posts {self.ids[self._firsts[number]]} to {self.ids[self._firsts[number + 1] - 1]}"
+
+    def _finite(self, row: int) -> bool:
+        images = self._feature("patches", row), self._feature("pooled", row)
+        return all(np.isfinite(values).all() for values in (*images, self.tokens(row)))
+
+    def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row}: there are {len(self)}")
+        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        return self._shard(number), row - self._firsts[number]
+
+    def _view(self, view: int) -> int:
+        if not 0 <= view < self.views:
+            raise IndexError(f"view {view}: there are {self.views}")
+        return view
+
+    def _feature(self, name: str, row: int) -> np.ndarray:
+        """Of all views: (V, m, C) or (V, C)."""
+        shard, local = self._locate(row)
+        return shard[name][local]
+
+    def _ragged(self, name: str, row: int) -> np.ndarray:
+        """By the offsets of the index, which are checked."""
+        shard, local = self._locate(row)
+        start = int(self._offsets[row]) - int(self._offsets[row - local])
+        return shard[name][start : start + int(self.lengths[row])]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self._table["name"][number].decode()
+
+    def _stored(self, number: int) -> dict[str, np.ndarray]:
+        """The shard's arrays as they are stored: with an axis for views where there are several."""
+        arrays = dict(self._shard(number))
+        if self.views == 1:
+            arrays |= {name: arrays[name][:, 0] for name in ("patches", "pooled")}
+        return arrays
+
+    def _shard(self, number: int) -> dict[str, np.ndarray]:
+        """The shard's features as views of its mapped bytes; mapped on first use."""
+        if number not in self._maps:
+            rows = int(self._table["rows"][number])
+            tokens = int(self._offsets[self._first_row[number + 1]] - self._offsets[self._first_row[number]])
+            shapes = {
+                "patches": (rows, self.views, *self.patches_shape),
+                "pooled": (rows, self.views, self.patches_shape[1]),
+                "tokens": (tokens, self.text_width),
+                "input_ids": (tokens,),
+                "offsets": (rows + 1,),
+            }
+            with open_regular(self._path(number)) as file:
+                raw = np.memmap(file, np.uint8, "r")
+            stored = self.fingerprint["stored_dtype"]
+            self._maps[number] = {
+                name: np.ndarray(shape, feature_dtype(name, stored), raw, offset=int(self._table[f"{name}_at"][number]))
+                for name, shape in shapes.items()
+            }
+        return self._maps[number]
+
+    def _image_bytes(self, number: int) -> tuple[memoryview, memoryview]:
+        """The bytes of the shard's patches and pooled."""
+        if number not in self._mapped_bytes:
+            shard = self._shard(number)
+            self._mapped_bytes[number] = _bytes_of(shard["patches"]), _bytes_of(shard["pooled"])
+        return self._mapped_bytes[number]
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """A contiguous array's bytes, flat, without a copy."""
+    return array.view(np.uint8).data.cast("B")
+
+
+def _problem_of(path: Path, size: int) -> str:
+    """What keeps a shard from being read, by its place in the folder alone; empty if nothing does."""
+    try:
+        state = path.lstat()
+    except FileNotFoundError:
+        return "missing"
+    if not stat.S_ISREG(state.st_mode):
+        return "a link, a folder, a pipe or a device where a cache has a file"
+    return "" if state.st_size == size else f"cut short or changed ({state.st_size} bytes, not {size})"
+
+
+def _require_within(numbers: np.ndarray, count: int, what: str) -> None:
+    """Raises IndexError: NumPy would count a negative number from the end, and bytes of another post would be read."""
+    wrong = numbers[(numbers < 0) | (numbers >= count)]
+    if wrong.size:
+        raise IndexError(f"{what} {wrong[0]}: there are {count}")

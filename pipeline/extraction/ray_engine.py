@@ -1,0 +1,156 @@
+"""A plan in, its shards out, made by workers of a Ray cluster on one file system.
+
+Each worker loads the encoders once and makes one shard after the other, as the plain command would, byte for byte. When
+a worker is lost, its shard goes to another one, and a new worker takes its place.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.common.errors import InputError
+from pipeline.common.signals import StopWish
+from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
+from pipeline.extraction.encode import Seconds
+from pipeline.extraction.plan import Plan
+from pipeline.extraction.progress import Progress
+
+_LOSSES_A_SHARD = 3  # a shard that has cost so many workers is not the workers' fault
+_CHECK_SECONDS = 1.0
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`, or started here. Raises InputError if it can't be had."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs the package ray: pip install -e '.[ray]'") from None
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class ShardMaker:
+    """A worker: the encoders, loaded once, and the making of one shard at a time."""
+
+    def __init__(self, choice: EncoderChoice, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._image, self._text = load_image_encoder(choice), load_text_encoder(choice)
+
+    def who(self) -> str:
+        return f"{os.getpid()} on {socket.gethostname()}"
+
+    def make(self, number: int, plan: Plan, out: Path, marks: dict[str, Any], batch_size: int) -> Seconds:
+        """Write one shard; returns where the time went."""
+        from pipeline.extraction.extract import make_shards
+
+        only = Plan(plan.posts, plan.shards, [number], plan.part)
+        with Progress(only, quiet=True, say=lambda line: None) as progress:
+            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, progress, StopWish())
+
+
+def engine_on(
+    ray: Any, choice: EncoderChoice, *, batch_size: int, workers: int, log: Callable[[str], None]
+) -> Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]:
+    """An engine for `extract`: `workers` workers of the cluster make a plan's shards; `log` hears who began,
+    finished and was lost.
+    """
+
+    def make(plan: Plan, out: Path, marks: dict[str, Any], progress: Progress, stop: StopWish) -> Seconds:
+        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, progress, stop, log)
+
+    return make
+
+
+def _make_shards_on(
+    ray: Any,
+    choice: EncoderChoice,
+    plan: Plan,
+    out: Path,
+    marks: dict[str, Any],
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+    stop: StopWish,
+    log: Callable[[str], None],
+) -> Seconds:
+    gpus = 1 if choice.device.startswith("cuda") else 0
+    cores, workers = _shares(ray.nodes(), min(workers, len(plan.todo)), gpus)
+    maker = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(ShardMaker)
+    shared = ray.put(Plan([], plan.shards, [], plan.part))
+    total, losses = Seconds(), dict.fromkeys(plan.todo, 0)
+    waiting = list(reversed(plan.todo))
+    names: dict[Any, str] = {}  # worker -> who it is, once it has said so
+    busy: dict[Any, tuple[Any, int | None]] = {}  # pending answer -> worker, and the shard it makes
+
+    def hire() -> None:
+        worker = maker.remote(choice, cores)
+        busy[worker.who.remote()] = (worker, None)
+
+    def in_hand() -> bool:
+        return any(number is not None for _, number in busy.values())
+
+    for _ in range(workers):
+        hire()
+    while in_hand() or (waiting and not stop):  # not for workers that are still to come when all is done
+        done, _ = ray.wait(list(busy), timeout=_CHECK_SECONDS)
+        for answer in done:
+            worker, number = busy.pop(answer)
+            try:
+                said = ray.get(answer)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # as if it had happened here
+            except ray.exceptions.RayActorError as error:
+                if number is None:
+                    reason = " ".join(str(error).split())[:300]
+                    raise InputError(f"a Ray worker does not start: {reason}") from None
+                log(f"shard {number} lost with {names[worker]}")
+                losses[number] += 1
+                if losses[number] == _LOSSES_A_SHARD:
+                    raise InputError(
+                        f"shard {number} has cost {_LOSSES_A_SHARD} Ray workers; look into their logs"
+                    ) from None
+                waiting.append(number)
+                hire()
+                continue
+            if number is None:
+                names[worker] = said
+            else:
+                log(f"shard {number} written by {names[worker]}")
+                total.add(said)
+                progress.done(number)
+            if waiting and not stop:
+                number = waiting.pop()
+                log(f"shard {number} begun by {names[worker]}")
+                busy[worker.make.remote(number, shared, out, marks, batch_size)] = (worker, number)
+    return total
+
+
+def _shares(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: int) -> tuple[int, int]:
+    """Cores for each worker, and how many workers there can be: a worker lies on one machine whole, and what fits on
+    none would be waited for for ever. Raises InputError if there is no room for any.
+    """
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    slots = [
+        int(machine.get("GPU", 0)) // gpus if gpus else count for machine, count in zip(machines, cores, strict=True)
+    ]
+
+    def room(share: int) -> int:
+        return sum(min(count // share, slot) for count, slot in zip(cores, slots, strict=True))
+
+    workers = min(workers, room(1))
+    if not workers:
+        raise InputError(f"the Ray cluster has no machine with a core{' and a GPU' if gpus else ''} to spare")
+    return max(share for share in range(1, max(cores) + 1) if room(share) >= workers), workers

@@ -1,0 +1,262 @@
+"""An MVSA folder in, labelled and split posts out, with a summary of what was kept, merged and dropped, and why.
+
+An MVSA folder holds `data/ID.jpg`, `data/ID.txt` and `labelResultAll.txt` (tab-separated, header first). MVSA-Single
+has one `text,image` pair of labels a row, MVSA-Multiple three, one per annotator.
+"""
+
+import errno
+import hashlib
+import os
+import random
+import stat
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_bytes
+from pipeline.posts.manifest import LABELS, SPLITS, Post, comparable_text, read_lines, read_splits, require_name, shown
+
+FORMS = {1: "single", 3: "multiple"}
+_MOST_TEXT_BYTES = 1 << 20  # of a post; a tweet has a few hundred
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The posts that survive the label rule, in the order of their ids, and the counts behind them."""
+
+    posts: list[Post]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the label rule says of one row: a label and how it came about, or None and why the post is dropped."""
+
+    label: str | None
+    text_label: str | None
+    image_label: str | None
+    reason: str
+
+
+def prepare(
+    folder: Path,
+    *,
+    splits: Path | None = None,
+    ratios: Sequence[float] = (8, 1, 1),
+    seed: int = 0,
+    encoding: str = "gb18030",
+) -> Prepared:
+    """Read an MVSA folder (either form), apply the label rule and split the posts.
+
+    With `splits` (a file with id,label,split) posts take their split from it, otherwise a stratified split by `ratios`
+    (train, val, test) and `seed` is made. A post whose text is missing, is no ordinary file or is not in `encoding`
+    stays in the list with its problem, so that extraction counts it. Raises InputError if the folder, its label file or
+    `splits` is unusable.
+    """
+    rows = _label_rows(folder)
+    verdicts = {id_: judge(pairs) for id_, pairs in rows.items()}
+    kept = [id_ for id_ in sorted(verdicts, key=_by_number) if verdicts[id_].label]
+    if not kept:
+        raise InputError(f"{folder / 'labelResultAll.txt'}: no row survives the label rule")
+    posts = [_read_post(folder / "data", id_, verdicts[id_], encoding) for id_ in kept]
+    summary: dict[str, Any] = {
+        "form": FORMS[len(next(iter(rows.values())))],
+        "label_rows": len(rows),
+        "kept": len(kept),
+        "how": _count(verdict.reason for verdict in verdicts.values() if verdict.label),
+        "dropped": _count(verdict.reason for verdict in verdicts.values() if not verdict.label),
+        "files_without_label_row": len({file.stem for file in (folder / "data").iterdir()} - set(rows)),
+        "text_problems": {post.id: post.problem for post in posts if post.problem},
+        "images_missing": [post.id for post in posts if post.image is not None and not _is_file(post.image)],
+    }
+    if splits is None:
+        posts = stratified_split(posts, ratios, seed)
+        summary["split"] = f"stratified {':'.join(f'{ratio:g}' for ratio in ratios)}, seed {seed}"
+    else:
+        posts, unmatched = given_split(posts, splits)
+        summary["split"] = str(splits)
+        summary["split_rows_without_post"] = unmatched
+    summary["classes"] = class_counts(posts)
+    summary["duplicates_of_training"] = duplicates_of_training(posts)
+    return Prepared(posts, summary)
+
+
+def judge(pairs: Sequence[tuple[str, str]]) -> Verdict:
+    """The rule of Xu and Mao (MultiSentiNet, CIKM 2017) for one post's (text label, image label) pairs.
+
+    Per modality the label that most annotators agree on (with three: at least two), else the post is dropped. Then:
+    equal -> that label; one neutral -> the other one; positive against negative -> dropped.
+    """
+    text_label = _majority([text for text, _ in pairs])
+    image_label = _majority([image for _, image in pairs])
+    if text_label is None or image_label is None:
+        return Verdict(None, text_label, image_label, "no majority among the annotators")
+    if text_label == image_label:
+        return Verdict(text_label, text_label, image_label, "text and image agree")
+    if text_label == "neutral":
+        return Verdict(image_label, text_label, image_label, "text neutral: the image's label")
+    if image_label == "neutral":
+        return Verdict(text_label, text_label, image_label, "image neutral: the text's label")
+    return Verdict(None, text_label, image_label, "positive against negative")
+
+
+def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int) -> list[Post]:
+    """Give every labelled post a split, each class in the given ratios of train, val and test; the remainder goes to
+    train.
+    """
+    if len(ratios) != len(SPLITS) or min(ratios) < 0 or ratios[0] <= 0:
+        raise InputError(f"--ratios must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}")
+    draw = random.Random(seed)
+    split_of: dict[str, str] = {}
+    for label in LABELS:
+        ids = [post.id for post in posts if post.label == label]
+        draw.shuffle(ids)
+        val, test = (int(len(ids) * ratio / sum(ratios) + 1e-9) for ratio in ratios[1:])
+        split_of.update(dict.fromkeys(ids, "train"))
+        split_of.update(dict.fromkeys(ids[:val], "val"))
+        split_of.update(dict.fromkeys(ids[val : val + test], "test"))
+    return [replace(post, split=split_of.get(post.id)) for post in posts]
+
+
+def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not (folder / "data").is_dir():
+        raise InputError(
+            f"{folder}: no folder data/ in it; an MVSA folder has data/ID.jpg, data/ID.txt and labelResultAll.txt"
+        )
+    path = folder / "labelResultAll.txt"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; it gives the labels, tab-separated, header first")
+    lines = read_lines(path)
+    rows: dict[str, list[tuple[str, str]]] = {}
+    annotators = len(lines[0].rstrip(" \t").split("\t")) - 1
+    if annotators not in FORMS:
+        raise InputError(f"{path}, line 1: the header must name ID and one or three text,image columns, tab-separated")
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        id_, *cells = line.rstrip(" \t").split("\t")
+        pairs = [tuple(part.strip() for part in cell.split(",")) for cell in cells]
+        if len(pairs) != annotators or any(len(pair) != 2 or not set(pair) <= set(LABELS) for pair in pairs):
+            raise InputError(
+                f"{path}, line {number}: not ID and {annotators} text,image pair(s) of {', '.join(LABELS)}: "
+                f"{shown(line)}"
+            )
+        require_name(id_, "ID", f"{path}, line {number}")
+        if "/" in id_ or id_ in (".", ".."):
+            raise InputError(f"{path}, line {number}: {shown(id_)} can't be the name of a post's files")
+        if id_ in rows:
+            raise InputError(f"{path}, line {number}: id {shown(id_)} occurs twice")
+        rows[id_] = [(text, image) for text, image in pairs]
+    if not rows:
+        raise InputError(f"{path}: no rows below the header")
+    return rows
+
+
+def _inside(data: Path, name: str) -> Path:
+    """A file of the data set. Raises OSError for a link out of its folder: the text would go into the manifest."""
+    path = data / name
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(data.parent)):
+        raise OSError(errno.ELOOP, "a link to a file outside the data set", str(path))
+    return path
+
+
+def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
+    text, problem = None, None
+    try:
+        text = regular_bytes(_inside(data, f"{id_}.txt"), _MOST_TEXT_BYTES).decode(encoding).strip()
+        text.encode()
+    except FileNotFoundError:
+        problem = f"text: no file {id_}.txt"
+    except OSError as error:
+        problem = f"text: {id_}.txt: {error.strerror or error}"
+    except UnicodeDecodeError as error:
+        problem = f"text: {id_}.txt is not {encoding} at byte {error.start}"
+    except UnicodeError:  # of encodings that say no more, or that read an unpaired surrogate
+        text, problem = None, f"text: {id_}.txt is not {encoding}"
+    except (LookupError, ValueError):
+        raise InputError(f"--encoding {encoding}: Python knows no such text encoding") from None
+    image = data / f"{id_}.jpg"
+    return Post(id_, text, image, verdict.label, None, verdict.text_label, verdict.image_label, problem)
+
+
+def class_counts(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+    """Posts of each class by split; `none` are those that the split leaves out."""
+    return {
+        split or "none": {label: counts[label] for label in LABELS}
+        for split in (*SPLITS, None)
+        if (counts := Counter(post.label for post in posts if post.split == split))
+    }
+
+
+def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
+    """Posts with the split that the file gives them, and how many rows of the file name no post here."""
+    assignments = read_splits(path)
+    for post in posts:
+        given = assignments.get(post.id)
+        if given and given.label and post.label and given.label != post.label:
+            raise InputError(
+                f"{path}: post {post.id!r} is {given.label} there but {post.label} by the data set's own labels; "
+                "mend the file, or leave its label column out"
+            )
+    unmatched = len(assignments.keys() - {post.id for post in posts})
+    if unmatched == len(assignments):
+        raise InputError(f"{path}: not one of its {unmatched} ids is a post of this data set")
+    placed = []
+    for post in posts:
+        given = assignments.get(post.id)
+        label = post.label or (given.label if given else None)
+        placed.append(replace(post, label=label, split=given.split if given else None))
+    return placed, unmatched
+
+
+def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+    """For val and test: how many posts repeat a training post's text, or its image byte for byte."""
+    texts = {post.id: comparable_text(post.text) for post in posts if post.text is not None}
+    images = {post.id: _image_sha256(post.image) for post in posts if post.image is not None}
+    counts = {}
+    for split in SPLITS[1:]:
+        here = [post.id for post in posts if post.split == split]
+        same_text = _repeats(here, posts, texts)
+        same_image = _repeats(here, posts, images)
+        counts[split] = {"text": len(same_text), "image": len(same_image), "either": len(same_text | same_image)}
+    return counts
+
+
+def _image_sha256(image: Path) -> bytes | None:
+    """Of a file that extraction would read, too."""
+    try:
+        return hashlib.sha256(regular_bytes(image)).digest()
+    except OSError:
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, which raises for names that are too long."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _repeats(ids: Iterable[str], posts: Sequence[Post], key_of: dict[str, Any]) -> set[str]:
+    in_training = {key_of.get(post.id) for post in posts if post.split == "train"} - {None}
+    return {id_ for id_ in ids if key_of.get(id_) in in_training}
+
+
+def _majority(labels: Sequence[str]) -> str | None:
+    label, votes = Counter(labels).most_common(1)[0]
+    return label if 2 * votes > len(labels) else None
+
+
+def _by_number(id_: str) -> tuple[int, str]:
+    """2 before 10, and ids that are no numbers after them, by name."""
+    return (int(id_), id_) if id_.isascii() and id_.isdigit() and len(id_) < 19 else (10**19, id_)
+
+
+def _count(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reasons).most_common())
