@@ -15,7 +15,7 @@ from pipeline.common.files import write_json
 if TYPE_CHECKING:
     import torch
 
-    from fusion.features import Place
+    from fusion.data.feature_store import Place
 
 PATH = click.Path(path_type=Path)
 
@@ -305,7 +305,7 @@ def inspect(
 @result_options
 def probe(cache_dir: Path, splits: Path | None, json_file: Path | None, quiet: bool) -> None:
     """The linear floor: logistic regression on averaged features of text, image and both."""
-    from fusion import probe as floor
+    from fusion.evaluation import linear_probe as floor
     from pipeline.cache.reader import Cache
 
     cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
@@ -370,10 +370,10 @@ def train(
     quiet: bool,
 ) -> None:
     """Train the fusion model, or a baseline, from a cache; write a run folder. torchrun uses several GPUs or hosts."""
-    from fusion import train as training
-    from fusion.checkpoint import Run
     from fusion.config import load_config
-    from fusion.parallel import local_device, ranks
+    from fusion.run import Run
+    from fusion.training import train as training
+    from fusion.training.distributed import local_device, ranks
     from pipeline.cache.reader import Cache
 
     run = Run(out)
@@ -447,10 +447,10 @@ def sweep(
     quiet: bool,
 ) -> None:
     """Try settings from a space and keep the best by validation. The same command goes on after a kill."""
-    from fusion import sweep as sweeping
     from fusion.config import load_config
-    from fusion.space import read_space
-    from fusion.sweep_results import BEST, shown
+    from fusion.experiments import sweep as sweeping
+    from fusion.experiments.search_space import read_space
+    from fusion.experiments.sweep_results import BEST, shown
     from pipeline.extraction.ray_engine import cluster
 
     settings = (*settings, *([f"seed={seed}"] if seed is not None else []))
@@ -508,9 +508,9 @@ def reproduce(
     **options: Any,
 ) -> None:
     """Make a table of the paper: train what it lacks, compare by posts. The same command goes on after a kill."""
-    from fusion import reproduce as reproducing
     from fusion.config import load_config
-    from fusion.tables.show import write_table
+    from fusion.experiments import reproduce as reproducing
+    from fusion.experiments.tables.write import write_table
 
     task = reproducing.Task(
         cache=cache_dir.resolve(),
@@ -535,8 +535,8 @@ def reproduce(
 @result_options
 def table(table_json: Path, out: Path, json_file: Path | None, quiet: bool) -> None:
     """Make a table again from the JSON that `reproduce` wrote, and nothing else."""
-    from fusion.tables.show import write_table
-    from fusion.tables.table_file import read_table
+    from fusion.experiments.tables.table_file import read_table
+    from fusion.experiments.tables.write import write_table
 
     result = read_table(table_json)
     if json_file:
@@ -557,7 +557,7 @@ def folds(
     cache_dir: Path, out: Path, count: int, seed: int, overwrite: bool, json_file: Path | None, quiet: bool
 ) -> None:
     """Make split files of K folds: stratified, repeats of a text or an image on one side."""
-    from fusion.folds import write_folds
+    from fusion.data.folds import write_folds
     from pipeline.cache.reader import Cache
 
     _report(write_folds(Cache(cache_dir), out, folds=count, seed=seed, overwrite=overwrite), json_file, quiet)
@@ -583,8 +583,8 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score a finished run: intervals, classes, without duplicates, shuffled partners, against the linear floor."""
-    from fusion import evaluate as evaluation
-    from fusion.checkpoint import Run
+    from fusion.evaluation import evaluate as evaluation
+    from fusion.run import Run
 
     path = run_dir / f"evaluation-{split}.json"
     _refuse_finished(path, path.exists(), overwrite)
@@ -634,9 +634,9 @@ def predict(
     POSTS is a file like a manifest (JSONL); `text` or `image` may be left out where the run was trained for that. After
     a kill the same command goes on.
     """
-    from fusion.checkpoint import Run
-    from fusion.predict import Predictor, answer_one
-    from fusion.stream import answer_file, clear
+    from fusion.inference.predict_file import answer_file, clear
+    from fusion.inference.predictor import Predictor, answer_one
+    from fusion.run import Run
     from pipeline.extraction.decode import start_server
 
     single = image is not None or text is not None
@@ -709,9 +709,9 @@ def explain(
     quiet: bool,
 ) -> None:
     """Show where a run looks, in the image and in the text (table 5); with --compare, several runs side by side."""
-    from fusion.checkpoint import Run
-    from fusion.explain import DEFAULT_METHOD
-    from fusion.predict import Predictor
+    from fusion.explanation.explain import DEFAULT_METHOD
+    from fusion.inference.predictor import Predictor
+    from fusion.run import Run
 
     places: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
     raw = image is not None or text is not None
@@ -719,7 +719,7 @@ def explain(
     if sum([bool(wanted), worst is not None, raw, faithfulness]) != 1 or (out is None) != faithfulness:
         raise click.UsageError("give --out and one of --ids, --worst, or --image and --text; or --faithfulness alone")
     if faithfulness or out is None:
-        from fusion import faithfulness as check
+        from fusion.explanation import faithfulness as check
 
         predictor = Predictor.open(Run(run_dir), _device(device, quiet), **places)
         measured = check.of_run(predictor, split or "val", posts, cache_folder=cache_dir, quiet=quiet)
@@ -772,9 +772,9 @@ def report(
     quiet: bool,
 ) -> None:
     """Write all that is known of an evaluated run into one HTML file, to read offline or send to a colleague."""
-    from fusion.checkpoint import Run
-    from fusion.explain import DEFAULT_METHOD
-    from fusion.report.page import write_report
+    from fusion.explanation.explain import DEFAULT_METHOD
+    from fusion.report.run_report import write_report
+    from fusion.run import Run
 
     _refuse_finished(out, out.exists(), overwrite)
     summary = write_report(
@@ -800,8 +800,8 @@ def report(
 @result_options
 def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, json_file: Path | None, quiet: bool) -> None:
     """Write all that another machine needs to predict: weights, configuration, fingerprint, model card."""
-    from fusion import export as exporting
-    from fusion.checkpoint import Run
+    from fusion.inference import export as exporting
+    from fusion.run import Run
 
     _refuse_finished(out, Run(out).started, overwrite)
     files = exporting.export(Run(run_dir), out, onnx=onnx)
@@ -835,8 +835,8 @@ def serve(
     quiet: bool,
 ) -> None:
     """Serve a page where one drops a photo and types a text, and a JSON endpoint: POST /predict and /explain."""
-    from fusion.checkpoint import Run
-    from fusion.predict import Predictor
+    from fusion.inference.predictor import Predictor
+    from fusion.run import Run
 
     try:
         from fusion.serving.server import serve as start
@@ -857,8 +857,8 @@ def serve(
 @click.pass_context
 def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> None:
     """Draw a data set, then prepare, extract, train, evaluate and report it: the whole job in minutes, on a CPU."""
-    from fusion.checkpoint import Run
     from fusion.report.figures import draw_run
+    from fusion.run import Run
     from pipeline.demo import dataset as drawn
 
     started = time.perf_counter()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.probe import KINDS, probe
+from fusion.evaluation.linear_probe import KINDS, probe
 from pipeline.cache.reader import Cache
 from pipeline.demo import dataset as drawn
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder

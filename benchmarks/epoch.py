@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from extract import Encoders, data_sets, load  # the benchmark beside this one
 
-from fusion.allocator import keep_memory
-from fusion.batches import Batch, collate
 from fusion.config import load_config
-from fusion.epoch import Epoch, new_optimizer
-from fusion.features import Features
-from fusion.model import Dimensions, FusionModel
-from fusion.parallel import Ranks
-from fusion.precision import resolved
-from fusion.reencoding import Reencoder
+from fusion.data.batches import Batch, collate
+from fusion.data.feature_store import Features
+from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.models.precision import resolved
+from fusion.models.reencoding import Reencoder
+from fusion.training.allocator import keep_memory
+from fusion.training.distributed import Ranks
+from fusion.training.epoch import Epoch, new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.encoders.load import resolve_device
 from pipeline.extraction.decode import start_server

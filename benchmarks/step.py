@@ -2,7 +2,7 @@
 
 The plain one is what most people write: nn.TransformerEncoder, padded to the batch's longest text, two passes, words'
 logits at all positions, masked texts encoded again as one padded batch, AdamW and loss.item() in the loop. The limit is
-the matrix products of the useful shapes alone (fusion.arithmetic), each timed by itself. Two sizes: the paper's
+the matrix products of the useful shapes alone (benchmarks.arithmetic), each timed by itself. Two sizes: the paper's
 (ResNet50 and BERT-base widths, random encoder weights) and the preset `packaged`, both with MVSA-Single's text lengths
 where $MVSA_SINGLE is.
 
@@ -28,17 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion import fast
-from fusion.allocator import keep_memory
-from fusion.arithmetic import Product, TextSize, reencoding_products, step_products
-from fusion.batches import Batch, collate, shuffled
+from benchmarks.arithmetic import Product, TextSize, reencoding_products, step_products
 from fusion.config import Config, load_config
-from fusion.epoch import new_optimizer
-from fusion.kernels import Window
-from fusion.masking import hide_highest, masked_ids, word_pieces
-from fusion.model import Dimensions, FusionModel
-from fusion.precision import has_bfloat16, precision
-from fusion.reencoding import Reencoder
+from fusion.data.batches import Batch, collate, shuffled
+from fusion.models import fast_losses as fast
+from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.models.kernels import Window
+from fusion.models.masking import hide_highest, masked_ids, word_pieces
+from fusion.models.precision import has_bfloat16, precision
+from fusion.models.reencoding import Reencoder
+from fusion.training.allocator import keep_memory
+from fusion.training.epoch import new_optimizer
 from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder, resolve_device
 
 PATCHES = 49
@@ -263,7 +263,7 @@ def plain_step(
 def our_step(
     rung: Rung, model: FusionModel, optimizer: torch.optim.Optimizer, case: Case, device: torch.device
 ) -> Callable[[Batch], None]:
-    """As fusion.epoch makes it, of the parts that the rung has."""
+    """As fusion.training.epoch makes it, of the parts that the rung has."""
     text = case.text.in_precision(model.config.precision)
     reencode: Any = Reencoder(text) if rung.unpadded_texts else lambda batch, hidden: padded(text, batch, hidden)
     known: dict[int, Tensor] = {}
@@ -302,9 +302,9 @@ def as_rung(rung: Rung | None, model: FusionModel) -> Iterator[None]:
     with ExitStack() as stack:
         if rung and not rung.own_kernels:
             for name, form in TORCH_FORMS.items():
-                stack.enter_context(mock.patch(f"fusion.transformer.{name}", form))
+                stack.enter_context(mock.patch(f"fusion.models.transformer.{name}", form))
         if rung and not rung.word_loss:
-            stack.enter_context(mock.patch("fusion.fast.word_loss", torch_word_loss))
+            stack.enter_context(mock.patch("fusion.models.fast_losses.word_loss", torch_word_loss))
         if rung and rung.name == COMPILED:
             for layer in model.transformer.layers:
                 stack.enter_context(mock.patch.object(layer, "finish", torch.compile(layer.finish, dynamic=True)))

@@ -74,7 +74,7 @@ class Config(BaseModel):
     tie_mlm_head: bool = False  # beyond the paper: eq 24 with BERT's input embeddings
     validate_mlm: bool = False  # also report the loss of eq 25 on validation
 
-    # The sentiment head and its loss, beyond the paper: fusion/label_rule.py and fusion/logit_adjustment.py
+    # The sentiment head and its loss, beyond the paper: label_rule.py and logit_adjustment.py in fusion/models/
     label_rule: bool = False  # guess the text's own label and the image's, and let the label rule make the post's
     auxiliary_weight: Weight = 0.5  # of the loss of these two guesses
     logit_adjustment: Weight = 0.0  # tau, how far rare classes are favoured; 0: not at all

@@ -7,10 +7,10 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page
 
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.predict import Predictor
-from fusion.train import train
+from fusion.inference.predictor import Predictor
+from fusion.run import Run
+from fusion.training.train import train
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.demo import dataset as drawn

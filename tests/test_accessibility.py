@@ -6,7 +6,7 @@ import pytest
 import torch
 from playwright.sync_api import Page
 
-from fusion.report import page as report
+from fusion.report import run_report as report
 from fusion.report.gallery import look_at_cached, write_gallery
 from tests.browser import answers, fill, needs_chromium, png, shown, submit, visit, window
 from tests.test_report import make_run

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fusion import fast
-from fusion.arithmetic import Product, TextSize, reencoding_products, step_products
+from benchmarks.arithmetic import Product, TextSize, reencoding_products, step_products
 from fusion.config import load_config
-from fusion.model import Dimensions, FusionModel
+from fusion.models import fast_losses as fast
+from fusion.models.fusion_model import Dimensions, FusionModel
 from tests.test_fast import encode
 from tests.toy import VOCABULARY, random_batch
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fusion.attention import cross_attention
+from fusion.models.attention import cross_attention
 
 # Two words and two image rows of width 2, with logarithms so that the softmax gives simple fractions:
 # scores (eq 7) = [[ln 3, 0], [0, ln 2]]

@@ -5,9 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusion import attribution
-from fusion.attribution import METHODS, Features, decisive_rows, methods_for, roll_out, signed_contributions, trace
 from fusion.config import load_config
+from fusion.explanation import attribution
+from fusion.explanation.attribution import (
+    METHODS,
+    Features,
+    decisive_rows,
+    methods_for,
+    roll_out,
+    signed_contributions,
+    trace,
+)
 from pipeline.common.errors import InputError
 from tests.test_model import BASE, LENGTHS, VARIANTS, batch_of, model_of
 

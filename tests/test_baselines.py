@@ -10,16 +10,16 @@ import torch
 from click.testing import CliRunner
 
 from cli import cli
-from fusion.baselines.clmlf import label_contrastive
-from fusion.baselines.itignn import interaction_graph
-from fusion.baselines.mvcn import sparsemax
-from fusion.baselines.parts import supervised_contrastive
-from fusion.checkpoint import Run
 from fusion.config import Config, load_config
-from fusion.evaluate import evaluate, precision, predict
-from fusion.model import Dimensions
-from fusion.models import BASELINES, CLASSES, build_model, model_class
-from fusion.train import train
+from fusion.evaluation.evaluate import evaluate, precision, predict
+from fusion.models.baselines.clmlf import label_contrastive
+from fusion.models.baselines.itignn import interaction_graph
+from fusion.models.baselines.mvcn import sparsemax
+from fusion.models.baselines.parts import supervised_contrastive
+from fusion.models.fusion_model import Dimensions
+from fusion.models.registry import BASELINES, CLASSES, build_model, model_class
+from fusion.run import Run
+from fusion.training.train import train
 from pipeline.common.errors import InputError
 from tests import baseline_oracle, oracle
 from tests.baseline_parts import Post
@@ -167,9 +167,9 @@ def test_a_baseline_hides_no_words_and_has_no_settings_of_the_fusion_model():
 def test_every_name_of_the_config_has_its_class_and_only_that_is_imported():
     assert tuple(CLASSES) == get_args(Config.model_fields["model"].annotation)
     assert len({model_class(name).title for name in BASELINES}) == len(BASELINES) == 10
-    loaded = imported("from fusion.models import model_class; model_class('fenet')")
-    assert "fusion.baselines.fenet" in loaded
-    assert "fusion.baselines.clmlf" not in loaded
+    loaded = imported("from fusion.models.registry import model_class; model_class('fenet')")
+    assert "fusion.models.baselines.fenet" in loaded
+    assert "fusion.models.baselines.clmlf" not in loaded
 
 
 def test_the_command_takes_a_models_name(cache, tmp_path):

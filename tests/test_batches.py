@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies
 
-from fusion.batches import PAD_TO, read_batch, shuffled
+from fusion.data.batches import PAD_TO, read_batch, shuffled
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.evaluate import score, scores_of_counts
-from fusion.tables.compare import compare
+from fusion.evaluation.compare import compare
+from fusion.evaluation.evaluate import score, scores_of_counts
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2, 2])
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
-from fusion.tables.markdown import markdown
+from fusion.experiments.tables.markdown import markdown
 from pipeline.common.console import printable, printable_lines
 from pipeline.common.errors import InputError, problem_of
 from pipeline.common.markup import escaped, fenced

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fusion.checkpoint import Run
-from fusion.evaluate import controls, predict, score
+from fusion.evaluation.evaluate import controls, predict, score
+from fusion.run import Run
 from pipeline.cache.reader import Cache
 from tests.commands import invoke
 from tests.conftest import CPU

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from fusion import evaluate as evaluation
-from fusion.checkpoint import Run
-from fusion.evaluate import bootstrap, evaluate, predict, score
+from fusion.evaluation import evaluate as evaluation
+from fusion.evaluation.evaluate import bootstrap, evaluate, predict, score
+from fusion.run import Run
 from pipeline.common.errors import InputError
 from tests.test_train import run_of
 from tests.toy import FINGERPRINT, write_cache

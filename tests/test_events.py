@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.train import Means, train
+from fusion.run import Run
+from fusion.training.train import Means, train
 from pipeline.common.errors import InputError
 from tests.commands import SMALL
 from tests.toy import write_cache

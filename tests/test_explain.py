@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from fusion.attribution import METHODS, Features
 from fusion.config import load_config
-from fusion.explain import cached_features, explain_features, explain_posts
-from fusion.model import Dimensions, FusionModel
-from fusion.predict import Predictor, RawPost
+from fusion.explanation.attribution import METHODS, Features
+from fusion.explanation.explain import cached_features, explain_features, explain_posts
+from fusion.explanation.words import join_words, word_pieces
+from fusion.inference.predictor import Predictor, RawPost
+from fusion.models.fusion_model import Dimensions, FusionModel
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
-from fusion.words import join_words, word_pieces
 from pipeline.common.errors import InputError
 from tests.commands import refused
 from tests.hostile_pictures import endless_jpeg, thin_png

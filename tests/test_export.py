@@ -9,15 +9,15 @@ import onnxruntime
 import pytest
 import torch
 
-from fusion import onnx
-from fusion.batches import Batch, read_batch
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.export import export
-from fusion.model import Dimensions, FusionModel
-from fusion.onnx import write_onnx
-from fusion.predict import Predictor
-from fusion.train import train
+from fusion.data.batches import Batch, read_batch
+from fusion.inference import onnx
+from fusion.inference.export import export
+from fusion.inference.onnx import write_onnx
+from fusion.inference.predictor import Predictor
+from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.run import Run
+from fusion.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
@@ -141,7 +141,7 @@ def test_an_onnx_file_that_is_not_exact_is_refused(masking_run, tmp_path, monkey
             tokens = batch.tokens if torch.compiler.is_exporting() else batch.tokens + 0.01
             return super().forward(replace(batch, tokens=tokens))
 
-    monkeypatch.setattr("fusion.model.FusionModel", Off)
+    monkeypatch.setattr("fusion.models.fusion_model.FusionModel", Off)
     with pytest.raises(InputError, match=r"model\.onnx: not written; onnxruntime's logits differ by"):
         export(masking_run, tmp_path / "out", onnx=True)
     assert not (tmp_path / "out" / "model.onnx").exists()

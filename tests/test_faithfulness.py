@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fusion.config import load_config
-from fusion.faithfulness import RawPost, faithfulness, hide_patches, table
-from fusion.model import Dimensions, FusionModel
+from fusion.explanation.faithfulness import RawPost, faithfulness, hide_patches, table
+from fusion.models.fusion_model import Dimensions, FusionModel
 from pipeline.common.errors import InputError
 
 SIGNAL, OTHERS, MASK, WIDTH = 4, (6, 7, 8, 9, 10), 5, 6

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from fusion import fast
 from fusion.config import load_config
-from fusion.epoch import drop_modalities
-from fusion.masking import hidden_count, hidden_counts, masked_ids, word_pieces
-from fusion.model import FusionModel
+from fusion.models import fast_losses as fast
+from fusion.models.fusion_model import FusionModel
+from fusion.models.masking import hidden_count, hidden_counts, masked_ids, word_pieces
+from fusion.training.epoch import drop_modalities
 from tests import oracle
 from tests.test_model import BASE, EXACT, LENGTHS, TEXT, VARIANTS, batch_of, model_of, oracle_of, reencode
 from tests.toy import MASK

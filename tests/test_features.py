@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.batches import Batch, in_order, read_batch
-from fusion.features import Features, _decide
+from fusion.data.batches import Batch, in_order, read_batch
+from fusion.data.feature_store import Features, _decide
 from pipeline.common.errors import InputError
 from tests.toy import write_cache
 
@@ -42,7 +42,7 @@ def test_rows_that_were_not_copied_are_an_error_and_no_other_rows(cache):
 
 def test_an_error_while_reading_ahead_reaches_the_caller(cache, monkeypatch):
     features = Features(cache, cache.rows("train"), CPU)
-    monkeypatch.setattr("fusion.features.read_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr("fusion.data.feature_store.read_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         list(features.batches([cache.rows("train")[:3]]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion.folds import fold_files, repeats, write_folds
+from fusion.data.folds import fold_files, repeats, write_folds
 from pipeline.cache import hdf5
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 
 from fusion import tensor_files
-from fusion.checkpoint import Run
 from fusion.config import load_config
+from fusion.run import Run
 from fusion.tensor_files import save_tensors
-from fusion.train import train
+from fusion.training.train import train
 from tests.commands import ROOT, SMALL, invoke, refused
 from tests.conftest import CPU
 from tests.toy import write_cache

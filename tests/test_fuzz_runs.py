@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from fusion.card import model_card
-from fusion.checkpoint import Run
-from fusion.epoch import new_optimizer
-from fusion.evaluate import table
-from fusion.model import Dimensions
-from fusion.models import build_model
+from fusion.evaluation.evaluate import table
+from fusion.inference.model_card import model_card
+from fusion.models.fusion_model import Dimensions
+from fusion.models.registry import build_model
 from fusion.report.calibration import reliability
 from fusion.report.gallery import most_wrong
 from fusion.report.plots import curves
+from fusion.run import Run
+from fusion.training.epoch import new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import problem_of
 from tests.conftest import CPU

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.evaluate import evaluate
-from fusion.train import train
+from fusion.evaluation.evaluate import evaluate
+from fusion.run import Run
+from fusion.training.train import train
 from pipeline.common.files import write_json
 from tests.commands import SMALL
 from tests.conftest import CPU

@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 from fusion.config import load_config
-from fusion.folds import write_folds
-from fusion.space import read_space
-from fusion.sweep import Task, _clear
-from fusion.sweep_journal import check_journal
-from fusion.tables.table_file import read_answers, read_table
+from fusion.data.folds import write_folds
+from fusion.experiments.journal import check_journal
+from fusion.experiments.search_space import read_space
+from fusion.experiments.sweep import Task, _clear
+from fusion.experiments.tables.table_file import read_answers, read_table
 from pipeline.common.errors import InputError
 from tests.commands import invoke
 from tests.toy import write_cache
@@ -280,7 +280,7 @@ def test_answers(commands, place, case):
 
 def test_folds_go_on_after_a_full_disk_and_leave_none_of_an_earlier_set(tmp_path, monkeypatch):
     """Written again by the same command, unless a file of another set is there."""
-    from fusion import folds
+    from fusion.data import folds
 
     cache, out, write = write_cache(tmp_path / "cache", posts=61), tmp_path / "folds", folds.write_text
     write_folds(cache, tmp_path / "whole", folds=7)

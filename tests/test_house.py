@@ -54,7 +54,7 @@ def test_training_without_the_masked_language_loss_loads_no_encoder_library(tmp_
     code = (
         "import torch; from pathlib import Path\n"
         "from tests.toy import write_cache; from tests.commands import SMALL\n"
-        "from fusion.config import load_config; from fusion.checkpoint import Run; from fusion.train import train\n"
+        "from fusion.config import load_config; from fusion.run import Run; from fusion.training.train import train\n"
         f"cache = write_cache(Path({str(tmp_path / 'cache')!r}))\n"
         "config = load_config(settings=(*SMALL, 'mlm=false', 'epochs=1'))\n"
         f"train(cache, config, Run(Path({str(tmp_path / 'run')!r})), torch.device('cpu'), quiet=True)"

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion import kernels
-from fusion.kernels import add_dropped, attention, feed_forward, word_loss
+from fusion.models import kernels
+from fusion.models.kernels import add_dropped, attention, feed_forward, word_loss
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from fusion import fast
-from fusion.attribution import METHODS, head_weights, trace
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.epoch import drop_modalities
-from fusion.evaluate import predict
-from fusion.label_rule import auxiliary_loss, known_labels, log_masses, outcome
-from fusion.train import Means, train
+from fusion.evaluation.evaluate import predict
+from fusion.explanation.attribution import METHODS, head_weights, trace
+from fusion.models import fast_losses as fast
+from fusion.models.label_rule import auxiliary_loss, known_labels, log_masses, outcome
+from fusion.run import Run
+from fusion.training.epoch import drop_modalities
+from fusion.training.train import Means, train
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
 from pipeline.posts.mvsa import judge

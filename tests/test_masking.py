@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies
 
-from fusion.masking import hidden_count, hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.models.masking import hidden_count, hide_highest, image_guidance, masked_ids, word_pieces
 
 
 def mask_of(*lengths: int) -> torch.Tensor:

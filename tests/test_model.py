@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from fusion.batches import Batch
 from fusion.config import Config, load_config
-from fusion.model import Dimensions, FusionModel
+from fusion.data.batches import Batch
+from fusion.models.fusion_model import Dimensions, FusionModel
 from tests import oracle
 from tests.toy import MASK, VOCABULARY, ToyText, random_batch
 

@@ -5,7 +5,7 @@ import base64
 import pytest
 from playwright.sync_api import Route, expect
 
-from fusion.predict import RawPost
+from fusion.inference.predictor import RawPost
 from tests.browser import answers, fill, needs_chromium, png, problem, shown, submit
 from tests.test_predict import raw
 

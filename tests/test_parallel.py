@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.parallel import Ranks
-from fusion.train import train
+from fusion.run import Run
+from fusion.training.distributed import Ranks
+from fusion.training.train import train
 from tests.commands import ROOT
 from tests.processes import lines_in, wait_until
 from tests.test_train import lines_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
-from fusion.precision import has_bfloat16, precision, resolved
+from fusion.models.precision import has_bfloat16, precision, resolved
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fusion import evaluate
-from fusion.checkpoint import Run
-from fusion.predict import Predictor, RawPost
+from fusion.evaluation import evaluate
+from fusion.inference.predictor import Predictor, RawPost
+from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.weights import package_folder
 from pipeline.posts.manifest import LABELS

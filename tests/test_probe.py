@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusion.probe import STRENGTHS, features_of, probe
+from fusion.evaluation.linear_probe import STRENGTHS, features_of, probe
 from pipeline.common.errors import InputError
 from tests.toy import write_cache
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fusion.reencoding import TOGETHER, Reencoder
+from fusion.models.reencoding import TOGETHER, Reencoder
 from tests.toy import MASK, ToyText, random_batch
 
 WIDTH = 7

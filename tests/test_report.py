@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.checkpoint import Run
 from fusion.config import Config
-from fusion.evaluate import evaluate
-from fusion.explain import DEFAULT_METHOD
-from fusion.report import cards, page
+from fusion.evaluation.evaluate import evaluate
+from fusion.explanation.explain import DEFAULT_METHOD
+from fusion.report import cards
+from fusion.report import run_report as page
 from fusion.report.calibration import reliability
 from fusion.report.gallery import look_at_cached, most_wrong, write_gallery
 from fusion.report.plots import reliability_diagram
+from fusion.run import Run
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
@@ -64,7 +65,7 @@ def make_run(folder, *settings, monkeypatch):
     hdf5.write_index(folder / "cache", hdf5.in_shards(posts), MARKS)
     cache = Cache(folder / "cache")
     tokenizer = ToyTokenizer(cache)
-    for module in ("fusion.report.page", "fusion.report.gallery"):
+    for module in ("fusion.report.run_report", "fusion.report.gallery"):
         monkeypatch.setattr(f"{module}.same_text_encoder", lambda *_, **__: tokenizer)
     run, _ = run_of(folder / "run", cache, *settings)
     write_json(run.folder / "evaluation-test.json", evaluate(run, CPU))
@@ -299,7 +300,7 @@ def test_it_opens_in_a_browser_and_fits_its_width(reported, width, scheme):
 def test_the_commands_write_once_and_say_where(reported, tmp_path, monkeypatch):
     run, *_ = reported
     tokenizer = ToyTokenizer(Cache(Path(run.facts["cache"])))
-    for module in ("fusion.report.page", "fusion.report.gallery"):
+    for module in ("fusion.report.run_report", "fusion.report.gallery"):
         monkeypatch.setattr(f"{module}.same_text_encoder", lambda *_, **__: tokenizer)
     out, summary = tmp_path / "report.html", tmp_path / "summary.json"
     output = invoke("report", run.folder, "--out", out, "--worst", 2, "--json", summary)

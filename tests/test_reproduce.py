@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.evaluate import evaluate, partners, predict
-from fusion.models import BASELINES
-from fusion.reproduce import Task
-from fusion.tables.markdown import lines_of, markdown
-from fusion.tables.rows import FULL, TABLES, rows_of
+from fusion.evaluation.evaluate import evaluate, partners, predict
+from fusion.experiments.reproduce import Task
+from fusion.experiments.tables.markdown import lines_of, markdown
+from fusion.experiments.tables.rows import FULL, TABLES, rows_of
+from fusion.models.registry import BASELINES
+from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import NO_IMAGES
 from pipeline.posts.manifest import read_splits
@@ -202,7 +202,7 @@ def test_quick_halves_the_epochs_and_runs_of_other_settings_are_refused(cache, w
 
 
 def test_baselines_stand_beside_with_the_same_budget(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("fusion.tables.rows.BASELINES", ("dnn-lr", "multisentinet"))
+    monkeypatch.setattr("fusion.experiments.tables.rows.BASELINES", ("dnn-lr", "multisentinet"))
     out = tmp_path / "out"
     invoke(*arguments(cache, out, "--baselines", "--only-paper", seeds=1))
     result = table_of(out)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fusion.tables.forest import draw_differences
-from fusion.tables.markdown import lines_of, markdown
-from fusion.tables.table_file import read_table
+from fusion.experiments.tables.forest_plot import draw_differences
+from fusion.experiments.tables.markdown import lines_of, markdown
+from fusion.experiments.tables.table_file import read_table
 from tests.commands import ROOT
 
 TABLES = sorted((ROOT / "docs" / "tables").glob("table-*.json"))

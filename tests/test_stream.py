@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fusion.config import Config
-from fusion.predict import Answer
-from fusion.stream import answer_file, clear, unfinished
+from fusion.inference.predict_file import answer_file, clear, unfinished
+from fusion.inference.predictor import Answer
 from pipeline.common.errors import InputError
 from tests.commands import invoke, refused
 from tests.processes import lines_in, wait_until
@@ -175,7 +175,7 @@ SCRIPT = """
 import sys, threading
 from pathlib import Path
 from tests.test_stream import Toy
-from fusion.stream import answer_file
+from fusion.inference.predict_file import answer_file
 from pipeline.common.errors import InputError
 folder = Path(sys.argv[1])
 try:

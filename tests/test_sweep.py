@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks.cache import memory_of_readers
-from fusion import sweep as sweeping
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.space import configured, read_space
+from fusion.experiments import sweep as sweeping
+from fusion.experiments.search_space import configured, read_space
+from fusion.run import Run
 from pipeline.common.errors import InputError
 from tests.commands import ROOT, invoke, refused
 from tests.processes import lines_in, wait_until
@@ -163,7 +163,7 @@ def planted(cache, space_file, out, monkeypatch, scores, trials):
 
     monkeypatch.setattr(sweeping.Trainer, "train", train)
     monkeypatch.setattr(
-        "fusion.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(given[now[0]])}
+        "fusion.training.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(given[now[0]])}
     )
     task = sweeping.Task(cache.folder, out, BASE, "cpu")
     return sweeping.sweep(task, read_space(space_file, BASE), trials)

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModel
 
 from fusion.config import load_config
-from fusion.evaluate import predict
-from fusion.predict import Predictor, RawPost
-from fusion.train import masking_encoder
+from fusion.evaluation.evaluate import predict
+from fusion.inference.predictor import Predictor, RawPost
+from fusion.training.train import masking_encoder
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import same_text_encoder

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.batches import read_batch
-from fusion.evaluate import evaluate
+from fusion.data.batches import read_batch
+from fusion.evaluation.evaluate import evaluate
 from pipeline.cache import hdf5
 from pipeline.cache.merge import merge
 from pipeline.cache.reader import Cache

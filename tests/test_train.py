@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.epoch import drop_modalities, learning_rate
-from fusion.train import Means, train
+from fusion.run import Run
+from fusion.training.epoch import drop_modalities, learning_rate
+from fusion.training.train import Means, train
 from pipeline.cache import reader as cache_module
 from pipeline.common.errors import InputError
 from tests.commands import SMALL, invoke
@@ -118,7 +118,9 @@ def test_a_killed_command_resumes_to_the_same_numbers(tmp_path):
 
 def test_the_kept_model_is_the_best_epochs_and_training_stops_early(tmp_path, cache, monkeypatch):
     scores = iter([0.3, 0.5, 0.4, 0.45, 0.2, 0.9])
-    monkeypatch.setattr("fusion.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(scores)})
+    monkeypatch.setattr(
+        "fusion.training.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(scores)}
+    )
     run, result = run_of(tmp_path, cache, "epochs=9", "patience=3", "mlm=false")
     assert (result.best_epoch, result.epochs) == (2, 5)
     assert result.validation["weighted_f1"] == 0.5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion.transformer import Transformer
+from fusion.models.transformer import Transformer
 
 WIDTH, HEADS, LAYERS, FEEDFORWARD = 14, 7, 3, 23
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from fusion.batches import in_order, read_batch, sampled_views
-from fusion.checkpoint import Run
 from fusion.config import load_config
-from fusion.evaluate import controls, predict
-from fusion.features import Features
-from fusion.predict import Predictor, RawPost
-from fusion.train import Means
+from fusion.data.batches import in_order, read_batch, sampled_views
+from fusion.data.feature_store import Features
+from fusion.evaluation.evaluate import controls, predict
+from fusion.inference.predictor import Predictor, RawPost
+from fusion.run import Run
+from fusion.training.train import Means
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.batches import Batch
+from fusion.data.batches import Batch
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.encoders.views import VIEWS

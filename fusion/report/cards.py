@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fusion.explain import Explanation
+from fusion.explanation.explain import Explanation
 from fusion.report.heatmap import MARKED, STOPS, overlay
 from pipeline.common.files import write_text
 

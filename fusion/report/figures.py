@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from fusion.checkpoint import Run
+from fusion.run import Run
 from pipeline.common.files import write_bytes
 from pipeline.posts.manifest import LABELS
 

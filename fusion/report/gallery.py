@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fusion.checkpoint import Run
-from fusion.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
-from fusion.predict import Predictor, RawPost
+from fusion.explanation.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
+from fusion.inference.predictor import Predictor, RawPost
 from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
+from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, regular_bytes, write_json

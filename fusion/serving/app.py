@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, create_model
 
-from fusion.predict import Answer
+from fusion.inference.predictor import Answer
 from fusion.report.cards import data_uri, shrunk
 from fusion.report.heatmap import STOPS
 from fusion.serving.handler import RequestHandler

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 import torch
 from PIL import Image
 
-from fusion.explain import DEFAULT_METHOD, Explanation, explain_posts
-from fusion.model import FusionModel
-from fusion.predict import Answer, Inputs, Predictor, raw_text_problem, unanswerable
+from fusion.explanation.explain import DEFAULT_METHOD, Explanation, explain_posts
+from fusion.inference.predictor import Answer, Inputs, Predictor, raw_text_problem, unanswerable
+from fusion.models.fusion_model import FusionModel
 from fusion.report.cards import data_uri, shaded
 from fusion.report.heatmap import overlay
 from fusion.serving.decoding import PictureDecoders

@@ -10,7 +10,7 @@ from typing import Never
 import torch
 import uvicorn
 
-from fusion.predict import Predictor
+from fusion.inference.predictor import Predictor
 from fusion.serving.app import build_app
 from fusion.serving.connections import BoundedProtocol
 from fusion.serving.guard import Guard, host_name

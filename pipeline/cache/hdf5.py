@@ -1,8 +1,8 @@
 """The HDF5 files of a cache: shards of features and an index in, the same files out, and read again.
 docs/cache-format.md describes them.
 
-A shard holds up to 256 posts, contiguous, uncompressed and page-aligned, so that the reader of `pipeline.cache.reader` can map
-the bytes. Labels and splits live in the index alone. Files are read in a process of their own, where every claim of
+A shard holds up to 256 posts, contiguous, uncompressed and page-aligned, so that `pipeline.cache.reader` can map the
+bytes. Labels and splits live in the index alone. Files are read in a process of their own, where every claim of
 theirs is checked (`pipeline.cache.hdf5_read`): they may come from a stranger.
 """
 

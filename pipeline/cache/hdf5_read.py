@@ -1,8 +1,8 @@
 """Reads the HDF5 files of a cache as plain values, once every claim in them is checked: they may come from a stranger.
 
-Runs in a process of its own (`pipeline.common.apart`), because the HDF5 library itself does not survive all damage; only
-`pipeline.cache.hdf5` calls it. Checked here is what HDF5 knows: that each dataset is a plain one of the file itself, of the
-type that we write, and inside the file. `pipeline.cache.checks` checks the values.
+Runs in a process of its own (`pipeline.common.apart`), because the HDF5 library itself does not survive all damage;
+only `pipeline.cache.hdf5` calls it. Checked here is what HDF5 knows: that each dataset is a plain one of the file
+itself, of the type that we write, and inside the file. `pipeline.cache.checks` checks the values.
 """
 
 import math

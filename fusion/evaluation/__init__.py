@@ -1,0 +1,1 @@
+"""What predictions on cached posts are worth: metrics, intervals, the linear probe, comparisons."""

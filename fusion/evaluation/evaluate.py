@@ -1,0 +1,265 @@
+"""A finished run in, what it is worth out: scores with intervals, controls, and the difference to the linear floor."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from fusion.data.batches import in_order, read_batch
+from fusion.data.feature_store import Features
+from fusion.evaluation.linear_probe import kinds_of, probe
+from fusion.models.fusion_model import FusionModel
+from fusion.models.precision import precision
+from fusion.run import Run
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.load import first_difference
+from pipeline.posts.manifest import LABELS, read_splits
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+SHUFFLES = 3
+SCORES = ("accuracy", "weighted_f1", "macro_f1")
+_CODES = tuple(range(len(LABELS)))
+
+Scores = dict[str, float]
+
+
+@torch.inference_mode()
+def predict(
+    model: FusionModel,
+    cache: Cache,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    image_rows: np.ndarray | None = None,
+    features: Features | None = None,
+) -> np.ndarray:
+    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
+
+    A model that was trained on sampled views answers by the mean over all views.
+    Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
+    `features`: where the rows' features lie already.
+    """
+    model.eval()
+    order = np.argsort(cache.lengths[rows], kind="stable")
+    batches = list(in_order(order, batch_size))
+    features = features or Features(cache, rows, device, "map")
+    views = cache.views if model.config.views == "sample" else 1
+    probabilities = np.zeros((len(rows), len(LABELS)))
+    for view in range(views):
+        shown = np.full(len(cache), view)
+        if image_rows is None:
+            read = features.batches((rows[at] for at in batches), shown)
+        else:
+            read = (
+                read_batch(cache, rows[at], device, image_rows=image_rows[at], views=shown[rows[at]]) for at in batches
+            )
+        for at, batch in zip(batches, read, strict=True):
+            with precision(model.config, device):
+                logits = model(batch)
+            probabilities[at] += logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities / views
+
+
+def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
+    """Accuracy, weighted F1 and macro F1 over all three classes; a class never predicted counts as 0."""
+    options: dict[str, Any] = {"labels": _CODES, "zero_division": 0}
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "weighted_f1": float(f1_score(truth, predicted, average="weighted", **options)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", **options)),
+    }
+
+
+def evaluate(
+    run: Run, device: torch.device, *, split: str = "test", splits: Path | None = None, cache_folder: Path | None = None
+) -> dict[str, Any]:
+    """Score a finished run on one split; see `cli.py evaluate --help` for what the result holds.
+
+    Raises InputError if the run is not finished, the cache is of other encoders, or the posts were trained on.
+    """
+    facts = run.facts
+    if not facts["finished"]:
+        raise InputError(f"{run.folder}: training is not finished; go on with `train ... --out {run.folder} --resume`")
+    if facts.get("exported"):
+        raise InputError(f"{run.folder}: an export knows no posts; evaluate the run that it was made of")
+    cache = Cache(cache_folder or run.cache_folder)
+    if difference := first_difference(facts["fingerprint"], cache.fingerprint):
+        raise InputError(f"{cache.folder}: made by other encoders than the run's; {difference}")
+    cache.require_sizes(facts["dimensions"], run.folder)
+    if splits:
+        cache = cache.with_splits(splits)
+    elif cache.manifest_sha256 == facts["manifest_sha256"]:
+        cache = cache.with_splits(run.splits)
+    rows = cache.rows(split)
+    _refuse_seen(run, cache, rows, split)
+    model = run.load_model(device)
+    truth = cache.labels[rows].astype(np.int64)
+    probabilities = predict(model, cache, rows, device)
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=_CODES, zero_division=0)
+    fresh = ~cache.repeats_training(rows)
+    result: dict[str, Any] = {
+        "split": split,
+        "posts_used": len(rows),
+        "posts_failed": cache.failed(split),
+        **score(truth, predicted),
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted)},
+        "per_class": {
+            label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for label, p, r, f, n in zip(LABELS, precision, recall, f1, support, strict=True)
+        },
+        "confusion": {
+            "rows": "truth",
+            "columns": "predicted",
+            "counts": confusion_matrix(truth, predicted, labels=_CODES).tolist(),
+        },
+        "without_duplicates": {"posts": int(fresh.sum()), **score(truth[fresh], predicted[fresh])}
+        if fresh.any()
+        else None,
+        "controls": controls(model, cache, rows, device),
+        "versus_probe": versus_probe(cache, split, truth, predicted),
+    }
+    result["posts"] = [
+        {
+            "id": cache.ids[row],
+            "label": LABELS[label],
+            "probabilities": dict(zip(LABELS, map(float, values), strict=True)),
+        }
+        for row, label, values in zip(rows, truth, probabilities, strict=True)
+    ]
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as lines for a terminal; shares in percent."""
+    floor, clean = result["versus_probe"], result["without_duplicates"]
+    rows = [
+        ("this model", result),
+        ("  95 % interval", {name: result["interval"][name] for name in SCORES}),
+        ("without duplicates", clean) if clean else ("without duplicates", {}),
+        *((name.replace("_", " "), scores) for name, scores in result["controls"].items()),
+        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"]),
+        ("model - probe", floor["difference"]),
+        ("  95 % interval", {name: floor["interval"][name] for name in SCORES}),
+    ]
+    lines = [
+        f"{result['split']}: {result['posts_used']} posts used, {result['posts_failed']} failed",
+        f"{'':20}{'accuracy':>16}{'weighted F1':>16}{'macro F1':>16}",
+        *(f"{name:20}" + "".join(f"{_percent(scores.get(key)):>16}" for key in SCORES) for name, scores in rows),
+        f"right where the other is wrong: model {floor['only_model_right']}, probe {floor['only_probe_right']} posts",
+        "",
+        f"{'':10}{'precision':>11}{'recall':>9}{'F1':>9}{'posts':>8}   predicted "
+        + " ".join(f"{label:>9}" for label in LABELS),
+    ]
+    for (label, scores), counts in zip(result["per_class"].items(), result["confusion"]["counts"], strict=True):
+        shares = f"{scores['precision']:>11.1%}{scores['recall']:>9.1%}{scores['f1']:>9.1%}{scores['support']:>8}"
+        lines.append(f"{label:10}{shares}{'':13}{' '.join(f'{count:>9}' for count in counts)}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | list[float] | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
+    return f"{100 * value:.2f}"
+
+
+def controls(
+    model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.device, *, shuffles: int = SHUFFLES
+) -> dict[str, Scores]:
+    """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
+
+    A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
+    modality. Texts alone have the second one only.
+    """
+    drawn = [partners(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
+    truth = cache.labels[rows].astype(np.int64)
+    found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]}
+    if cache.has_images:
+        image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in drawn]
+        found = {"image_shuffled": image, **found}
+    return {
+        name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
+        for name, each in found.items()
+    }
+
+
+def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """The paired difference, model minus the linear probe of all modalities that there are, on the same posts."""
+    kind = kinds_of(cache)[-1]
+    floor = probe(cache, kind, split)
+    right, probe_right = predicted == truth, floor.test_predictions == truth
+    probe_scores, ours = score(truth, floor.test_predictions), score(truth, predicted)
+    return {
+        "kind": kind,
+        "probe": probe_scores,
+        "difference": {name: ours[name] - probe_scores[name] for name in ours},
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, floor.test_predictions)},
+        "only_model_right": int((right & ~probe_right).sum()),
+        "only_probe_right": int((~right & probe_right).sum()),
+    }
+
+
+def bootstrap(
+    truth: np.ndarray, predicted: np.ndarray, other: np.ndarray | None = None, *, seed: int = 0
+) -> dict[str, list[float]]:
+    """Percentile intervals of each score over resampled posts; with `other`, of the paired difference predicted -
+    other.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(truth), (RESAMPLES, len(truth)))
+    values = _resampled(truth, predicted, draws)
+    if other is not None:
+        against = _resampled(truth, other, draws)
+        values = {name: values[name] - against[name] for name in values}
+    tail = 100 * (1 - LEVEL) / 2
+    return {name: np.percentile(sample, [tail, 100 - tail]).tolist() for name, sample in values.items()}
+
+
+def _resampled(truth: np.ndarray, predicted: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """`score` for every row of `draws` at once, from confusion counts."""
+    k = len(LABELS)
+    cells = (truth * k + predicted)[draws]
+    counts = np.stack([(cells == cell).sum(axis=1) for cell in range(k * k)], axis=1).reshape(-1, k, k)
+    return scores_of_counts(counts)
+
+
+def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """`score` of many confusion matrices (R, classes, classes), rows the truth: (R,) each."""
+    counts = counts.astype(float)
+    hits, actual, guessed = counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
+    f1 = 2 * hits / np.maximum(actual + guessed, 1)  # a class neither there nor guessed counts as 0, as in `score`
+    total = counts.sum(axis=(1, 2))
+    return {
+        "accuracy": hits.sum(axis=1) / total,
+        "weighted_f1": (f1 * actual).sum(axis=1) / total,
+        "macro_f1": f1.mean(axis=1),
+    }
+
+
+def partners(count: int, random: np.random.Generator) -> np.ndarray:
+    """A permutation in which no post (of two or more) keeps its place."""
+    order = random.permutation(count)
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def _mean(scores: list[Scores]) -> Scores:
+    return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+
+
+def _refuse_seen(run: Run, cache: Cache, rows: np.ndarray, split: str) -> None:
+    """Posts that the run learned from or chose by must not be scored under another name."""
+    seen = {id_ for id_, given in read_splits(run.splits).items() if given.split != split and given.split != "test"}
+    if cache.manifest_sha256 == run.facts["manifest_sha256"] and (
+        known := [cache.ids[row] for row in rows if cache.ids[row] in seen]
+    ):
+        raise InputError(
+            f"{len(known)} posts of split {split!r}, {known[0]} among them, were trained or chosen on by this run"
+        )

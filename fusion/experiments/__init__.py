@@ -1,0 +1,1 @@
+"""Many trainings: sweeps, the paper's tables, folds."""

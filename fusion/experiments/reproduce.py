@@ -1,0 +1,316 @@
+"""A cache and the number of a table in, the table out: what it needs is trained, and each post's answers kept.
+
+A folder for each row and seed (and fold) holds the run and, once it is finished, what it said of the test posts, read
+that one time. A call goes on where a killed one stopped, in the middle of a run too, and uses the runs of other tables.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion.config import Config
+from fusion.data.folds import fold_files
+from fusion.evaluation.evaluate import partners, predict
+from fusion.evaluation.linear_probe import probe
+from fusion.experiments.processes import in_processes
+from fusion.experiments.tables.rows import FULL, Row, rows_of
+from fusion.experiments.tables.table_file import read_answers
+from fusion.experiments.trainer import Trainer
+from fusion.run import Run
+from fusion.training.train import require_trainable
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.files import write_json
+from pipeline.common.folders import require_no_link
+from pipeline.common.locks import only_writer
+from pipeline.encoders.from_fingerprint import require_images
+from pipeline.encoders.load import first_difference
+from pipeline.posts.manifest import LABELS
+
+ANSWERS = "answers.json"
+_OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
+SHUFFLED = ("image-shuffled", "text-shuffled")  # rows that are the full model's own answers to shuffled posts
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all fits of a table have in common, small enough to send to another process."""
+
+    cache: Path
+    out: Path
+    table: str
+    base: Config
+    device: str
+    seeds: int = 5
+    folds: Path | None = None
+    baselines: bool = False
+    extra: bool = True
+    budget: str = "full"
+    published: str = "mvsa-single"
+    text_encoder: str | None = None
+    jobs: int = 1
+
+    def rows(self, cache: Cache) -> tuple[list[Row], list[dict[str, str]]]:
+        """The table's rows, and those that the base or the cache excludes: each one's title and why.
+
+        Raises InputError if the full model is among these.
+        """
+        rows, left_out = [], []
+        for row in rows_of(self.table, self.base, extra=self.extra, baselines=self.baselines):
+            try:
+                if row.kind == "trained":
+                    require_trainable(cache, row.config(self.base))
+                elif row.kind == "probe" and row.key != "probe-text":
+                    require_images(cache.fingerprint, cache.folder, f"a {row.title} needs images")
+            except InputError as error:
+                if row.key == FULL:
+                    raise
+                left_out.append({"title": row.title, "why": str(error)})
+            else:
+                rows.append(row)
+        return rows, left_out
+
+    def config(self, row: Row, seed: int) -> Config:
+        """A row's configuration; the quick budget has half of its epochs, over which a schedule runs its whole course.
+
+        Raises InputError where the base excludes the row's settings.
+        """
+        config = row.config(self.base)
+        epochs = -(-config.epochs // 2) if self.budget == "quick" else config.epochs
+        return config.model_copy(update={"seed": seed, "epochs": epochs})
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One thing to fit: a row, with a seed (a floor has none), on a fold (or the cache's own splits)."""
+
+    row: Row
+    seed: int | None
+    fold: Path | None
+
+    def folder(self, out: Path) -> Path:
+        parts = [f"seed-{self.seed}"] if self.seed is not None else []
+        name = "-".join([*parts, *([self.fold.stem.replace("_", "-")] if self.fold else [])])
+        return out / self.row.key / (name or "fit")
+
+
+def reproduce(task: Task, say: Say = lambda line: None) -> dict[str, Any]:
+    """Fit what the table still lacks, `task.jobs` at a time; returns the table's JSON, written after each fit too.
+
+    Raises InputError if the full model can't be had of the cache, if the folder holds runs of other settings, posts or
+    encoders, and if another process is at it.
+    """
+    cache = Cache(task.cache)
+    folds: list[Path | None] = list(fold_files(task.folds, cache)) if task.folds else [None]
+    rows, left_out = task.rows(cache.with_splits(folds[0]) if folds[0] else cache)
+    fits = list(_fits(task, rows, folds))
+    for fit in fits:
+        _require_same(fit, task, cache)
+    task.out.mkdir(parents=True, exist_ok=True)
+    for fit in fits:
+        require_no_link(fit.folder(task.out), task.out)
+    with only_writer(task.out):
+        lacking = [fit for fit in fits if not (fit.folder(task.out) / ANSWERS).is_file()]
+        for row in left_out:
+            say(f"left out: {row['title']} ({row['why']})")
+        say(f"table {task.table}: {len(fits)} fits, {len(fits) - len(lacking)} of them done before")
+        done = len(fits) - len(lacking)
+
+        def write() -> dict[str, Any]:
+            result = {**collect(task, rows, cache, folds), "left_out": left_out}
+            write_json(result_file(task), result)
+            return result
+
+        def ended(fit: Fit) -> None:
+            nonlocal done
+            done += 1
+            say(f"{done} of {len(fits)}: {fit.folder(task.out).relative_to(task.out)}")
+            write()
+
+        if task.jobs == 1:
+            answer = begin(task)
+            for fit in lacking:
+                answer(fit)
+                ended(fit)
+        elif lacking:
+            in_processes(iter(lacking), task.jobs, begin, (task,), ended, task.out)
+        return write()
+
+
+def result_file(task: Task) -> Path:
+    return task.out / f"table-{task.table}.json"
+
+
+def begin(task: Task) -> Callable[[Fit], None]:
+    """In each process: open the cache once; returns what makes a fit and writes its answers."""
+    trainer = Trainer(task.cache, task.device, text_encoder=task.text_encoder, jobs=task.jobs)
+
+    def answer(fit: Fit) -> None:
+        cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
+        said = _trained(fit, task, trainer, cache) if fit.row.kind == "trained" else _floor(fit.row, cache)
+        write_json(fit.folder(task.out) / ANSWERS, said)
+
+    return answer
+
+
+def _fits(task: Task, rows: list[Row], folds: list[Path | None]) -> Iterator[Fit]:
+    """The paper's rows before others; of like rows all with one seed before any with the next, so that a table that is
+    not whole yet can be compared.
+    """
+    rows = [row for row in rows if row.kind != "shuffled"]
+    for group in dict.fromkeys(row.group for row in rows):
+        for seed in range(task.seeds):
+            for row in rows:
+                if row.group == group and (row.kind == "trained" or seed == 0):
+                    for fold in folds:
+                        yield Fit(row, seed if row.kind == "trained" else None, fold)
+
+
+def _trained(fit: Fit, task: Task, trainer: Trainer, cache: Cache) -> dict[str, Any]:
+    run = Run(fit.folder(task.out))
+    trainer.train(run, task.config(fit.row, fit.seed or 0), splits=fit.fold)
+    model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
+    said = {"predicted": _codes(predict(model, cache, rows, device))}
+    if fit.row.key == FULL:
+        partner = partners(len(rows), np.random.default_rng(fit.seed))
+        said["image-shuffled"] = _codes(predict(model, cache, rows, device, image_rows=rows[partner]))
+        said["text-shuffled"] = _codes(predict(model, cache, rows[partner], device, image_rows=rows))
+    facts = run.facts
+    return {
+        "ids": [cache.ids[row] for row in rows],
+        **said,
+        "validation": facts["validation"],
+        "epochs": facts["epochs"],
+        "best_epoch": facts["best_epoch"],
+        "seconds": facts["train_seconds"],
+        "parameters": facts["parameters"],
+        "precision": facts["precision"],
+    }
+
+
+def _floor(row: Row, cache: Cache) -> dict[str, Any]:
+    rows = cache.rows("test")
+    if row.kind == "majority":
+        counts = np.bincount(cache.labels[cache.rows("train")], minlength=len(LABELS))
+        predicted = np.full(len(rows), counts.argmax())
+        return {"ids": [cache.ids[at] for at in rows], "predicted": _digits(predicted)}
+    fitted = probe(cache, row.key.removeprefix("probe-"))
+    ids = [cache.ids[at] for at in fitted.test_rows]
+    validation = {"accuracy": fitted.val_accuracy}
+    return {"ids": ids, "predicted": _digits(fitted.test_predictions), "validation": validation}
+
+
+def collect(task: Task, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
+    """The table as it stands: the posts that it was tested on, and each row's answers by repeat, all else beside.
+
+    Answers and labels are strings of class codes, a digit a post. A repeat whose folds are not all there is left out.
+    """
+    tested = [cache.with_splits(fold).rows("test") if fold else cache.rows("test") for fold in folds]
+    order = np.concatenate(tested)
+    ids = [cache.ids[row] for row in order]
+    labels = [cache.with_splits(fold).labels if fold else cache.labels for fold in folds]
+    truth = np.concatenate([given[rows] for given, rows in zip(labels, tested, strict=True)])
+    return {
+        "table": task.table,
+        "published": task.published,
+        "made_of": {
+            "settings": task.base.model_dump(),
+            "budget": task.budget,
+            "seeds": task.seeds,
+            "folds": len(folds) if task.folds else None,
+            "posts": {"train": _count(cache, folds, "train"), "val": _count(cache, folds, "val")},
+            "manifest_sha256": cache.manifest_sha256,
+            "fingerprint": cache.fingerprint,
+            "device": task.device,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        },
+        "classes": list(LABELS),
+        "ids": ids,
+        "labels": _digits(truth),
+        "rows": [_row(row, task, folds, ids) for row in rows],
+    }
+
+
+def _row(row: Row, task: Task, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
+    source, key = (replace(row, key=FULL, kind="trained"), row.key) if row.kind == "shuffled" else (row, "predicted")
+    repeats = []
+    for seed in range(task.seeds) if source.kind == "trained" else [None]:
+        files = [Fit(source, seed, fold).folder(task.out) / ANSWERS for fold in folds]
+        if all(file.is_file() for file in files):
+            parts = [_answers(file, key, source) for file in files]
+            if [id_ for part in parts for id_ in part["ids"]] != ids:
+                raise InputError(f"{files[0].parent}: answers to other posts than the table's; give another --out")
+            repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
+    trained = row.config(task.base).model_dump() if row.kind == "trained" else {}
+    base = task.base.model_dump()
+    return {
+        "key": row.key,
+        "title": row.title,
+        "group": row.group,
+        "kind": row.kind,
+        "settings": {name: value for name, value in trained.items() if value != base[name]},
+        "published": row.published,
+        "repeats": repeats,
+    }
+
+
+def _answers(file: Path, key: str, row: Row) -> dict[str, Any]:
+    """What a fit said of the test posts. Raises InputError if what is needed of it is missing."""
+    part = read_answers(file)
+    for name in (key, *(_OF_TRAINED if row.kind == "trained" else ())):
+        if name not in part:
+            raise InputError(f"{file}: damaged, {name}: is missing")
+    return part
+
+
+def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a repeat beside its answers: means over folds, and seconds in all."""
+    facts: dict[str, Any] = {}
+    if all("validation" in part for part in parts):
+        names = [name for name in parts[0]["validation"] if all(name in part["validation"] for part in parts)]
+        facts["validation"] = {name: float(np.mean([part["validation"][name] for part in parts])) for name in names}
+    if "seconds" in parts[0]:
+        facts["seconds"] = sum(part["seconds"] for part in parts)
+        facts["best_epoch"] = float(np.mean([part["best_epoch"] for part in parts]))
+        facts["parameters"], facts["precision"] = parts[0]["parameters"], parts[0]["precision"]
+    return facts
+
+
+def _require_same(fit: Fit, task: Task, cache: Cache) -> None:
+    """A run that is there already counts only if it is of the same settings, posts and encoders.
+
+    An unfinished one is checked when it is taken up again.
+    """
+    if fit.row.kind != "trained":
+        return
+    wanted = task.config(fit.row, fit.seed or 0)
+    run = Run(fit.folder(task.out))
+    if not run.finished:
+        return
+    before, now = run.config.model_dump(), wanted.model_dump()
+    difference = next((f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]), None)
+    difference = difference or first_difference(run.facts["fingerprint"], cache.fingerprint)
+    if run.facts["manifest_sha256"] != cache.manifest_sha256:
+        difference = "other posts"
+    if difference:
+        raise InputError(f"{run.folder}: a finished run with {difference}; give another --out")
+
+
+def _count(cache: Cache, folds: list[Path | None], split: str) -> int:
+    """Posts of a split, the mean over folds, rounded."""
+    return round(float(np.mean([len((cache.with_splits(fold) if fold else cache).rows(split)) for fold in folds])))
+
+
+def _codes(probabilities: np.ndarray) -> str:
+    return _digits(probabilities.argmax(axis=1))
+
+
+def _digits(codes: Iterable[int]) -> str:
+    return "".join(str(int(code)) for code in codes)

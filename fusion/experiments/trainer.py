@@ -1,0 +1,66 @@
+"""One process's trainings, one after another: run folders and configurations in, finished runs out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fusion.config import Config
+from fusion.models.precision import resolved
+from fusion.run import Run
+from fusion.training.train import EpochLine, Means, masking_encoder, train
+from pipeline.cache.reader import Cache
+from pipeline.encoders.load import TextEncoder
+
+
+class Trainer:
+    """Opens the mapped cache once, and its text encoder once for each precision.
+
+    `jobs`: how many such processes there are at a time; they share the memory for masked texts' encodings.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        device: str,
+        *,
+        splits: Path | None = None,
+        text_encoder: str | None = None,
+        jobs: int = 1,
+    ) -> None:
+        self.device = torch.device(device)
+        opened = Cache(cache)
+        self.cache = opened.with_splits(splits) if splits else opened
+        self._folder, self._jobs = text_encoder, jobs
+        self._encoders: dict[str, TextEncoder] = {}
+
+    def train(
+        self,
+        run: Run,
+        config: Config,
+        on_epoch: Callable[[EpochLine], None] = lambda line: None,
+        *,
+        splits: Path | None = None,
+    ) -> float:
+        """Train, from where a killed process stopped; the best epoch's validation weighted F1.
+
+        `on_epoch` also gets the epochs that were trained before, since a killed process may not have told them.
+        """
+        cache = run.take_up(config, self.cache, splits)
+        for line in run.metrics():
+            on_epoch(line)
+        if run.finished:
+            return float(run.facts["validation"]["weighted_f1"])
+        means = Means(remember=Means().remember // self._jobs)
+        encoder = self.encoder(config) if config.mlm else None
+        result = train(
+            cache, config, run, self.device, text_encoder=encoder, means=means, on_epoch=on_epoch, quiet=True
+        )
+        return result.validation["weighted_f1"]
+
+    def encoder(self, config: Config) -> TextEncoder:
+        """The text encoder of the masking, in the config's precision."""
+        precision = resolved(config, self.device)
+        if precision not in self._encoders:
+            self._encoders[precision] = masking_encoder(self.cache, self.device, config, self._folder)
+        return self._encoders[precision]

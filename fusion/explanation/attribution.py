@@ -1,0 +1,221 @@
+"""A trained model and one post's features in; out: how much each word piece and each image patch weighs, by three
+methods.
+
+The forward pass is written out again here, for one post without padding, because it must show what the fast one hides:
+the attention weights. A test holds it to the model's own rows. All in the parameters' precision, dropout off.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion.config import Config
+from fusion.models.fusion_model import FusionModel
+from fusion.models.label_rule import LabelRule
+from fusion.models.transformer import EncoderLayer
+from pipeline.common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Features:
+    """One post, unpadded: patches (m, C) and pooled (C,), None without an image; tokens (n, D), None without a text."""
+
+    patches: Tensor | None
+    pooled: Tensor | None
+    tokens: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Everything on the way from features to logits.
+
+    text_to_image (n, 1+m) and image_to_text (1+m, n): eqs 8 and 10, None where there is no cross-modal attention.
+    blocks: which of text, text_seen, image_seen, image are there, and their slice of the r rows. attention: a layer's
+    (heads, r, r) each. rows (r, d): what the shared Transformer says. logits (classes,).
+    """
+
+    text_to_image: Tensor | None
+    image_to_text: Tensor | None
+    blocks: dict[str, slice]
+    attention: list[Tensor]
+    rows: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Non-negative weights of one post's word pieces (n,), [CLS] and [SEP] among them, and patches (m,).
+
+    They sum to 1 over both modalities together, unless nothing weighs anything. Empty for a modality that is not read.
+    """
+
+    pieces: Tensor
+    patches: Tensor
+
+
+def trace(model: FusionModel, post: Features) -> Pass:
+    """Pass 1 of one post (eqs 3-4, 6-12, 14-15), with every attention weight."""
+    config = model.config
+    emb_text = emb_image = text_to_image = image_to_text = None
+    if post.tokens is not None and config.modalities != "image":
+        emb_text = F.gelu(model.text_projection(post.tokens))  # eq 6
+    if post.patches is not None and post.pooled is not None and config.modalities != "text":
+        emb_image = F.gelu(model.image_projection(torch.cat([post.pooled[None], post.patches])))  # eqs 3-4
+    found: dict[str, Tensor] = {}
+    if emb_text is not None:
+        found["text"] = emb_text
+    if emb_text is not None and emb_image is not None and config.cross_attention:
+        scores = emb_text @ emb_image.T * (config.width**-0.5 if config.attention_scale else 1.0)  # eq 7
+        text_to_image, image_to_text = scores.softmax(dim=1), scores.T.softmax(dim=1)  # eqs 8, 10
+        found |= {"text_seen": text_to_image @ emb_image, "image_seen": image_to_text @ emb_text}  # eqs 9, 11
+    if emb_image is not None:
+        found["image"] = emb_image
+    if not found:
+        raise ValueError(f"no modality to look at: the run reads {config.modalities}")
+    segments = {name: number for number, name in enumerate(("text", "text_seen", "image_seen", "image"))}
+    blocks: dict[str, slice] = {}
+    end = 0
+    for name, block in found.items():
+        end, blocks[name] = end + len(block), slice(end, end + len(block))
+        if config.segment_embeddings:
+            found[name] = block + model.segments.weight[segments[name]]
+    x, attention = torch.cat(list(found.values())), []
+    for layer in model.transformer.layers:
+        assert isinstance(layer, EncoderLayer)
+        x, weights = encoder_layer(layer, x, config.heads)  # eq 12
+        attention.append(weights)
+    logits = model.sentiment_head(x.amax(dim=0))  # eqs 14-15
+    return Pass(text_to_image, image_to_text, blocks, attention, x, logits)
+
+
+def encoder_layer(layer: EncoderLayer, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """One post-norm encoder layer: rows (r, d) to rows (r, d) and the attention weights (heads, r, r)."""
+    q, k, v = layer.qkv(x).view(len(x), 3, heads, -1).permute(1, 2, 0, 3)  # each (heads, r, d / heads)
+    weights = (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).softmax(dim=2)
+    x = layer.norm1(x + layer.out((weights @ v).transpose(0, 1).flatten(1)))
+    return layer.norm2(x + layer.down(F.gelu(layer.up(x)))), weights
+
+
+def cross_modal_attention(model: FusionModel, post: Features, predicted: int) -> Weights:
+    """The mean attention that a row of the other modality pays (eqs 8 and 10); the class plays no part.
+
+    word i: half the mean over image rows j of softmax_text(scores^T)[j, i]
+    image row j: half the mean over words i of softmax_image(scores)[i, j]; the pooled row's goes to all patches alike
+    """
+    with torch.no_grad():
+        seen = trace(model, post)
+        if seen.text_to_image is None or seen.image_to_text is None:
+            raise InputError(
+                "--method attention: this run or post has no cross-modal attention (it needs a text, an image, "
+                "modalities: both and cross_attention: true); use --method rollout or gradient"
+            )
+        return Weights(seen.image_to_text.mean(dim=0) / 2, _patches_of(seen.text_to_image.mean(dim=0) / 2))
+
+
+def attention_rollout(model: FusionModel, post: Features, predicted: int) -> Weights:
+    """Attention rolled out through the shared Transformer, from the rows that decide, back to words and patches.
+
+    Let H be the Transformer's rows, p_k = max_r H[r, k] (eq 14), won by row r_k, and W the head's weights (eq 15), or
+    where there is a label rule the slope of its logits at p.
+    start       s[r] = sum over k with r_k = r of v_k, v_k = max(0, (W[c, k] - mean over classes of W[., k]) p_k): what
+                dimension k says for the predicted class c. The mean is taken off since it moves no probability.
+    rollout     u = s R_L ... R_1 with R_l = (A_l + 1) / 2, A_l the mean over heads of layer l's attention, 1 the
+                residual path (Abnar & Zuidema 2020); each row of R_l sums to 1
+    text        words += u[T] + u[I'] softmax_text(scores^T) (eqs 10-11)
+    image       image rows += u[I] + u[T'] softmax_image(scores) (eqs 8-9)
+    patches     the pooled row is the patches' mean (eq 2): each gets 1/m of its weight
+    """
+    with torch.no_grad():
+        seen = trace(model, post)
+        rolled = roll_out(decisive_rows(seen.rows, head_weights(model, seen.rows), predicted), seen.attention)
+        none = rolled.new_zeros(0)
+        part = {name: rolled[place] for name, place in seen.blocks.items()}
+        pieces, image = part.get("text", none), part.get("image", none)
+        if seen.text_to_image is not None and seen.image_to_text is not None:
+            pieces = pieces + part["image_seen"] @ seen.image_to_text  # back through eqs 10-11
+            image = image + part["text_seen"] @ seen.text_to_image  # back through eqs 8-9
+        return _normalised(pieces, _patches_of(image))
+
+
+def head_weights(model: FusionModel, rows: Tensor) -> Tensor:
+    """(classes, d): what the sentiment head makes of each dimension of the rows' maximum, rows (r, d)."""
+    head = model.sentiment_head
+    return head.slope(rows.amax(dim=0)) if isinstance(head, LabelRule) else head.weight
+
+
+def decisive_rows(rows: Tensor, head: Tensor, predicted: int) -> Tensor:
+    """s of `attention_rollout`: rows (r, d) and the head's weights (classes, d) to (r,), summing to 1 (or to 0)."""
+    largest, winners = rows.max(dim=0)  # eq 14
+    support = ((head[predicted] - head.mean(dim=0)) * largest).clamp(min=0)  # eq 15, one dimension at a time
+    start = rows.new_zeros(len(rows)).index_add_(0, winners, support)
+    return start / start.sum().clamp(min=torch.finfo(start.dtype).tiny)
+
+
+def roll_out(start: Tensor, attention: list[Tensor]) -> Tensor:
+    """start (r,) carried down through the layers' attention (heads, r, r), last layer first: (r,), of the same sum."""
+    for weights in reversed(attention):
+        start = (start @ weights.mean(dim=0) + start) / 2
+    return start
+
+
+def gradient_times_input(model: FusionModel, post: Features, predicted: int) -> Weights:
+    """What each row of the frozen features adds to the log-odds of the predicted class, to first order.
+
+    f = logit_c - log sum over the other classes of exp(logit) = log(p_c / (1 - p_c)), which unlike p_c never saturates
+    word i      max(0, df/dtokens[i] . tokens[i])
+    patch j     max(0, (df/dpatches[j] + df/dpooled / m) . patches[j]), as pooled is the patches' mean (eq 2)
+    What speaks against the class counts as 0.
+    """
+    signed_pieces, signed_patches = signed_contributions(model, post, predicted)
+    return _normalised(signed_pieces.clamp(min=0), signed_patches.clamp(min=0))
+
+
+def signed_contributions(model: FusionModel, post: Features, predicted: int) -> tuple[Tensor, Tensor]:
+    """Gradient x input before the cut at 0: pieces (n,), patches (m,)."""
+    leaves = [
+        None if feature is None else feature.detach().clone().requires_grad_()
+        for feature in (post.patches, post.pooled, post.tokens)
+    ]
+    with torch.enable_grad():
+        logits = trace(model, Features(*leaves)).logits
+        others = torch.cat([logits[:predicted], logits[predicted + 1 :]])
+        odds = logits[predicted] - others.logsumexp(dim=0)
+        there = [leaf for leaf in leaves if leaf is not None]
+        found = iter(torch.autograd.grad(odds, there, allow_unused=True))
+    gradients = [None if leaf is None else next(found) for leaf in leaves]
+    patches, _, tokens = leaves
+    by_patches, by_pooled, by_tokens = gradients
+    none = odds.new_zeros(0).detach()
+    pieces = none if tokens is None or by_tokens is None else (by_tokens * tokens).sum(dim=1).detach()
+    if patches is None or by_patches is None or by_pooled is None:
+        return pieces, none
+    return pieces, ((by_patches + by_pooled / len(patches)) * patches).sum(dim=1).detach()
+
+
+METHODS: dict[str, Callable[[FusionModel, Features, int], Weights]] = {
+    "attention": cross_modal_attention,
+    "rollout": attention_rollout,
+    "gradient": gradient_times_input,
+}
+
+
+def methods_for(config: Config) -> list[str]:
+    """The methods that can serve a run."""
+    both = config.modalities == "both" and config.cross_attention
+    return [name for name in METHODS if both or name != "attention"]
+
+
+def _patches_of(image_rows: Tensor) -> Tensor:
+    """Weights of the image rows (1+m,) as the patches' (m,): the pooled row's share goes to all alike (eq 2)."""
+    if not len(image_rows):
+        return image_rows
+    return image_rows[1:] + image_rows[0] / (len(image_rows) - 1)
+
+
+def _normalised(pieces: Tensor, patches: Tensor) -> Weights:
+    total = (pieces.sum() + patches.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+    return Weights(pieces / total, patches / total)

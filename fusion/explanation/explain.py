@@ -1,0 +1,191 @@
+"""Explains predictions: the weight of each word and of each part of the image (table 5 of the paper).
+
+`attribution` computes the weights; here they are laid on the words of the text and the grid of the image.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion.evaluation.evaluate import predict
+from fusion.explanation.attribution import METHODS, Features, Weights, trace
+from fusion.explanation.words import Spans, join_words
+from fusion.inference.predictor import Inputs, Predictor
+from fusion.models.fusion_model import FusionModel
+from fusion.run import Run
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import require_images
+from pipeline.encoders.load import TextEncoder, first_difference
+from pipeline.posts.manifest import LABELS
+
+# The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
+#   python cli.py explain RUN --faithfulness --posts 100
+DEFAULT_METHOD = "gradient"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model says of one post, and where it looked.
+
+    Attributes:
+        predicted: the class with the highest probability; probabilities: by class.
+        words: each word of the text with its weight in [0, 1], 1 for the highest; none for a post without a text.
+        unread: how many words at the end the tokenizer cut off.
+        heat: (grid_h, grid_w) in [0, 1], 0 for the lowest patch and 1 for the highest; None without an image.
+        pieces: (n,) and patches: (m,): the weights behind both, which sum to 1 over the whole post.
+    """
+
+    method: str
+    predicted: str
+    probabilities: dict[str, float]
+    words: list[tuple[str, float]]
+    unread: int
+    heat: np.ndarray | None
+    pieces: np.ndarray
+    patches: np.ndarray
+
+    @property
+    def text_share(self) -> float | None:
+        """How much of the weight lies in the text; None where the method can't say, or nothing weighs anything."""
+        total = float(self.pieces.sum() + self.patches.sum())
+        return None if self.method == "attention" or total == 0 else float(self.pieces.sum()) / total
+
+    def summary(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "method": self.method,
+            "predicted": self.predicted,
+            "probabilities": self.probabilities,
+            "words": [[word, weight] for word, weight in self.words],
+            "unread_words": self.unread,
+            "heat": None if self.heat is None else self.heat.tolist(),
+            "text_share": self.text_share,
+        }
+
+
+def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str = DEFAULT_METHOD) -> list[Explanation]:
+    """Explain raw posts, with the probabilities that `predictor.answer` gives to the same posts.
+
+    Args:
+        inputs: what `predictor.inputs` made of them. One that has a `reason` raises InputError.
+        method: one of METHODS; their formulas stand in `fusion.explanation.attribution`.
+    """
+    views = predictor.features(inputs)
+    batch, answers = views[0], predictor.probabilities(views)
+    posts = []
+    for i, one in enumerate(inputs):
+        tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
+        seen = one.pixels is not None
+        posts.append(Features(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
+    texts = [one.text for one in inputs]
+    return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=answers)
+
+
+def explain_features(
+    model: FusionModel,
+    posts: Sequence[Features],
+    texts: Sequence[str | None],
+    spans: Callable[[str], Spans],
+    *,
+    method: str = DEFAULT_METHOD,
+    probabilities: np.ndarray | None = None,
+) -> list[Explanation]:
+    """Explain each post by itself: what one looks like never depends on the others.
+
+    Args:
+        texts: what the features' tokens were made of; spans: `TextEncoder.spans`.
+        probabilities: (posts, 3) what was answered before; without it the model is asked here, in float32.
+    """
+    explanations = []
+    for number, (post, text) in enumerate(zip(posts, texts, strict=True)):
+        answer = answer_of(model, post) if probabilities is None else probabilities[number]
+        weights = weigh(model, post, int(answer.argmax()), method)
+        explanations.append(_explanation(method, answer, weights, text, spans))
+    return explanations
+
+
+def answer_of(model: FusionModel, post: Features) -> np.ndarray:
+    """Class probabilities (3,) float64 of one post (eq 15)."""
+    with torch.no_grad():
+        return trace(model, post).logits.double().softmax(dim=0).cpu().numpy()
+
+
+def weigh(model: FusionModel, post: Features, predicted: int, method: str) -> Weights:
+    """The weights of a post's word pieces and patches. Raises InputError on a method that is not, or can't serve."""
+    if method not in METHODS:
+        raise InputError(f"--method {method}: no such method; there are {', '.join(METHODS)}")
+    return METHODS[method](model, post, predicted)
+
+
+def explain_cached(
+    run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
+) -> list[Explanation]:
+    """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
+    model = run.load_model(device)
+    read = model.config.modalities
+    posts = [cached_features(cache, int(row), device) for row in rows]
+    texts = [cache.texts[row] if read != "image" else None for row in rows]
+    for row, written in zip(rows.tolist(), texts, strict=True):
+        if written is not None and len(text.spans(written)) != cache.lengths[row]:
+            raise InputError(f"{cache.folder}: post {cache.ids[row]}: its features are not of its text")
+    answers = predict(model, cache, rows, device)
+    return explain_features(model, posts, texts, text.spans, method=method, probabilities=answers)
+
+
+def cache_of(run: Run, folder: Path | None = None) -> Cache:
+    """The cache that a run was made from, or another of the same encoders, to explain posts of. Raises InputError if it
+    is of others, or of texts alone.
+    """
+    require_images(run.facts["fingerprint"], run.folder, "explaining needs images")
+    cache = Cache(folder or run.cache_folder)
+    if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
+        raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
+    cache.require_sizes(run.facts["dimensions"], run.folder)
+    return cache
+
+
+def cached_features(cache: Cache, row: int, device: torch.device) -> Features:
+    """A post's features from the cache, in float32."""
+    patches, pooled, tokens = (
+        torch.from_numpy(np.array(values, np.float32)).to(device)
+        for values in (cache.patches(row), cache.pooled(row), cache.tokens(row))
+    )
+    return Features(patches, pooled, tokens)
+
+
+def _explanation(
+    method: str, answer: np.ndarray, weights: Weights, text: str | None, spans: Callable[[str], Spans]
+) -> Explanation:
+    pieces, patches = weights.pieces.cpu().double().numpy(), weights.patches.cpu().double().numpy()
+    words: list[tuple[str, float]] = []
+    unread = 0
+    if text is not None and len(pieces):
+        words, unread = join_words(text, spans(text), pieces)
+    highest = max((weight for _, weight in words), default=0.0)
+    return Explanation(
+        method=method,
+        predicted=LABELS[int(answer.argmax())],
+        probabilities=dict(zip(LABELS, map(float, answer), strict=True)),
+        words=[(word, weight / highest if highest else 0.0) for word, weight in words],
+        unread=unread,
+        heat=_heat(patches) if len(patches) else None,
+        pieces=pieces,
+        patches=patches,
+    )
+
+
+def _heat(patches: np.ndarray) -> np.ndarray:
+    """Patch weights (m,), row-major, as a square grid in [0, 1]; all alike is 0 everywhere."""
+    side = math.isqrt(len(patches))
+    if side * side != len(patches):
+        raise InputError(f"the image encoder's {len(patches)} patches are no square grid, so there is no heat map")
+    lowest, highest = float(patches.min()), float(patches.max())
+    if highest <= lowest:
+        return np.zeros((side, side))
+    return ((patches - lowest) / (highest - lowest)).reshape(side, side)

@@ -1,0 +1,1 @@
+"""Predictions for raw posts, and models to hand on."""

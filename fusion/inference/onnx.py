@@ -1,0 +1,96 @@
+"""A trained model in, its way from features to logits as an ONNX file out, if onnxruntime gives the same numbers."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusion.data.batches import Batch
+from fusion.models.fusion_model import FusionModel
+from pipeline.common.errors import InputError
+from pipeline.common.files import complete_or_absent
+
+INPUTS = ("patches", "pooled", "tokens", "text_mask")
+TOLERANCE = 1e-4
+# Posts, patches and tokens of the batches that are compared: other sizes than those that the graph is made from.
+_CHECKED = ((1, 49, 2), (1, 49, 37), (3, 196, 11), (7, 49, 128))
+
+
+class _Logits(nn.Module):
+    """Pass 1 with plain tensors in place of a batch; both modalities are there."""
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, patches: Tensor, pooled: Tensor, tokens: Tensor, text_mask: Tensor) -> Tensor:
+        everyone = torch.ones(patches.shape[0], dtype=torch.bool)
+        nothing = torch.zeros(patches.shape[0], dtype=torch.int64)
+        return self.model(
+            Batch(
+                rows=np.zeros(0),
+                patches=patches,
+                pooled=pooled,
+                tokens=tokens,
+                input_ids=text_mask.long(),
+                text_mask=text_mask,
+                labels=nothing,
+                modality_labels=nothing[:, None].expand(-1, 2),
+                has_text=everyone,
+                has_image=everyone,
+                words=np.zeros(0),
+            )
+        )
+
+
+def write_onnx(model: FusionModel, channels: int, text_width: int, path: Path) -> float:
+    """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
+
+    Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
+    m and n are free. Output: logits (B, 3). Raises InputError, and leaves no file, if a logit differs by TOLERANCE.
+    """
+    logits = _Logits(model).eval()
+    posts, grid, length = (torch.export.Dim(name) for name in ("posts", "grid", "length"))
+    text = {0: posts, 1: length}
+    # Without gradients: with them attention goes by the training's own kernels, which no graph can hold.
+    with complete_or_absent(path) as temporary, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter's own parts
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            logits,
+            _features(channels, text_width, 2, 3, 5),
+            str(temporary),
+            input_names=list(INPUTS),
+            output_names=["logits"],
+            dynamic_shapes={"patches": {0: posts, 1: grid}, "pooled": {0: posts}, "tokens": text, "text_mask": text},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        worst = max(_difference(logits, temporary, _features(channels, text_width, *size)) for size in _CHECKED)
+        if not worst < TOLERANCE:
+            raise InputError(f"{path}: not written; onnxruntime's logits differ by {worst:.2g}, over {TOLERANCE:g}")
+    return worst
+
+
+def _features(channels: int, text_width: int, posts: int, grid: int, longest: int) -> tuple[Tensor, ...]:
+    """Random features; all texts but the first are shorter than the longest."""
+    generator = torch.Generator().manual_seed(posts)
+    patches = torch.randn(posts, grid, channels, generator=generator)
+    lengths = torch.randint(2, longest + 1, (posts,), generator=generator)
+    lengths[0] = longest
+    tokens = torch.randn(posts, longest, text_width, generator=generator)
+    return patches, patches.mean(dim=1), tokens, torch.arange(longest) < lengths[:, None]
+
+
+def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    there = {one.name for one in session.get_inputs()}  # a run of one modality has the other's inputs not
+    fed = {name: values.numpy() for name, values in zip(INPUTS, features, strict=True) if name in there}
+    (found,) = session.run(["logits"], fed)
+    return float(np.abs(found - logits(*features).numpy()).max())

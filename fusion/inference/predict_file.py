@@ -1,0 +1,266 @@
+"""A JSONL file of posts in, a JSONL file of answers out: a line for a line, in order, however many there are.
+
+Until all are answered they lie in OUT.unfinished, whose first line says by which model and of which posts they are. A
+kill leaves whole lines there and perhaps a torn one, which the same command cuts off before it goes on.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from fusion.inference.predictor import Answer, Inputs, Predictor, unanswerable
+from pipeline.common.errors import InputError
+from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
+from pipeline.common.folders import open_to_append
+from pipeline.common.signals import StopWish, on_signals
+from pipeline.extraction.decode import Decoders, Reading
+from pipeline.extraction.encode import text_problem
+from pipeline.extraction.extract import encoding_threads
+from pipeline.posts.manifest import parse_partial
+
+_SHOWN_FAILURES = 5
+_HEADER_BEGINS = b'{"model_sha256"'
+_MOST_FILE_BYTES = 1 << 36  # of a file of posts, some hundred million of them; more is a hole without an end
+_MOST_LINE_BYTES = 1 << 24  # of a post
+
+
+@dataclass
+class StreamReport:
+    """What came of a file: how many posts, how many of them earlier, how many without an answer and why the first."""
+
+    posts: int
+    answered_before: int = 0
+    failed: int = 0
+    first_failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def note(self, record: dict[str, Any]) -> None:
+        if "reason" in record:
+            self.failed += 1
+            if len(self.first_failures) < _SHOWN_FAILURES:
+                self.first_failures.append(f"{record.get('id') or 'a post'}: {record['reason']}")
+
+    def summary(self) -> dict[str, Any]:
+        """For people and scripts. `posts_per_second` counts the posts of this call."""
+        return {**vars(self), "posts_per_second": (self.posts - self.answered_before) / self.seconds}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A post of the file before its image is decoded; `image` is None where there is none, or nothing can be done."""
+
+    inputs: Inputs
+    image: Path | None
+
+
+def unfinished(out: Path) -> Path:
+    return out.with_name(out.name + ".unfinished")
+
+
+def clear(out: Path) -> None:
+    """Remove the answers, finished or not."""
+    out.unlink(missing_ok=True)
+    unfinished(out).unlink(missing_ok=True)
+
+
+def answer_file(
+    predictor: Predictor, posts: Path, out: Path, *, batch_size: int = 32, workers: int = 2, quiet: bool = False
+) -> StreamReport:
+    """Answer every post of a JSONL file, going on after the answers that an earlier call left.
+
+    As in extraction, worker processes decode and each core encodes a batch of its own. A line that is no post, or a
+    post that can't be answered, gets an answer line with the reason. Raises InputError if what lies there is of another
+    run or other posts, if somebody else writes there, or when stopped by a signal.
+    """
+    started = time.perf_counter()
+    sha256, total = _measure(posts)
+    header = {"model_sha256": sha256_of_file(predictor.run.folder / "model.safetensors"), "posts_sha256": sha256}
+    report = StreamReport(total)
+    with _unfinished_answers(out, header, report) as file:
+        done = report.answered_before
+        with (
+            on_signals() as stop,
+            tqdm(total=total, initial=done, unit="post", desc="predict", disable=quiet) as bar,
+        ):
+            lines = islice(_read(posts, predictor), done, None)
+            for answers in _answers(predictor, lines, batch_size, workers, stop):
+                records = [answer.record() for answer in answers]
+                file.write("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode())
+                file.flush()
+                for record in records:
+                    report.note(record)
+                bar.update(len(records))
+                done += len(records)
+        if done < total:
+            raise InputError(
+                f"stopped by {stop.signal}; {done} of {total} posts are answered; the same command goes on from there"
+            )
+        file.seek(0)
+        file.readline()  # the header
+        with complete_or_absent(out) as temporary, temporary.open("wb") as finished:
+            shutil.copyfileobj(file, finished)
+    unfinished(out).unlink()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _answers(
+    predictor: Predictor, lines: Iterator[_Line], batch_size: int, workers: int, stop: StopWish
+) -> Iterator[list[Answer]]:
+    """The answers, batch by batch in order; at most as many batches are in memory as there are decoding buffers."""
+    pending: deque[Future[list[Answer]]] = deque()
+    image = predictor.image
+    with (
+        encoding_threads(predictor.device) as threads,
+        Decoders(image.transform, image.pixels_shape, batch_size=batch_size, workers=workers) as decoders,
+    ):
+        while not stop and (batch := list(islice(lines, batch_size))):
+            paths = [line.image for line in batch if line.image]
+            reading = decoders.read(paths) if paths else None  # waits here while all buffers are taken
+            pending.append(threads.submit(_answer, predictor, batch, reading, decoders))
+            while pending and (pending[0].done() or len(pending) > 2 * workers):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _answer(predictor: Predictor, batch: Sequence[_Line], reading: Reading | None, decoders: Decoders) -> list[Answer]:
+    if reading is None:
+        return predictor.answer([line.inputs for line in batch])
+    try:
+        pixels, decoded = decoders.pixels(reading)
+        seen = iter(zip(pixels, decoded, strict=True))
+        inputs = []
+        for line in batch:
+            one = line.inputs
+            if line.image:
+                values, what = next(seen)
+                one = Inputs(one.id, one.text, values, what.flags, what.reason)
+            inputs.append(one)
+        return predictor.answer(inputs)
+    finally:
+        decoders.release(reading)
+
+
+def _measure(posts: Path) -> tuple[str, int]:
+    """SHA-256 of the file, and how many posts it has: next to nothing beside their encoding."""
+    with _opened(posts) as file:
+        count = sum(bool(line.strip()) or len(line) > _MOST_LINE_BYTES for line in _lines(file))
+    if not count:
+        raise InputError(f"{posts}: no posts in it; it has one JSON object a line with id, text and image")
+    return sha256_of_file(posts), count
+
+
+def _read(posts: Path, predictor: Predictor) -> Iterator[_Line]:
+    """The posts of the file, one by one; a line that is none comes with the reason."""
+    folder = posts.parent.absolute()
+    with _opened(posts) as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if len(line) > _MOST_LINE_BYTES:
+                yield _Line(Inputs("", reason=f"line {number}: over the limit of {_MOST_LINE_BYTES} bytes"), None)
+            elif line.strip():
+                yield _parse(line, folder, f"line {number}", predictor)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is over the limit only so many bytes, and one more by which it is known."""
+    while line := file.readline(_MOST_LINE_BYTES + 1):
+        yield line
+        while len(line) > _MOST_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(_MOST_LINE_BYTES + 1)
+
+
+def _opened(posts: Path) -> BinaryIO:
+    """Raises InputError if there is no such file, or it is no ordinary one, or has no end."""
+    try:
+        file = open_regular(posts)
+    except FileNotFoundError:
+        raise InputError(f"{posts}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{posts}: {error.strerror or error}") from None
+    if (size := os.fstat(file.fileno()).st_size) > _MOST_FILE_BYTES:
+        file.close()
+        raise InputError(f"{posts}: {size} bytes, over the limit of {_MOST_FILE_BYTES}; split the file")
+    return file
+
+
+def _parse(line: bytes, folder: Path, where: str, predictor: Predictor) -> _Line:
+    try:
+        post, missing = parse_partial(line.decode("utf-8-sig").rstrip("\n"), folder, where)
+    except UnicodeDecodeError as error:
+        return _Line(Inputs("", reason=f"{where}: not UTF-8 at byte {error.start}"), None)
+    except InputError as error:
+        return _Line(Inputs("", reason=str(error)), None)
+    reason = unanswerable(predictor, "text" in missing, "image" in missing)
+    if "text" not in missing:
+        reason = reason or text_problem(post)
+    image = None if reason or "image" in missing else post.image
+    return _Line(Inputs(post.id, post.text, reason=reason), image)
+
+
+def _open_answers(path: Path) -> BinaryIO:
+    try:
+        return open_to_append(path)
+    except OSError as error:
+        what = "a link" if path.is_symlink() else error.strerror or error
+        raise InputError(f"{path}: {what}; delete it, or name another --out") from None
+
+
+@contextmanager
+def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport) -> Iterator[BinaryIO]:
+    """The file of answers so far, open at its end, locked; `report` learns what is in it. Raises InputError if they are
+    others.
+    """
+    path = unfinished(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _open_answers(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+        except OSError:
+            raise InputError(f"{path}: another process writes there; wait for it") from None
+        file.seek(0)
+        line = file.readline(_MOST_LINE_BYTES)
+        if (first := _whole(line)) is None:
+            if not _torn_header(line):
+                raise InputError(f"{path}: no unfinished answers; delete it, or name another --out")
+            file.truncate(0)
+            file.write(json.dumps(header).encode() + b"\n")
+        else:
+            for name, what in (("model_sha256", "by another run"), ("posts_sha256", "of other posts")):
+                if first.get(name) != header[name]:
+                    raise InputError(f"{path}: unfinished answers {what}; --overwrite begins again")
+            end = file.tell()
+            while report.answered_before < report.posts and (record := _whole(file.readline(_MOST_LINE_BYTES))):
+                report.answered_before += 1
+                report.note(record)
+                end = file.tell()
+            file.truncate(end)
+        file.seek(0, 2)
+        yield file
+
+
+def _torn_header(line: bytes) -> bool:
+    """Whether a kill or a power cut can have left this of a header: its beginning, or zeros."""
+    rest = line.strip(b"\0\n")
+    return _HEADER_BEGINS.startswith(rest) or rest.startswith(_HEADER_BEGINS)
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """A line's record; None where a kill or a power cut tore it, or at the end."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

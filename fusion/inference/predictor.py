@@ -1,0 +1,268 @@
+"""A run and raw posts in, class probabilities out, through the decoding and the encoders that made the run's features.
+
+`Predictor` holds the run's model and both encoders; prediction, explanation and the page share it. Features are rounded
+to the cache's stored precision, so that a post gets the answer that it would get from the cache.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fusion.data.batches import Batch, collate
+from fusion.evaluation.evaluate import precision
+from fusion.models.fusion_model import FusionModel
+from fusion.run import Run
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
+from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
+from pipeline.extraction.decode import Decoders
+from pipeline.extraction.encode import text_problem
+from pipeline.posts.images import MAX_PIXELS, ImageProblem, to_rgb
+from pipeline.posts.manifest import LABELS, Post
+
+
+@dataclass(frozen=True)
+class RawPost:
+    """A post as a person has it: its text, and the bytes of its image file; None where there is none.
+
+    An empty text is a text: the encoder reads [CLS] [SEP].
+    """
+
+    id: str
+    text: str | None
+    image: bytes | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the encoders get of a post: its text, and pixels (3, S, S) uint8, of several views (V, 3, S, S); None where
+    there is none.
+
+    `reason` says why the post can't be answered, and is empty if it can. `picture` is the whole upright RGB picture,
+    for showing.
+    """
+
+    id: str
+    text: str | None = None
+    pixels: np.ndarray | None = None
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+    picture: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A post's class probabilities by name, or the reason why there are none. `id` is empty where none was given.
+
+    `flags` says what a reader should know: no_text, no_image, empty_text, truncated, rotated, animated, converted.
+    """
+
+    id: str
+    probabilities: dict[str, float]
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def label(self) -> str | None:
+        """The class with the highest probability."""
+        return max(self.probabilities, key=self.probabilities.__getitem__) if self.probabilities else None
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        if self.reason:
+            return {"id": self.id or None, "reason": self.reason}
+        return {
+            "id": self.id or None,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "flags": list(self.flags),
+        }
+
+
+class Predictor:
+    """A finished run with its two encoders. Threads may share it.
+
+    Attributes: run, config, model (evaluation mode), image and text (the encoders), device.
+    """
+
+    def __init__(
+        self, run: Run, model: FusionModel, image: ImageEncoder, text: TextEncoder, device: torch.device
+    ) -> None:
+        self.run, self.config, self.model = run, model.config, model
+        self.image, self.text, self.device = image, text, device
+        self._stored = np.dtype(run.facts["fingerprint"]["stored_dtype"])
+        self._views = math.prod(image.pixels_shape[:-3]) if self.config.views == "sample" else 1
+
+    @classmethod
+    def open(
+        cls, run: Run, device: torch.device, *, image_weights: Path | None = None, text_encoder: str | None = None
+    ) -> "Predictor":
+        """Load the run's model and encoders; `image_weights` and `text_encoder` say where these lie, if not where they
+        did.
+
+        Raises InputError if the run is not finished, or an encoder can't be had or is another, naming the field.
+        """
+        facts = run.facts
+        if not facts["finished"]:
+            raise InputError(f"{run.folder}: training is not finished; `train ... --out {run.folder} --resume` goes on")
+        marks, name = facts["fingerprint"], str(device)
+        image = same_image_encoder(marks["image"], name, weights=image_weights, owner=run.folder)
+        text = same_text_encoder(marks["text"], name, folder=text_encoder, owner=run.folder)
+        return cls(run, run.load_model(device), image, text, device)
+
+    def predict(self, posts: Sequence[RawPost]) -> list[Answer]:
+        """An answer for each post, in order. The posts are one batch; which they are together changes rounding only."""
+        return self.answer([self.inputs(post) for post in posts])
+
+    def inputs(self, post: RawPost, *, max_pixels: int = MAX_PIXELS) -> Inputs:
+        """Decode a post's image and look at its text. A post that can't be answered comes back with the reason."""
+        picture, pixels = None, None
+        flags: tuple[str, ...] = ()
+        reason = raw_text_problem(post.text)
+        if post.image is not None and not reason and not isinstance(self.image, NoImages):
+            try:
+                picture, flags = to_rgb(post.image, max_pixels, require=self.image.transform.require)
+                pixels = self.image.pixels(picture)
+            except ImageProblem as error:
+                reason = f"image: {error}"
+        reason = reason or unanswerable(self, post.text is None, post.image is None)
+        return Inputs(post.id, post.text, pixels, flags, reason, picture)
+
+    @torch.inference_mode()
+    def answer(self, inputs: Sequence[Inputs]) -> list[Answer]:
+        """As `predict`, of what `inputs` made."""
+        answers = {i: Answer(one.id, {}, reason=one.reason) for i, one in enumerate(inputs) if one.reason}
+        good = [i for i in range(len(inputs)) if i not in answers]
+        if good:
+            batches, flags, finite = self._encode([inputs[i] for i in good])
+            probabilities = self.probabilities(batches)
+            for i, values, said, whole in zip(good, probabilities, flags, finite, strict=True):
+                named = dict(zip(LABELS, map(float, values), strict=True))
+                bad = Answer(inputs[i].id, {}, reason=f"features: not finite in {self._stored}")
+                answers[i] = Answer(inputs[i].id, named, said) if whole else bad
+        return [answers[i] for i in range(len(inputs))]
+
+    @torch.inference_mode()
+    def probabilities(self, views: Sequence[Batch]) -> np.ndarray:
+        """(B, 3) float64: the mean over the views of the same posts."""
+        total = np.zeros((len(views[0]), len(LABELS)))
+        for batch in views:
+            with precision(self.config, self.device):
+                logits = self.model(batch)
+            total += logits.double().softmax(dim=1).cpu().numpy()
+        return total / len(views)
+
+    def features(self, inputs: Sequence[Inputs]) -> list[Batch]:
+        """The features of posts as a batch for each view that the run answers by, the encoder's own crop first; labels
+        unknown. Raises InputError naming the first post that has none.
+        """
+        if bad := next((one for one in inputs if one.reason), None):
+            raise InputError(f"post {bad.id}: {bad.reason}")
+        batches, _, finite = self._encode(inputs)
+        if not finite.all():
+            raise InputError(f"post {inputs[int(finite.argmin())].id}: features: not finite in {self._stored}")
+        return batches
+
+    def _encode(self, inputs: Sequence[Inputs]) -> tuple[list[Batch], list[tuple[str, ...]], np.ndarray]:
+        """Features (eqs 1, 2, 5) by view, each post's flags, and whether its features are finite (B,).
+
+        What is missing is zeros, or the tokens of an empty text, which the model then leaves out of its rows.
+        """
+        ids, truncated = self.text.tokenize([one.text or "" for one in inputs])
+        longest = max(map(len, ids))
+        padded = torch.zeros(len(ids), longest, dtype=torch.int64)
+        for row, values in zip(padded, ids, strict=True):
+            row[: len(values)] = torch.from_numpy(values)
+        mask = torch.arange(longest) < torch.tensor([len(values) for values in ids])[:, None]
+        states = self.text.encode(padded, mask).cpu().numpy()
+
+        patches = np.zeros((len(inputs), self._views, *self.image.patches_shape), np.float32)
+        pooled = np.zeros((len(inputs), self._views, self.image.patches_shape[1]), np.float32)
+        seen = {
+            i: one.pixels.reshape(-1, *one.pixels.shape[-3:])[: self._views]
+            for i, one in enumerate(inputs)
+            if one.pixels is not None
+        }
+        if seen:
+            patches[list(seen)], pooled[list(seen)] = self.image.encode(np.stack(list(seen.values())))
+
+        with np.errstate(over="ignore"):  # what overflows float16 is found below, by post
+            tokens = [states[i, : len(values)].astype(self._stored) for i, values in enumerate(ids)]
+            patches, pooled = patches.astype(self._stored), pooled.astype(self._stored)
+        finite = np.array(
+            [all(np.isfinite(part).all() for part in (tokens[i], patches[i], pooled[i])) for i in range(len(inputs))]
+        )
+        batches = [
+            collate(
+                patches[:, view],
+                pooled[:, view],
+                tokens,
+                ids,
+                self.device,
+                has_text=[one.text is not None for one in inputs],
+                has_image=[one.pixels is not None for one in inputs],
+            )
+            for view in range(self._views)
+        ]
+        flags = [_flags(one, cut) for one, cut in zip(inputs, truncated, strict=True)]
+        return batches, flags, finite
+
+
+def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> Answer:
+    """The answer to a text and an image file, which a process of its own decodes, within the limits that extraction
+    has. Raises InputError saying what is wrong with either.
+    """
+    reason = raw_text_problem(text) or unanswerable(predictor, text is None, image is None)
+    one = Inputs("", text, reason=reason)
+    if image and not reason:
+        encoder = predictor.image
+        with Decoders(encoder.transform, encoder.pixels_shape, batch_size=1, workers=1) as decoders:
+            pixels, (decoded,) = decoders.pixels(decoders.read([image]))
+            one = Inputs("", text, pixels[0].copy(), decoded.flags)
+        if decoded.reason:
+            what = decoded.reason.removeprefix("image: ").removesuffix(f": {image}")
+            raise InputError(f"--image {image}: {what}")
+    (answer,) = predictor.answer([one])
+    if answer.reason:
+        raise InputError(answer.reason)
+    return answer
+
+
+def unanswerable(predictor: Predictor, no_text: bool, no_image: bool) -> str:
+    """Why a run can't answer a post that has or lacks these; empty if it was trained for that."""
+    if no_text and no_image:
+        return "neither text nor image"
+    config = predictor.config
+    for missing, what, other in ((no_text, "text", "image"), (no_image, "image", "text")):
+        if missing and config.modalities != other and not config.modality_dropout:
+            return f"{what}: none; this run needs both (trained with modality_dropout it could do without)"
+    if isinstance(predictor.image, NoImages) and not no_image:
+        return "image: this run was made of texts alone; leave the image out"
+    return ""
+
+
+def raw_text_problem(text: str | None) -> str:
+    """Why a text can't be read; empty if it can, or if there is none."""
+    if text is None:
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "text: holds an unpaired surrogate, which is invalid text"
+    return text_problem(Post("", text, Path()))
+
+
+def _flags(inputs: Inputs, truncated: bool) -> tuple[str, ...]:
+    """What a reader of the answer should know, in the cache's words where it has them."""
+    return (
+        *(["no_text"] if inputs.text is None else ["empty_text"] if inputs.text == "" else []),
+        *(["no_image"] if inputs.pixels is None else []),
+        *(["truncated"] if truncated else []),
+        *inputs.flags,
+    )

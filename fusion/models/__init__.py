@@ -1,0 +1,1 @@
+"""The models: the paper's, its parts and its fast losses, and ten baselines."""

@@ -1,0 +1,258 @@
+"""The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion.config import Config
+from fusion.data.batches import Batch
+from fusion.models.attention import cross_attention
+from fusion.models.label_rule import LabelRule, auxiliary_loss, log_masses
+from fusion.models.logit_adjustment import adjusted_loss
+from fusion.models.masking import hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.models.reencoding import FrozenText
+from fusion.models.transformer import Transformer
+
+SEGMENT_DEVIATION = 0.02  # BERT's; PyTorch's own, 1, would drown the rows that the vectors are added to
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes."""
+
+    channels: int
+    text_width: int
+    vocabulary: int
+    classes: int = 3
+    patches: int = 49
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over.
+
+    `total` is what is minimised; `auxiliary` is the label rule's own loss, None without the rule.
+    """
+
+    sentiment: Tensor
+    mlm: Tensor
+    total: Tensor
+    hidden: int
+    auxiliary: Tensor | None = None
+
+    def with_words(self, mlm: Tensor, hidden: int, mlm_weight: float) -> "Losses":
+        """These losses and the one of eq 25, over so many hidden positions (eq 13)."""
+        return replace(self, mlm=mlm, total=self.total + mlm_weight * mlm, hidden=hidden)
+
+    @property
+    def means(self) -> list[Tensor]:
+        """Those there are of the means over posts, over hidden positions and over known labels."""
+        return [self.sentiment, self.mlm, *([] if self.auxiliary is None else [self.auxiliary])]
+
+    def share(self, posts: float, hidden: float, known: float, config: Config) -> Tensor:
+        """What this part of a batch adds to the batch's total, whose losses are means over all that is in the batch.
+
+        posts, hidden, known: the part's shares of the batch's posts (eq 16), of its hidden positions (eq 25), and of
+        its known labels of texts and images (the label rule).
+        """
+        shared = (self.total - config.mlm_weight * self.mlm) * posts + config.mlm_weight * hidden * self.mlm
+        return shared if self.auxiliary is None else shared + config.auxiliary_weight * (known - posts) * self.auxiliary
+
+
+class FusionModel(nn.Module):
+    """Multi-scale cross-modal feature fusion (Liu et al. 2024), as configured."""
+
+    log_prior: Tensor | None
+
+    def __init__(
+        self,
+        config: Config,
+        dimensions: Dimensions,
+        *,
+        word_embeddings: Tensor | None = None,
+        log_prior: Tensor | None = None,
+    ) -> None:
+        """To train, and not otherwise, `tie_mlm_head` needs `word_embeddings` (V, D), and `logit_adjustment` the
+        classes' `log_prior` (classes,).
+        """
+        super().__init__()
+        self.config = config
+        if config.mlm and not config.mask_projection and dimensions.text_width != config.width:
+            raise ValueError(
+                f"mask_projection: false needs width {dimensions.text_width}, the text encoder's, not {config.width}"
+            )
+        if config.modalities != "text":
+            self.image_projection = nn.Linear(dimensions.channels, config.width)
+        if config.modalities != "image":
+            self.text_projection = nn.Linear(dimensions.text_width, config.width)
+        if config.segment_embeddings:
+            self.segments = nn.Embedding(4, config.width)
+            nn.init.normal_(self.segments.weight, std=SEGMENT_DEVIATION)
+        self.transformer = self._new_transformer()
+        self.sentiment_head = (
+            LabelRule(config.width) if config.label_rule else nn.Linear(config.width, dimensions.classes)
+        )
+        self.register_buffer("log_prior", log_prior, persistent=False)
+        if config.mlm:
+            self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
+            if config.tie_mlm_head:
+                self.mlm_head: TiedWordHead | nn.Linear = TiedWordHead(config.width, dimensions, word_embeddings)
+            else:
+                self.mlm_head = nn.Linear(config.width, dimensions.vocabulary)
+
+    def _new_transformer(self) -> Transformer:
+        config = self.config
+        return Transformer(
+            width=config.width,
+            heads=config.heads,
+            layers=config.layers,
+            feedforward=config.feedforward_width,
+            dropout=config.dropout,
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sentiment logits (B, classes): pass 1, eqs 3-4, 6-12, 14-15. A post's logits don't depend on its batch."""
+        emb_text, emb_image = self.embed(batch)
+        return self.classify(
+            *self.fuse(self.transformer, emb_text, self.attend(emb_text, emb_image, batch), emb_image, batch)
+        )
+
+    def losses(self, batch: Batch, text_encoder: FrozenText | None) -> Losses:
+        """Both losses of a batch with labels. Without `mlm`, or without a text encoder, pass 2 is left out."""
+        emb_text, emb_image = self.embed(batch)
+        cross = self.attend(emb_text, emb_image, batch)
+        losses = self.judge(*self.fuse(self.transformer, emb_text, cross, emb_image, batch), batch)
+        if not self.config.mlm or text_encoder is None:
+            return losses
+        mlm, hidden = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
+        return losses.with_words(mlm, hidden, self.config.mlm_weight)  # eq 13
+
+    def embed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Emb_T (B, n, d) and Emb_I (B, 1+m, d), its first row the projected pooled feature; None for a modality not
+        used.
+        """
+        emb_text = emb_image = None
+        if self.config.modalities != "image":
+            emb_text = self.embed_text(batch.tokens)
+        if self.config.modalities != "text":
+            image_rows = torch.cat([batch.pooled[:, None], batch.patches], dim=1)  # eq 3
+            emb_image = F.gelu(self.image_projection(image_rows))  # eq 4
+        return emb_text, emb_image
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        return F.gelu(self.text_projection(tokens))  # eq 6
+
+    def attend(self, emb_text: Tensor | None, emb_image: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Emb_T' and Emb_I' (eqs 7-11), or None where they are switched off or one modality is missing altogether."""
+        if emb_text is None or emb_image is None or not self.config.cross_attention:
+            return None
+        return cross_attention(emb_text, emb_image, batch.text_mask, scale=self.config.attention_scale)
+
+    def fuse(
+        self,
+        transformer: Transformer,
+        emb_text: Tensor | None,
+        cross: tuple[Tensor, Tensor] | None,
+        emb_image: Tensor | None,
+        batch: Batch,
+    ) -> tuple[Tensor, Tensor]:
+        """T([T; T'; I'; I]) and the mask of its real rows: (B, 2n+2m+2, d) and (B, 2n+2m+2). Eqs 12, 22."""
+        rows, masks = zip(*self.blocks(emb_text, cross, emb_image, batch), strict=True)
+        mask = torch.cat(masks, dim=1)
+        return transformer(torch.cat(rows, dim=1), mask), mask
+
+    def blocks(
+        self, emb_text: Tensor | None, cross: tuple[Tensor, Tensor] | None, emb_image: Tensor | None, batch: Batch
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Those of T, T', I', I that there are, each with the mask of its real rows: (B, r, d) and (B, r)."""
+        text_mask = batch.text_mask & batch.has_text[:, None]
+        image_mask = batch.has_image[:, None]
+        found = []
+        for segment, (block, mask) in enumerate(
+            (
+                (emb_text, text_mask),
+                (cross and cross[0], text_mask & image_mask),
+                (cross and cross[1], image_mask & batch.has_text[:, None]),
+                (emb_image, image_mask),
+            )
+        ):
+            if block is not None:
+                block = block + self.segments.weight[segment] if self.config.segment_embeddings else block
+                found.append((block, mask.expand(block.shape[:2])))
+        return found
+
+    def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""
+        return self.sentiment_head(self.pool(fused, mask))  # eq 15
+
+    def pool(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """The maximum over the real rows, (B, d)."""
+        return fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
+
+    def judge(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
+        """The losses of pass 1, in which no word is hidden: eq 16, and beyond the paper what else is minimised."""
+        pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
+        if isinstance(head, LabelRule):
+            own = head.own_logits(pooled)
+            logits, auxiliary = log_masses(own), auxiliary_loss(own, batch.modality_labels)
+        else:
+            logits = head(pooled)  # eq 15
+        sentiment = total = F.cross_entropy(logits, batch.labels)  # eq 16
+        if self.config.logit_adjustment:
+            total = adjusted_loss(logits, batch.labels, self.config.logit_adjustment, self.log_prior)
+        if auxiliary is not None:
+            total = total + self.config.auxiliary_weight * auxiliary
+        return Losses(sentiment, sentiment.new_zeros(()), total, 0, auxiliary)
+
+    def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
+        """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""
+        candidates = word_pieces(batch.text_mask) & batch.has_text[:, None]
+        if self.config.mask_choice == "random" or emb_image is None:
+            scores = torch.rand(candidates.shape, device=candidates.device)
+        else:
+            scores = image_guidance(emb_image[:, 0], emb_text)
+        return hide_highest(scores, candidates, self.config.mask_rate)
+
+    def mlm_loss(
+        self,
+        batch: Batch,
+        emb_text: Tensor | None,
+        emb_image: Tensor | None,
+        cross: tuple[Tensor, Tensor] | None,
+        text_encoder: FrozenText,
+    ) -> tuple[Tensor, int]:
+        """Guess the hidden words from pass 2 (eqs 18-25): mean cross-entropy over all hidden positions, and their
+        number.
+        """
+        if emb_text is None:
+            raise ValueError("the masked-language loss needs the text modality")
+        hidden = self.choose_hidden(batch, emb_text, emb_image)
+        count = int(hidden.sum())
+        if count == 0:
+            return emb_text.new_zeros(()), 0
+        ids = masked_ids(batch.input_ids, hidden, text_encoder.mask_id)  # eq 20
+        tokens_masked = text_encoder.encode(ids, batch.text_mask)  # eq 21
+        emb_masked = self.embed_text(tokens_masked) if self.config.mask_projection else tokens_masked
+        if self.config.mlm_cross == "masked":
+            cross = self.attend(emb_masked, emb_image, batch)
+        fused, _ = self.fuse(self.mlm_transformer, emb_masked, cross, emb_image, batch)  # eq 22
+        words = fused[:, : hidden.shape[1]]  # eq 23
+        logits = self.mlm_head(words[hidden])  # eq 24, at the hidden positions only
+        return F.cross_entropy(logits, batch.input_ids[hidden]), count  # eq 25
+
+
+class TiedWordHead(nn.Module):
+    """Eq 24 with the text encoder's frozen input embeddings (V, D), after a map d -> D where the widths differ."""
+
+    word_embeddings: Tensor
+
+    def __init__(self, width: int, dimensions: Dimensions, word_embeddings: Tensor | None) -> None:
+        super().__init__()
+        self.map = nn.Identity() if width == dimensions.text_width else nn.Linear(width, dimensions.text_width)
+        self.bias = nn.Parameter(torch.zeros(dimensions.vocabulary))
+        self.register_buffer("word_embeddings", word_embeddings, persistent=False)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return F.linear(self.map(words), self.word_embeddings, self.bias)

@@ -1,0 +1,94 @@
+"""The label rule of MVSA as the output layer: a post's pooled row in, the text's own label, the image's own, and from
+both the post's.
+
+Beyond the paper (`label_rule`). A post's label was never given by anyone: text and image were labelled, and Xu and Mao
+(MultiSentiNet, CIKM 2017) made the post's of the two. So two heads guess these two, and the rule does the rest.
+
+Both heads read the one pooled row of eq 14. The other way, the text's head on the maximum over the rows T and T' and
+the image's over I and I', would part the modalities in name alone: after the shared Transformer each row has seen all.
+It would leave no row to read where a post lacks a modality (whose label its head then guesses from the other one), and
+no single row to explain.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion.models.attention import full_precision
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
+
+_CLASSES = range(len(LABELS))
+_NEUTRAL = LABELS.index("neutral")
+
+
+def outcome(text: int, image: int) -> int | None:
+    """The post's label: equal -> that one; one neutral -> the other; positive against negative -> None, dropped."""
+    if text == image or image == _NEUTRAL:
+        return text
+    return image if text == _NEUTRAL else None
+
+
+# Which labels of text and image give the post each label; in none of them stands positive against negative.
+PAIRS = tuple(tuple((t, i) for t in _CLASSES for i in _CLASSES if outcome(t, i) == label) for label in _CLASSES)
+
+
+class LabelRule(nn.Module):
+    """Two linear heads on the pooled row, and the rule over what they say."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.text_head = nn.Linear(width, len(LABELS))
+        self.image_head = nn.Linear(width, len(LABELS))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Logits of the post's label, (..., d) to (..., classes)."""
+        return log_masses(self.own_logits(pooled))
+
+    def slope(self, pooled: Tensor) -> Tensor:
+        """The logits' derivatives at the pooled row (d,): (classes, d), what a linear head's weights are."""
+        return torch.func.jacrev(self)(pooled)
+
+    def own_logits(self, pooled: Tensor) -> Tensor:
+        """Logits of the text's own label and of the image's, (..., d) to (..., 2, classes)."""
+        return torch.stack([self.text_head(pooled), self.image_head(pooled)], dim=-2)
+
+
+def log_masses(own_logits: Tensor) -> Tensor:
+    """Log masses of the post's labels, (..., 2, classes) to (..., classes); their softmax is its probability.
+
+    log sum over (t, i) in PAIRS[c] of p_T[t] p_I[i]: given the post, the two labels are taken to be independent. The
+    mass of positive against negative is in no label, and the softmax shares it out: such posts were dropped.
+    """
+    with torch.autocast(own_logits.device.type, enabled=False):
+        (own_logits,) = full_precision(own_logits)
+        text, image = own_logits.log_softmax(dim=-1).unbind(dim=-2)
+        masses = [torch.stack([text[..., t] + image[..., i] for t, i in pairs]).logsumexp(dim=0) for pairs in PAIRS]
+        return torch.stack(masses, dim=-1)
+
+
+def auxiliary_loss(own_logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over all labels of texts and images that are known; 0 if none is.
+
+    own_logits (B, 2, classes); labels (B, 2), the text's and the image's, -1 where unknown.
+    """
+    total = F.cross_entropy(own_logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
+
+
+def known_labels(cache: Cache) -> np.ndarray:
+    """How many of its two modalities' labels are known of each post: (N,) int64."""
+    return (cache.text_labels >= 0).astype(np.int64) + (cache.image_labels >= 0)
+
+
+def require_modality_labels(cache: Cache) -> None:
+    """Raises InputError if the training posts have no text's or no image's own label to learn from."""
+    rows = cache.rows("train")
+    for name, labels in (("text_label", cache.text_labels), ("image_label", cache.image_labels)):
+        if not (labels[rows] >= 0).any():
+            raise InputError(
+                f"{cache.folder}: {name} is unknown of all training posts, and label_rule learns from it; "
+                "extract from a manifest that has it (`prepare` writes it for MVSA), or set label_rule to false"
+            )

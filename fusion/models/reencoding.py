@@ -1,0 +1,98 @@
+"""Masked texts in, their encodings by the frozen text encoder out (eqs 20-21), remembered while they stay the same."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fusion.data.batches import Batch
+from fusion.models.masking import masked_ids
+
+TOGETHER = 8  # texts encoded in one call on a CPU
+
+
+class FrozenText(Protocol):
+    """What re-encoding needs of the frozen text encoder (pipeline.encoders.load.TextEncoder is one)."""
+
+    mask_id: int
+
+    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids (B, n) under mask (B, n) to last_hidden_state (B, n, D)."""
+
+
+class Reencoder:
+    """Encodes a batch's texts with their hidden words masked.
+
+    Which words of a post are hidden changes slowly as training goes on, and the encoder is frozen: on a CPU each post's
+    last encoding is remembered, up to `budget` bytes in all, and used again while the same words are hidden. Texts are
+    encoded without padding, in groups of one length and one size, so that an encoding does not depend on which others
+    are made beside it: with and without the memory, and after a resume, the numbers are the same to the last bit. On a
+    GPU, where encoding costs less than looking up, every batch is encoded as it is.
+    """
+
+    def __init__(self, encoder: FrozenText, *, budget: int = 0) -> None:
+        self._encoder = encoder
+        self._budget = budget
+        self._known: dict[int, tuple[bytes, Tensor]] = {}  # row -> hidden words, tokens (n_i, D)
+        # a group on each core, and each on one core, so that none waits for another at the end of each layer
+        self._threads = ThreadPoolExecutor(torch.get_num_threads(), "reencode", torch.set_num_threads, (1,))
+        self.bytes = 0
+        self.asked = self.found = 0
+
+    def __call__(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Tokens (B, n, D) of the texts whose words `hidden` (B, n) are masked; zeros where there is padding."""
+        ids = masked_ids(batch.input_ids, hidden, self._encoder.mask_id)  # eq 20
+        if ids.device.type != "cpu":
+            return self._encoder.encode(ids, batch.text_mask)  # eq 21
+        lengths = batch.text_mask.sum(dim=1).tolist()
+        rows = batch.rows.tolist()
+        keys = [hidden[place, :length].numpy().tobytes() for place, length in enumerate(lengths)]
+        encoded: dict[int, Tensor] = {}
+        unknown: dict[int, list[int]] = {}  # length -> places in the batch
+        for place, row in enumerate(rows):
+            key, tokens = self._known.get(row, (b"", None))
+            if tokens is not None and key == keys[place]:
+                encoded[place] = tokens
+            else:
+                unknown.setdefault(lengths[place], []).append(place)
+        self.asked += len(rows)
+        self.found += len(encoded)
+        groups = [
+            places[start : start + TOGETHER] for places in unknown.values() for start in range(0, len(places), TOGETHER)
+        ]
+        for group, states in zip(
+            groups, self._threads.map(partial(self._encode_group, ids, lengths), groups), strict=True
+        ):
+            for place, tokens in zip(group, states, strict=False):
+                encoded[place] = tokens
+                self._remember(rows[place], keys[place], tokens)
+        tokens = next(iter(encoded.values()))
+        out = tokens.new_zeros(len(rows), ids.shape[1], tokens.shape[1])
+        for place, tokens in encoded.items():
+            out[place, : len(tokens)] = tokens
+        return out
+
+    def _encode_group(self, ids: Tensor, lengths: list[int], group: list[int]) -> Tensor:
+        """Tokens (TOGETHER, n, D) of texts of one length; the last one fills a group that is not full."""
+        full = group + group[-1:] * (TOGETHER - len(group))
+        length = lengths[group[0]]
+        return self._encoder.encode(ids[full, :length], torch.ones(TOGETHER, length, dtype=torch.bool))
+
+    def take_counts(self) -> dict[str, float]:
+        """How often an encoding was remembered since the last look, and what the memory holds."""
+        share = self.found / max(self.asked, 1)
+        self.asked = self.found = 0
+        return {"remembered_share": share, "remembered_mib": self.bytes / 2**20}
+
+    def _remember(self, row: int, key: bytes, tokens: Tensor) -> None:
+        """Keep a post's encoding in place of its last one. Posts that came first keep their place: in a pass over all
+        posts, making room for the newest would throw out each before it is asked for again.
+        """
+        size = tokens.numel() * tokens.element_size()
+        if row not in self._known:
+            if self.bytes + size > self._budget:
+                return
+            self.bytes += size
+        self._known[row] = (key, tokens.clone())

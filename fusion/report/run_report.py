@@ -1,0 +1,134 @@
+"""A finished, evaluated run in, one HTML file out that holds everything: opened offline, read on a phone, printed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusion.config import Config
+from fusion.explanation.explain import DEFAULT_METHOD, cache_of, explain_cached
+from fusion.report.calibration import reliability
+from fusion.report.cards import Card, card, render
+from fusion.report.gallery import most_wrong, name_of, rows_of
+from fusion.report.plots import curves, reliability_diagram
+from fusion.run import Run
+from pipeline.common.errors import InputError
+from pipeline.encoders.from_fingerprint import same_text_encoder
+from pipeline.extraction.sources import Sources
+from pipeline.posts.manifest import LABELS
+
+WORST = 12
+SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
+
+
+def write_report(
+    run: Run,
+    path: Path,
+    device: torch.device,
+    *,
+    split: str = "test",
+    worst: int = WORST,
+    method: str = DEFAULT_METHOD,
+    cache_folder: Path | None = None,
+    text_encoder: str | None = None,
+) -> dict[str, Any]:
+    """Write the report of a run; what stands in it, in short, is returned.
+
+    The posts it got most wrong are explained where the cache is still there; their pictures are shown where the image
+    files are. Raises InputError if the run was not evaluated on the split.
+    """
+    evaluation, facts = run.evaluation(split), run.facts
+    bins, error = reliability(evaluation["posts"])
+    labels = {post["id"]: post["label"] for post in evaluation["posts"]}
+    wrong = {id_: labels[id_] for id_ in most_wrong(evaluation, worst)}
+    cards, trouble = _worst(run, wrong, device, method, cache_folder, text_encoder)
+    shares = [[count / max(1, sum(row)) for count in row] for row in evaluation["confusion"]["counts"]]
+    render(
+        "report.html.j2",
+        path,
+        name=name_of(run),
+        facts=facts,
+        result=evaluation,
+        scores=SCORES,
+        labels=LABELS,
+        shares=shares,
+        rows=_rows(evaluation),
+        plots=curves(run.metrics(), facts["best_epoch"]),
+        diagram=reliability_diagram(bins),
+        bins=bins,
+        error=error,
+        cards=cards,
+        trouble=trouble,
+        method=method,
+        config=_settings(run.config),
+        fingerprint=list(_flat(facts["fingerprint"])),
+    )
+    return {
+        "report": str(path),
+        "split": split,
+        **{name: evaluation[name] for name in SCORES},
+        "expected_calibration_error": error,
+        "explained": [one.id for one in cards],
+    }
+
+
+def _worst(
+    run: Run,
+    labels: dict[str, str],
+    device: torch.device,
+    method: str,
+    cache_folder: Path | None,
+    text_encoder: str | None,
+) -> tuple[list[Card], str]:
+    """Cards of posts, given as id -> label; and what to say in their place if their features or the tokenizer can't be
+    had any more.
+    """
+    if not labels:
+        return [], "no posts were asked for"
+    try:
+        cache = cache_of(run, cache_folder)
+        rows = rows_of(cache, list(labels))
+        marks = run.facts["fingerprint"]["text"]
+        encoder = same_text_encoder(marks, str(device), folder=text_encoder, owner=run.folder)
+    except InputError as error:
+        return [], str(error)
+    sources = Sources(cache)
+    posts = sources.posts
+    view = run.facts["fingerprint"]["image"]["transform"]
+    found = explain_cached(run, cache, rows, device, encoder, method)
+    return [
+        card(
+            posts[row].id,
+            posts[row].text,
+            labels[posts[row].id],
+            picture,
+            [("Where it looks", "", explanation, view)],
+        )
+        for row, explanation, picture in zip(rows, found, sources.pictures(rows.tolist()), strict=True)
+    ], ""
+
+
+def _rows(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str, list[float]]]]:
+    """The table of scores: name, scores, and their intervals where there are any."""
+    floor, clean = evaluation["versus_probe"], evaluation["without_duplicates"]
+    return [
+        ("this model", evaluation, evaluation["interval"]),
+        *([(f"without duplicates ({clean['posts']} posts)", clean, {})] if clean else []),
+        *((name.replace("_", " "), scores, {}) for name, scores in evaluation["controls"].items()),
+        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"], {}),
+        ("model - probe", floor["difference"], floor["interval"]),
+    ]
+
+
+def _settings(config: Config) -> list[tuple[str, Any, Any, bool]]:
+    """Each setting: its name, its value, the default, and whether they differ."""
+    defaults = Config().model_dump()
+    return [(key, value, defaults[key], value != defaults[key]) for key, value in config.model_dump().items()]
+
+
+def _flat(marks: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A nested fingerprint as rows: image.name, image.transform.size, ..."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in marks.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return rows

@@ -1,0 +1,1 @@
+"""Trains a model from the cache, on one process or several."""
