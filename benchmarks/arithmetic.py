@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.config import Config
-from fusion.models.fusion_model import Dimensions
+from fusion.models.base import Dimensions
 from fusion.models.masking import hidden_counts
 
 

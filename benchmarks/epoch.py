@@ -23,7 +23,8 @@ from extract import Encoders, data_sets, load  # the benchmark beside this one
 from fusion.config import load_config
 from fusion.data.batches import Batch, collate
 from fusion.data.feature_store import Features
-from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.models.base import Dimensions
+from fusion.models.fusion_model import FusionModel
 from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.arithmetic import Product, TextSize, reencoding_products, step_products
 from fusion.config import load_config
 from fusion.models import fast_losses as fast
-from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.models.base import Dimensions
+from fusion.models.fusion_model import FusionModel
 from tests.test_fast import encode
 from tests.toy import VOCABULARY, random_batch
 

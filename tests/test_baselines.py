@@ -11,12 +11,14 @@ from click.testing import CliRunner
 
 from cli import cli
 from fusion.config import Config, load_config
-from fusion.evaluation.evaluate import evaluate, precision, predict
+from fusion.evaluation.evaluate import evaluate
+from fusion.evaluation.predict import predict
+from fusion.models.base import Dimensions
 from fusion.models.baselines.clmlf import label_contrastive
 from fusion.models.baselines.itignn import interaction_graph
 from fusion.models.baselines.mvcn import sparsemax
 from fusion.models.baselines.parts import supervised_contrastive
-from fusion.models.fusion_model import Dimensions
+from fusion.models.precision import precision
 from fusion.models.registry import BASELINES, CLASSES, build_model, model_class
 from fusion.run import Run
 from fusion.training.train import train

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.evaluation.compare import compare
-from fusion.evaluation.evaluate import score, scores_of_counts
+from fusion.evaluation.metrics import score, scores_of_counts
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2, 2])
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from fusion.evaluation.evaluate import controls, predict, score
+from fusion.evaluation.evaluate import controls
+from fusion.evaluation.metrics import score
+from fusion.evaluation.predict import predict
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from tests.commands import invoke

@@ -6,7 +6,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from fusion.evaluation import evaluate as evaluation
-from fusion.evaluation.evaluate import bootstrap, evaluate, predict, score
+from fusion.evaluation.evaluate import evaluate
+from fusion.evaluation.metrics import bootstrap, score
+from fusion.evaluation.predict import predict
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from tests.test_train import run_of
@@ -38,7 +40,7 @@ def test_resampled_scores_are_scikit_learns():
     truth, predicted = random.integers(0, 3, 23), random.integers(0, 3, 23)
     draws = random.integers(0, 23, (40, 23))
     draws[0] = np.flatnonzero(truth == truth[0])[0]  # one class only
-    values = evaluation._resampled(truth, predicted, draws)
+    values = metrics._resampled(truth, predicted, draws)
     for number, draw in enumerate(draws):
         t, p = truth[draw], predicted[draw]
         assert values["accuracy"][number] == pytest.approx(accuracy_score(t, p))

@@ -15,7 +15,8 @@ from fusion.inference import onnx
 from fusion.inference.export import export
 from fusion.inference.onnx import write_onnx
 from fusion.inference.predictor import Predictor
-from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.models.base import Dimensions
+from fusion.models.fusion_model import FusionModel
 from fusion.run import Run
 from fusion.training.train import train
 from pipeline.cache.reader import Cache

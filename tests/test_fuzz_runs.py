@@ -11,7 +11,7 @@ import pytest
 
 from fusion.evaluation.evaluate import table
 from fusion.inference.model_card import model_card
-from fusion.models.fusion_model import Dimensions
+from fusion.models.base import Dimensions
 from fusion.models.registry import build_model
 from fusion.report.calibration import reliability
 from fusion.report.gallery import most_wrong

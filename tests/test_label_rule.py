@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies
 
 from fusion.config import load_config
-from fusion.evaluation.evaluate import predict
+from fusion.evaluation.predict import predict
 from fusion.explanation.attribution import METHODS, head_weights, trace
 from fusion.models import fast_losses as fast
 from fusion.models.label_rule import auxiliary_loss, known_labels, log_masses, outcome

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fusion.config import load_config
-from fusion.evaluation.evaluate import evaluate, partners, predict
+from fusion.evaluation.evaluate import evaluate, partners
+from fusion.evaluation.predict import predict
 from fusion.experiments.reproduce import Task
 from fusion.experiments.tables.markdown import lines_of, markdown
 from fusion.experiments.tables.rows import FULL, TABLES, rows_of

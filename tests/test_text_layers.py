@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModel
 
 from fusion.config import load_config
-from fusion.evaluation.evaluate import predict
+from fusion.evaluation.predict import predict
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.training.train import masking_encoder
 from pipeline.cache.reader import Cache

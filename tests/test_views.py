@@ -12,7 +12,8 @@ from timm.data import create_transform
 from fusion.config import load_config
 from fusion.data.batches import in_order, read_batch, sampled_views
 from fusion.data.feature_store import Features
-from fusion.evaluation.evaluate import controls, predict
+from fusion.evaluation.evaluate import controls
+from fusion.evaluation.predict import predict
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.run import Run
 from fusion.training.train import Means

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion.evaluation.evaluate import LEVEL, RESAMPLES, Scores, score, scores_of_counts
+from fusion.evaluation.metrics import LEVEL, RESAMPLES, Scores, score, scores_of_counts
 from pipeline.posts.manifest import LABELS
 
 _CHUNK = 500  # resamples at a time: (500, posts) of weights are held

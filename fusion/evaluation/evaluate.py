@@ -5,74 +5,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fusion.data.batches import in_order, read_batch
-from fusion.data.feature_store import Features
 from fusion.evaluation.linear_probe import kinds_of, probe
+from fusion.evaluation.metrics import _CODES, LEVEL, RESAMPLES, SCORES, Scores, bootstrap, score
+from fusion.evaluation.predict import predict
 from fusion.models.fusion_model import FusionModel
-from fusion.models.precision import precision
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import first_difference
 from pipeline.posts.manifest import LABELS, read_splits
 
-RESAMPLES = 10_000
-LEVEL = 0.95
 SHUFFLES = 3
-SCORES = ("accuracy", "weighted_f1", "macro_f1")
-_CODES = tuple(range(len(LABELS)))
-
-Scores = dict[str, float]
-
-
-@torch.inference_mode()
-def predict(
-    model: FusionModel,
-    cache: Cache,
-    rows: np.ndarray,
-    device: torch.device,
-    *,
-    batch_size: int = 64,
-    image_rows: np.ndarray | None = None,
-    features: Features | None = None,
-) -> np.ndarray:
-    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
-
-    A model that was trained on sampled views answers by the mean over all views.
-    Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
-    `features`: where the rows' features lie already.
-    """
-    model.eval()
-    order = np.argsort(cache.lengths[rows], kind="stable")
-    batches = list(in_order(order, batch_size))
-    features = features or Features(cache, rows, device, "map")
-    views = cache.views if model.config.views == "sample" else 1
-    probabilities = np.zeros((len(rows), len(LABELS)))
-    for view in range(views):
-        shown = np.full(len(cache), view)
-        if image_rows is None:
-            read = features.batches((rows[at] for at in batches), shown)
-        else:
-            read = (
-                read_batch(cache, rows[at], device, image_rows=image_rows[at], views=shown[rows[at]]) for at in batches
-            )
-        for at, batch in zip(batches, read, strict=True):
-            with precision(model.config, device):
-                logits = model(batch)
-            probabilities[at] += logits.double().softmax(dim=1).cpu().numpy()
-    return probabilities / views
-
-
-def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
-    """Accuracy, weighted F1 and macro F1 over all three classes; a class never predicted counts as 0."""
-    options: dict[str, Any] = {"labels": _CODES, "zero_division": 0}
-    return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "weighted_f1": float(f1_score(truth, predicted, average="weighted", **options)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", **options)),
-    }
 
 
 def evaluate(
@@ -203,42 +148,6 @@ def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndar
         "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, floor.test_predictions)},
         "only_model_right": int((right & ~probe_right).sum()),
         "only_probe_right": int((~right & probe_right).sum()),
-    }
-
-
-def bootstrap(
-    truth: np.ndarray, predicted: np.ndarray, other: np.ndarray | None = None, *, seed: int = 0
-) -> dict[str, list[float]]:
-    """Percentile intervals of each score over resampled posts; with `other`, of the paired difference predicted -
-    other.
-    """
-    draws = np.random.default_rng(seed).integers(0, len(truth), (RESAMPLES, len(truth)))
-    values = _resampled(truth, predicted, draws)
-    if other is not None:
-        against = _resampled(truth, other, draws)
-        values = {name: values[name] - against[name] for name in values}
-    tail = 100 * (1 - LEVEL) / 2
-    return {name: np.percentile(sample, [tail, 100 - tail]).tolist() for name, sample in values.items()}
-
-
-def _resampled(truth: np.ndarray, predicted: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """`score` for every row of `draws` at once, from confusion counts."""
-    k = len(LABELS)
-    cells = (truth * k + predicted)[draws]
-    counts = np.stack([(cells == cell).sum(axis=1) for cell in range(k * k)], axis=1).reshape(-1, k, k)
-    return scores_of_counts(counts)
-
-
-def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`score` of many confusion matrices (R, classes, classes), rows the truth: (R,) each."""
-    counts = counts.astype(float)
-    hits, actual, guessed = counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
-    f1 = 2 * hits / np.maximum(actual + guessed, 1)  # a class neither there nor guessed counts as 0, as in `score`
-    total = counts.sum(axis=(1, 2))
-    return {
-        "accuracy": hits.sum(axis=1) / total,
-        "weighted_f1": (f1 * actual).sum(axis=1) / total,
-        "macro_f1": f1.mean(axis=1),
     }
 
 

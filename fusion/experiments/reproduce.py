@@ -15,8 +15,9 @@ import torch
 
 from fusion.config import Config
 from fusion.data.folds import fold_files
-from fusion.evaluation.evaluate import partners, predict
+from fusion.evaluation.evaluate import partners
 from fusion.evaluation.linear_probe import probe
+from fusion.evaluation.predict import predict
 from fusion.experiments.processes import in_processes
 from fusion.experiments.tables.rows import FULL, Row, rows_of
 from fusion.experiments.tables.table_file import read_answers

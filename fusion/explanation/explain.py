@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.evaluation.evaluate import predict
+from fusion.evaluation.predict import predict
 from fusion.explanation.attribution import METHODS, Features, Weights, trace
 from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fusion.data.batches import Batch, collate
-from fusion.evaluation.evaluate import precision
 from fusion.models.fusion_model import FusionModel
+from fusion.models.precision import precision
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder

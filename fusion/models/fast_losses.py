@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fusion.data.batches import Batch
-from fusion.models.fusion_model import FusionModel, Losses, TiedWordHead
+from fusion.models.base import Losses
+from fusion.models.fusion_model import FusionModel, TiedWordHead
 from fusion.models.kernels import word_loss
 from fusion.models.masking import hidden_counts
 from fusion.models.transformer import EncoderLayer, Transformer

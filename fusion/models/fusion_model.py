@@ -1,7 +1,5 @@
 """The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
 
-from dataclasses import dataclass, replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,56 +7,13 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import cross_attention
+from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.label_rule import LabelRule, auxiliary_loss, log_masses
 from fusion.models.logit_adjustment import adjusted_loss
 from fusion.models.masking import hide_highest, image_guidance, masked_ids, word_pieces
-from fusion.models.reencoding import FrozenText
 from fusion.models.transformer import Transformer
 
 SEGMENT_DEVIATION = 0.02  # BERT's; PyTorch's own, 1, would drown the rows that the vectors are added to
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes."""
-
-    channels: int
-    text_width: int
-    vocabulary: int
-    classes: int = 3
-    patches: int = 49
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over.
-
-    `total` is what is minimised; `auxiliary` is the label rule's own loss, None without the rule.
-    """
-
-    sentiment: Tensor
-    mlm: Tensor
-    total: Tensor
-    hidden: int
-    auxiliary: Tensor | None = None
-
-    def with_words(self, mlm: Tensor, hidden: int, mlm_weight: float) -> "Losses":
-        """These losses and the one of eq 25, over so many hidden positions (eq 13)."""
-        return replace(self, mlm=mlm, total=self.total + mlm_weight * mlm, hidden=hidden)
-
-    @property
-    def means(self) -> list[Tensor]:
-        """Those there are of the means over posts, over hidden positions and over known labels."""
-        return [self.sentiment, self.mlm, *([] if self.auxiliary is None else [self.auxiliary])]
-
-    def share(self, posts: float, hidden: float, known: float, config: Config) -> Tensor:
-        """What this part of a batch adds to the batch's total, whose losses are means over all that is in the batch.
-
-        posts, hidden, known: the part's shares of the batch's posts (eq 16), of its hidden positions (eq 25), and of
-        its known labels of texts and images (the label rule).
-        """
-        shared = (self.total - config.mlm_weight * self.mlm) * posts + config.mlm_weight * hidden * self.mlm
-        return shared if self.auxiliary is None else shared + config.auxiliary_weight * (known - posts) * self.auxiliary
 
 
 class FusionModel(nn.Module):

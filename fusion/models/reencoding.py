@@ -2,24 +2,15 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fusion.data.batches import Batch
+from fusion.models.base import FrozenText
 from fusion.models.masking import masked_ids
 
 TOGETHER = 8  # texts encoded in one call on a CPU
-
-
-class FrozenText(Protocol):
-    """What re-encoding needs of the frozen text encoder (pipeline.encoders.load.TextEncoder is one)."""
-
-    mask_id: int
-
-    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids (B, n) under mask (B, n) to last_hidden_state (B, n, D)."""
 
 
 class Reencoder:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fusion.config import Config
-from fusion.models.fusion_model import Dimensions
+from fusion.models.base import Dimensions
 
 CLASSES = {
     "fusion": "fusion.models.fusion_model.FusionModel",

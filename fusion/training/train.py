@@ -21,9 +21,11 @@ from tqdm import tqdm
 from fusion.config import Config
 from fusion.data.batches import in_order
 from fusion.data.feature_store import Features, Place
-from fusion.evaluation.evaluate import predict, score
 from fusion.evaluation.linear_probe import require_all_classes
-from fusion.models.fusion_model import Dimensions, FusionModel
+from fusion.evaluation.metrics import score
+from fusion.evaluation.predict import predict
+from fusion.models.base import Dimensions
+from fusion.models.fusion_model import FusionModel
 from fusion.models.label_rule import require_modality_labels
 from fusion.models.logit_adjustment import training_log_prior
 from fusion.models.precision import resolved

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusion.evaluation.compare import Difference, compare
-from fusion.evaluation.evaluate import LEVEL, SCORES, Scores, score
+from fusion.evaluation.metrics import LEVEL, SCORES, Scores, score
 from fusion.experiments.tables.rows import FULL
 from pipeline.common.markup import escaped
 

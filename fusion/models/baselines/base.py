@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.fusion_model import Dimensions, FrozenText, Losses
+from fusion.models.base import Dimensions, Losses
+from fusion.models.fusion_model import FrozenText
 
 
 class Baseline(nn.Module):

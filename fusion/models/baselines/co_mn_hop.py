@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
+from fusion.models.base import Dimensions
 from fusion.models.baselines.base import Baseline
 from fusion.models.baselines.parts import AdditiveAttention, masked_mean
-from fusion.models.fusion_model import Dimensions
 
 
 class CoMnHop(Baseline):

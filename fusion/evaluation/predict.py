@@ -1,0 +1,49 @@
+"""Class probabilities of cached posts."""
+
+import numpy as np
+import torch
+
+from fusion.data.batches import in_order, read_batch
+from fusion.data.feature_store import Features
+from fusion.models.fusion_model import FusionModel
+from fusion.models.precision import precision
+from pipeline.cache.reader import Cache
+from pipeline.posts.manifest import LABELS
+
+
+@torch.inference_mode()
+def predict(
+    model: FusionModel,
+    cache: Cache,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    image_rows: np.ndarray | None = None,
+    features: Features | None = None,
+) -> np.ndarray:
+    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
+
+    A model that was trained on sampled views answers by the mean over all views.
+    Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
+    `features`: where the rows' features lie already.
+    """
+    model.eval()
+    order = np.argsort(cache.lengths[rows], kind="stable")
+    batches = list(in_order(order, batch_size))
+    features = features or Features(cache, rows, device, "map")
+    views = cache.views if model.config.views == "sample" else 1
+    probabilities = np.zeros((len(rows), len(LABELS)))
+    for view in range(views):
+        shown = np.full(len(cache), view)
+        if image_rows is None:
+            read = features.batches((rows[at] for at in batches), shown)
+        else:
+            read = (
+                read_batch(cache, rows[at], device, image_rows=image_rows[at], views=shown[rows[at]]) for at in batches
+            )
+        for at, batch in zip(batches, read, strict=True):
+            with precision(model.config, device):
+                logits = model(batch)
+            probabilities[at] += logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities / views
