@@ -175,7 +175,8 @@ def extract(
     **encoders: Any,
 ) -> None:
     """Run both encoders once over a manifest's posts; write a feature cache. The same command goes on after a kill."""
-    from pipeline.encoders.load import NO_IMAGES, EncoderChoice, load_image_encoder, load_text_encoder
+    from pipeline.encoders.fingerprint import NO_IMAGES
+    from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.extraction import extract as extraction
     from pipeline.extraction.continued import as_before
     from pipeline.extraction.decode import start_server
@@ -885,7 +886,7 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
 
 def _device(name: str, quiet: bool) -> "torch.device":
     """The device to use, said at start; a fall back from a GPU is said even when quiet."""
-    from pipeline.encoders.load import resolve_device
+    from pipeline.common.device import resolve_device
 
     device = resolve_device(name)
     if name == "auto" and device.type == "cpu":

@@ -31,7 +31,7 @@ from fusion.training.allocator import keep_memory
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, new_optimizer
 from pipeline.cache.reader import Cache
-from pipeline.encoders.load import resolve_device
+from pipeline.common.device import resolve_device
 from pipeline.extraction.decode import start_server
 from pipeline.extraction.extract import extract
 from pipeline.posts.images import to_rgb

@@ -40,7 +40,8 @@ from fusion.models.precision import has_bfloat16, precision
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory
 from fusion.training.epoch import new_optimizer
-from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder, resolve_device
+from pipeline.common.device import resolve_device
+from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder
 
 PATCHES = 49
 WINDOW_POSTS = 1024  # texts that batches of like length are drawn from

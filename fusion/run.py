@@ -28,7 +28,7 @@ from pipeline.common.documents import parse_json, read_json
 from pipeline.common.errors import InputError
 from pipeline.common.files import regular_text, write_json, write_text
 from pipeline.common.folders import append_bytes, remove_file
-from pipeline.encoders.load import first_difference
+from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS, SPLITS
 
 _OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", "model.safetensors", "train_state.safetensors")

@@ -15,14 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError
-from pipeline.encoders.load import (
-    EncoderChoice,
-    first_difference,
-    load_image_encoder,
-    load_text_encoder,
-    resolve_device,
-)
+from pipeline.encoders.fingerprint import first_difference
+from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.weights import package_folder
 
 CPU = torch.device("cpu")

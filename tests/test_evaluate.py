@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from fusion.evaluation import evaluate as evaluation
+from fusion.evaluation import metrics
 from fusion.evaluation.evaluate import evaluate
 from fusion.evaluation.metrics import bootstrap, score
 from fusion.evaluation.predict import predict

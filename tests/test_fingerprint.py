@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
-from pipeline.encoders.load import EncoderChoice, first_difference, load_image_encoder, load_text_encoder
+from pipeline.encoders.fingerprint import first_difference
+from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.weights import package_folder
 from pipeline.extraction.extract import extract, fingerprint
 from pipeline.posts import images

@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS, Post
-from pipeline.posts.mvsa import judge, prepare, stratified_split
+from pipeline.posts.mvsa import judge, prepare
+from pipeline.posts.splits import stratified_split
 from tests.commands import invoke, refused
 
 POSITIVE, NEUTRAL, NEGATIVE = LABELS

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import same_text_encoder
-from pipeline.encoders.frozen import NoImages, TextEncoder
+from pipeline.encoders.image import NoImages
 from pipeline.encoders.load import EncoderChoice, load_text_encoder
+from pipeline.encoders.text import TextEncoder
 from pipeline.extraction.continued import as_before
 from pipeline.extraction.extract import extract
 from pipeline.posts.manifest import Post, write_manifest

@@ -16,7 +16,7 @@ from pipeline.cache import hdf5
 from pipeline.cache.merge import merge
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.from_fingerprint import require_images
+from pipeline.encoders.fingerprint import require_images
 from pipeline.encoders.load import NoImages
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part

@@ -14,7 +14,7 @@ from fusion.models.fusion_model import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.load import first_difference
+from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS, read_splits
 
 SHUFFLES = 3

@@ -29,8 +29,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.files import write_json
 from pipeline.common.folders import require_no_link
 from pipeline.common.locks import only_writer
-from pipeline.encoders.from_fingerprint import require_images
-from pipeline.encoders.load import first_difference
+from pipeline.encoders.fingerprint import first_difference, require_images
 from pipeline.posts.manifest import LABELS
 
 ANSWERS = "answers.json"

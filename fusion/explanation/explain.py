@@ -20,8 +20,8 @@ from fusion.models.fusion_model import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.from_fingerprint import require_images
-from pipeline.encoders.load import TextEncoder, first_difference
+from pipeline.encoders.fingerprint import first_difference, require_images
+from pipeline.encoders.load import TextEncoder
 from pipeline.posts.manifest import LABELS
 
 # The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md

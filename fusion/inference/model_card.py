@@ -8,7 +8,8 @@ import yaml
 from fusion.evaluation.evaluate import table
 from fusion.run import Run
 from pipeline.common.markup import escaped, fenced
-from pipeline.encoders.load import NO_IMAGES, PACKAGED_IMAGE, PACKAGED_TEXT
+from pipeline.encoders.fingerprint import NO_IMAGES
+from pipeline.encoders.load import PACKAGED_IMAGE, PACKAGED_TEXT
 from pipeline.posts.manifest import LABELS, SPLITS, read_splits
 
 _HEAD = """---

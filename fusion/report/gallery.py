@@ -20,8 +20,9 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, regular_bytes, write_json
 from pipeline.common.folders import remove_file, require_no_link
-from pipeline.encoders.from_fingerprint import require_images, same_text_encoder
-from pipeline.encoders.load import TextEncoder, first_difference
+from pipeline.encoders.fingerprint import first_difference, require_images
+from pipeline.encoders.from_fingerprint import same_text_encoder
+from pipeline.encoders.load import TextEncoder
 from pipeline.extraction.sources import Sources, decoding_problem
 from pipeline.posts.manifest import LABELS
 

@@ -40,7 +40,8 @@ from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step, new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.from_fingerprint import require_images, same_text_encoder
+from pipeline.encoders.fingerprint import require_images
+from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 
 EpochLine = dict[str, Any]

@@ -11,7 +11,7 @@ from pipeline.cache.reader import Cache, clear
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent
 from pipeline.common.locks import only_writer
-from pipeline.encoders.load import first_difference
+from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import Post
 
 

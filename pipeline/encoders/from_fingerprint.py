@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError
+from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import (
     NO_IMAGES,
     PACKAGED_TEXT,
@@ -16,10 +18,8 @@ from pipeline.encoders.load import (
     ImageEncoder,
     NoImages,
     TextEncoder,
-    first_difference,
     load_image_encoder,
     load_text_encoder,
-    resolve_device,
 )
 from pipeline.encoders.weights import Unreachable
 
@@ -84,12 +84,6 @@ def same_text_encoder(
         ) from None
     _refuse_another({**marks, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
     return encoder
-
-
-def require_images(marks: Mapping[str, Any], owner: object, what: str) -> None:
-    """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
-    if marks["image"]["name"] == NO_IMAGES:
-        raise InputError(f"{owner}: made of texts alone (--image-encoder none), and {what}")
 
 
 def _refuse_another(marks: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:

@@ -3,15 +3,17 @@
 timm and transformers are imported only when an encoder is loaded.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError
-from pipeline.encoders.frozen import NO_IMAGES, ImageEncoder, NoImages, TextEncoder
+from pipeline.encoders.fingerprint import NO_IMAGES
+from pipeline.encoders.image import ImageEncoder, NoImages
+from pipeline.encoders.text import TextEncoder
 from pipeline.encoders.views import VIEWS
 from pipeline.encoders.weights import (
     cached_or_fetched,
@@ -47,20 +49,6 @@ class EncoderChoice:
     device: str = "auto"
     offline: bool = False  # ask the hub's local cache, never the hub
     split_special_tokens: bool = True  # a literal [MASK] in a text is text; caches made before this read it as [MASK]
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA GPU, else the CPU. float32 then means float32: TF32 is switched off."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
-    return device
 
 
 def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
@@ -149,17 +137,3 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         layers=choice.text_layers,
         split_special_tokens=choice.split_special_tokens,
     )
-
-
-def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first field in which two fingerprints differ, with both values, as `image.weights_sha256: A, not B`; else
-    None.
-    """
-    for key in [*expected, *(key for key in found if key not in expected)]:
-        a, b = expected.get(key), found.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if inner := first_difference(a, b, f"{prefix}{key}."):
-                return inner
-        elif a != b:
-            return f"{prefix}{key}: {a}, not {b}"
-    return None

@@ -19,7 +19,8 @@ import numpy as np
 from pipeline.cache import hdf5
 from pipeline.common.errors import InputError
 from pipeline.common.files import regular_bytes, sha256_of_file
-from pipeline.encoders.load import ImageEncoder, TextEncoder, first_difference
+from pipeline.encoders.fingerprint import first_difference
+from pipeline.encoders.load import ImageEncoder, TextEncoder
 from pipeline.extraction.encode import text_problem, text_sha256
 from pipeline.posts.manifest import Post
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import Post, choice, read_lines, require_name
-from pipeline.posts.mvsa import Prepared, class_counts, duplicates_of_training, given_split, stratified_split
+from pipeline.posts.splits import Prepared, class_counts, duplicates_of_training, given_split, stratified_split
 
 COLUMNS = ("id", "text", "label", "split")
 

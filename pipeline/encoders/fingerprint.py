@@ -1,0 +1,28 @@
+"""Compares the fingerprints of encoders: everything that changes the meaning of their features, and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.common.errors import InputError
+
+NO_IMAGES = "none"  # in place of an image encoder's name
+
+
+def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first field in which two fingerprints differ, with both values, as `image.weights_sha256: A, not B`; else
+    None.
+    """
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        a, b = expected.get(key), found.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if inner := first_difference(a, b, f"{prefix}{key}."):
+                return inner
+        elif a != b:
+            return f"{prefix}{key}: {a}, not {b}"
+    return None
+
+
+def require_images(marks: Mapping[str, Any], owner: object, what: str) -> None:
+    """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
+    if marks["image"]["name"] == NO_IMAGES:
+        raise InputError(f"{owner}: made of texts alone (--image-encoder none), and {what}")

@@ -1,0 +1,113 @@
+"""The frozen image encoder: pictures to patches and their mean, and the fingerprint of what it computes (eqs 1-3)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.common.errors import InputError
+from pipeline.encoders.fingerprint import NO_IMAGES
+from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
+from pipeline.encoders.transform import picture_transform
+from pipeline.encoders.views import VIEWS
+from pipeline.posts import images
+
+
+class ImageEncoder:
+    """A frozen timm model with a patch grid (eq 1). `pixels_shape` is (3, S, S), with several views (V, 3, S, S)."""
+
+    def __init__(self, model: Any, name: str, *, dtype: str, device: torch.device, views: int = 1) -> None:
+        from timm.data import create_transform, resolve_data_config
+
+        self.name = name
+        self._model = freeze(model, device)
+        self._dtype = COMPUTE_DTYPES[dtype]
+        self.device = device
+        config = resolve_data_config({}, model=model)
+        steps = create_transform(**config, normalize=False).transforms
+        self.transform: Any = picture_transform(steps, name, views)
+        self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
+        self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
+        self.pixels_shape: tuple[int, ...] = tuple(config["input_size"])
+        if views > 1:
+            self.pixels_shape = (views, *self.pixels_shape)
+        self.patches_shape = self._probe_grid()
+        self.fingerprint: dict[str, Any] = {
+            "name": name,
+            "weights_sha256": weights_sha256(model),
+            "transform": {
+                "size": config["input_size"][1],
+                "crop_pct": config["crop_pct"],
+                "crop_mode": config["crop_mode"],
+                "interpolation": config["interpolation"],
+                "mean": list(config["mean"]),
+                "std": list(config["std"]),
+                "decoder": images.DECODER,
+            },
+            "views": list(VIEWS[:views]),
+            "compute_dtype": dtype,
+        }
+
+    def describe(self) -> str:
+        patches, channels = self.patches_shape
+        views = "".join(f"{count} views of " for count in self.pixels_shape[:-3])
+        return f"{self.name} ({views}{patches} x {channels})"
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """An RGB picture, resized and cropped: uint8 of `pixels_shape`. Raises ImageProblem for one that is too long
+        and thin for that.
+        """
+        return self.transform(picture)
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features of a batch of `pixels()`: patches (B, m, C), row-major, and their mean (B, C); both float32. Of
+        several views (B, V, m, C) and (B, V, C). Eqs 1, 2.
+        """
+        pictures = pixels.reshape(-1, *pixels.shape[-3:])
+        with torch.inference_mode(), compute_precision(self.device, self._dtype):
+            # One memory layout, whatever the pixels came in: another one takes other kernels, which round differently.
+            x = torch.from_numpy(pictures).to(self.device).float().contiguous(memory_format=torch.channels_last)
+            x = x.div_(255).sub_(self._mean).div_(self._std)
+            patches = _rows(self._model, self._model.forward_features(x)).float()  # eq 1
+            pooled = patches.mean(dim=1)  # eq 2
+        of = pixels.shape[:-3]
+        return patches.cpu().numpy().reshape(*of, *patches.shape[1:]), pooled.cpu().numpy().reshape(*of, -1)
+
+    def _probe_grid(self) -> tuple[int, int]:
+        """(m, C), read off one blank picture."""
+        try:
+            patches, _ = self.encode(np.zeros((1, *self.pixels_shape[-3:]), np.uint8))
+        except ValueError as error:
+            raise InputError(f"--image-encoder {self.name}: {error}") from None
+        return patches.shape[1], patches.shape[2]
+
+
+class NoImages(ImageEncoder):
+    """Stands where an image encoder would, for texts alone: no pixels in, features of no size out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.name = NO_IMAGES
+        self.device = device
+        self.transform = None
+        self.pixels_shape = (3, 1, 1)
+        self.patches_shape = (0, 0)
+        self.fingerprint = {"name": NO_IMAGES}
+
+    def describe(self) -> str:
+        return "no image encoder"
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(pixels), 0, 0), np.float32), np.zeros((len(pixels), 0), np.float32)
+
+
+def _rows(model: nn.Module, features: Tensor) -> Tensor:
+    """timm's forward_features as (B, m, C), row-major, without prefix tokens (class or register tokens)."""
+    if features.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return features.flatten(1, 2)
+    if features.ndim == 4:
+        return features.flatten(2).transpose(1, 2)
+    if features.ndim == 3:
+        return features[:, getattr(model, "num_prefix_tokens", 0) :]
+    raise ValueError(f"gives no patch grid (its features have shape {tuple(features.shape)})")

@@ -1,0 +1,95 @@
+"""Divides posts into training, validation and test, and counts what the splits have in common."""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import InputError
+from pipeline.common.files import regular_bytes
+from pipeline.posts.manifest import LABELS, SPLITS, Post, comparable_text, read_splits
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The posts that survive the label rule, in the order of their ids, and the counts behind them."""
+
+    posts: list[Post]
+    summary: dict[str, Any]
+
+
+def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int) -> list[Post]:
+    """Give every labelled post a split, each class in the given ratios of train, val and test; the remainder goes to
+    train.
+    """
+    if len(ratios) != len(SPLITS) or min(ratios) < 0 or ratios[0] <= 0:
+        raise InputError(f"--ratios must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}")
+    draw = random.Random(seed)
+    split_of: dict[str, str] = {}
+    for label in LABELS:
+        ids = [post.id for post in posts if post.label == label]
+        draw.shuffle(ids)
+        val, test = (int(len(ids) * ratio / sum(ratios) + 1e-9) for ratio in ratios[1:])
+        split_of.update(dict.fromkeys(ids, "train"))
+        split_of.update(dict.fromkeys(ids[:val], "val"))
+        split_of.update(dict.fromkeys(ids[val : val + test], "test"))
+    return [replace(post, split=split_of.get(post.id)) for post in posts]
+
+
+def class_counts(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+    """Posts of each class by split; `none` are those that the split leaves out."""
+    return {
+        split or "none": {label: counts[label] for label in LABELS}
+        for split in (*SPLITS, None)
+        if (counts := Counter(post.label for post in posts if post.split == split))
+    }
+
+
+def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
+    """Posts with the split that the file gives them, and how many rows of the file name no post here."""
+    assignments = read_splits(path)
+    for post in posts:
+        given = assignments.get(post.id)
+        if given and given.label and post.label and given.label != post.label:
+            raise InputError(
+                f"{path}: post {post.id!r} is {given.label} there but {post.label} by the data set's own labels; "
+                "mend the file, or leave its label column out"
+            )
+    unmatched = len(assignments.keys() - {post.id for post in posts})
+    if unmatched == len(assignments):
+        raise InputError(f"{path}: not one of its {unmatched} ids is a post of this data set")
+    placed = []
+    for post in posts:
+        given = assignments.get(post.id)
+        label = post.label or (given.label if given else None)
+        placed.append(replace(post, label=label, split=given.split if given else None))
+    return placed, unmatched
+
+
+def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+    """For val and test: how many posts repeat a training post's text, or its image byte for byte."""
+    texts = {post.id: comparable_text(post.text) for post in posts if post.text is not None}
+    images = {post.id: _image_sha256(post.image) for post in posts if post.image is not None}
+    counts = {}
+    for split in SPLITS[1:]:
+        here = [post.id for post in posts if post.split == split]
+        same_text = _repeats(here, posts, texts)
+        same_image = _repeats(here, posts, images)
+        counts[split] = {"text": len(same_text), "image": len(same_image), "either": len(same_text | same_image)}
+    return counts
+
+
+def _image_sha256(image: Path) -> bytes | None:
+    """Of a file that extraction would read, too."""
+    try:
+        return hashlib.sha256(regular_bytes(image)).digest()
+    except OSError:
+        return None
+
+
+def _repeats(ids: Iterable[str], posts: Sequence[Post], key_of: dict[str, Any]) -> set[str]:
+    in_training = {key_of.get(post.id) for post in posts if post.split == "train"} - {None}
+    return {id_ for id_ in ids if key_of.get(id_) in in_training}
