@@ -458,11 +458,11 @@ def sweep(
     base = load_config(preset, config_file, settings)
     space = read_space(space_file, base)
     chosen = str(_device(device, quiet))
-    task = sweeping.Task(
+    spec = sweeping.SweepSpec(
         cache_dir.resolve(), out.resolve(), base, chosen, splits and splits.resolve(), text_encoder, jobs
     )
     with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
-        result = sweeping.sweep(task, space, trials, ray=ray, overwrite=overwrite, say=lambda line: _say(quiet, line))
+        result = sweeping.sweep(spec, space, trials, ray=ray, overwrite=overwrite, say=lambda line: _say(quiet, line))
     if json_file:
         write_json(json_file, result)
     _show(quiet, f"\n{shown(result['rows'])}\n")

@@ -10,7 +10,8 @@ from fusion.config import load_config
 from fusion.data.folds import write_folds
 from fusion.experiments.journal import check_journal
 from fusion.experiments.search_space import read_space
-from fusion.experiments.sweep import Task, _clear
+from fusion.experiments.study import SweepSpec
+from fusion.experiments.sweep import _clear
 from fusion.experiments.tables.table_file import read_answers, read_table
 from pipeline.common.errors import InputError
 from tests.commands import invoke
@@ -179,7 +180,7 @@ def test_a_trial_folder_that_is_a_link_is_neither_written_nor_cleared(commands, 
     (place / "sweep" / "ray").mkdir()
     (place / "sweep" / "ray" / "notes").write_text("mine")
     (place / "sweep" / "trial-0003").write_text("a file")
-    _clear(Task(place / "cache", place / "sweep", load_config(settings=SETTINGS), "cpu"))
+    _clear(SweepSpec(place / "cache", place / "sweep", load_config(settings=SETTINGS), "cpu"))
     assert (place / "decoy" / "model.safetensors").read_text() == "mine"
     assert (place / "sweep" / "ray" / "notes").read_text() == "mine"  # Ray Tune did not make it
     assert not (place / "sweep" / "journal.log").exists()

@@ -19,7 +19,7 @@ from fusion.experiments.tables.rows import FULL, TABLES, rows_of
 from fusion.models.registry import BASELINES
 from fusion.run import Run
 from pipeline.common.errors import InputError
-from pipeline.encoders.from_fingerprint import NO_IMAGES
+from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.posts.manifest import read_splits
 from tests.commands import ROOT, invoke, refused
 from tests.conftest import CPU

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.cache import memory_of_readers
 from fusion.config import load_config
+from fusion.experiments import study
 from fusion.experiments import sweep as sweeping
 from fusion.experiments.search_space import configured, read_space
 from fusion.run import Run
@@ -122,7 +123,7 @@ def test_a_kill_between_any_two_epochs_or_before_the_score_is_told_changes_no_tr
 ):
     """Raise where a kill would hurt: after each state saved, before it is told, and before a trial's end is told."""
     out, stops = tmp_path / "stopped", []
-    on_epoch, write = sweeping.Teller.on_epoch, sweeping.write_results
+    on_epoch, write = study.TrialReporter.on_epoch, sweeping.write_results
 
     def stop_once(place):
         if place not in stops:
@@ -138,12 +139,12 @@ def test_a_kill_between_any_two_epochs_or_before_the_score_is_told_changes_no_tr
         stop_once(("write", len(study.trials)))
         write(study, *more)
 
-    monkeypatch.setattr(sweeping.Teller, "on_epoch", stopped_on_epoch)
+    monkeypatch.setattr(study.TrialReporter, "on_epoch", stopped_on_epoch)
     monkeypatch.setattr(sweeping, "write_results", stopped_write)
-    space, task = read_space(space_file, BASE), sweeping.Task(cache.folder, out, BASE, "cpu")
+    space, spec = read_space(space_file, BASE), sweeping.SweepSpec(cache.folder, out, BASE, "cpu")
     for _ in range(200):
         try:
-            sweeping.sweep(task, space, 13)
+            sweeping.sweep(spec, space, 13)
         except KeyboardInterrupt:
             continue
         break
@@ -165,8 +166,8 @@ def planted(cache, space_file, out, monkeypatch, scores, trials):
     monkeypatch.setattr(
         "fusion.training.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(given[now[0]])}
     )
-    task = sweeping.Task(cache.folder, out, BASE, "cpu")
-    return sweeping.sweep(task, read_space(space_file, BASE), trials)
+    spec = sweeping.SweepSpec(cache.folder, out, BASE, "cpu")
+    return sweeping.sweep(spec, read_space(space_file, BASE), trials)
 
 
 def test_a_trial_below_the_median_of_the_completed_ones_is_pruned_and_marked(cache, space_file, tmp_path, monkeypatch):
@@ -231,7 +232,7 @@ def test_the_processes_of_a_killed_sweep_end_with_it(cache, space_file, tmp_path
 
 
 def _children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Path(f"/proc/{pid}/spec/{pid}/children").read_text().split()
 
 
 def test_a_finished_sweep_is_kept_grows_on_request_and_is_replaced_when_told_so(cache, space_file, tmp_path):

@@ -1,7 +1,7 @@
 """A sweep's trials in, run by Ray Tune on the machines of a cluster that share one file system.
 
-Ray Tune places the trials and runs a lost one again; what a trial draws, when it is cut short and how it ended are the
-study's affair, as in a sweep on one machine, so that either can go on with the other's trials.
+Ray Tune places the trials and runs a lost one again; the study decides what each trial samples, when it is
+pruned and how it ended, as in a sweep on one machine, so that either can resume the other's trials.
 """
 
 import os
@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from fusion.config import Config
 from fusion.experiments.search_space import Space, configured, draw, optuna
-from fusion.experiments.sweep import Task, Teller, trainer_of
+from fusion.experiments.study import SweepSpec, TrialReporter, trainer_of
 from fusion.experiments.sweep_results import SCORE, trial_folder
 from fusion.run import Run
 from pipeline.common.errors import InputError
@@ -26,21 +26,21 @@ def run_on_ray(
     ray: Any,
     study: "optuna.Study",
     numbers: Iterator[int],
-    task: Task,
+    spec: SweepSpec,
     space: Space,
     ended: Callable[[int], None],
 ) -> None:
-    """Run the trials, `task.jobs` at a time, each on its share of the cluster's cores."""
+    """Run the trials, `spec.jobs` at a time, each on its share of the cluster's cores."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints a heading even when told to be quiet
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // task.jobs)
-    resources: dict[str, float] = {"cpu": cores, "gpu": 1 if task.device.startswith("cuda") else 0}
-    trials = _Trials(study, numbers, task, space, ended)
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // spec.jobs)
+    resources: dict[str, float] = {"cpu": cores, "gpu": 1 if spec.device.startswith("cuda") else 0}
+    trials = _Trials(study, numbers, spec, space, ended)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_train, task=task, threads=cores), resources),
-        tune_config=tune.TuneConfig(search_alg=trials, num_samples=-1, max_concurrent_trials=task.jobs),
+        tune.with_resources(tune.with_parameters(_train, spec=spec, threads=cores), resources),
+        tune_config=tune.TuneConfig(search_alg=trials, num_samples=-1, max_concurrent_trials=spec.jobs),
         run_config=tune.RunConfig(
             name="ray",
-            storage_path=str(task.out),
+            storage_path=str(spec.out),
             stop=_Pruning(trials),
             failure_config=tune.FailureConfig(max_failures=_LOSSES),
             verbose=0,
@@ -49,7 +49,7 @@ def run_on_ray(
     tuner.fit()
 
 
-def _train(drawn: dict[str, Any], task: Task, threads: int) -> None:
+def _train(drawn: dict[str, Any], spec: SweepSpec, threads: int) -> None:
     """On a worker: train one trial, telling each epoch's score, then the best one's or why it failed."""
     torch.set_num_threads(threads)
 
@@ -57,8 +57,8 @@ def _train(drawn: dict[str, Any], task: Task, threads: int) -> None:
         tune.report({"epoch": line["epoch"], SCORE: line[SCORE]})
 
     try:
-        run = Run(trial_folder(task.out, drawn["number"]))
-        score = trainer_of(task).train(run, Config(**drawn["config"]), on_epoch)
+        run = Run(trial_folder(spec.out, drawn["number"]))
+        score = trainer_of(spec).train(run, Config(**drawn["config"]), on_epoch)
     except (InputError, torch.OutOfMemoryError) as error:
         tune.report({"failed": str(error)})
     else:
@@ -72,13 +72,13 @@ class _Trials(Searcher):
         self,
         study: "optuna.Study",
         numbers: Iterator[int],
-        task: Task,
+        spec: SweepSpec,
         space: Space,
         ended: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self._study, self._numbers, self._task, self._space, self._ended = study, numbers, task, space, ended
-        self.tellers: dict[str, Teller] = {}  # by Ray Tune's name of a trial
+        self._study, self._numbers, self._task, self._space, self._ended = study, numbers, spec, space, ended
+        self.reporters: dict[str, TrialReporter] = {}  # by Ray Tune's name of a trial
         self.pruned: set[str] = set()
         self._number_of: dict[str, int] = {}
 
@@ -89,32 +89,32 @@ class _Trials(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial's number and configuration; those whose settings exclude each other fail at once."""
         for number in self._numbers:
-            teller = Teller(self._study, number)
+            reporter = TrialReporter(self._study, number)
             try:
-                config = configured(self._task.base, draw(teller.trial, self._space))
+                config = configured(self._task.base, draw(reporter.trial, self._space))
             except InputError as error:
-                teller.failed(str(error))
+                reporter.failed(str(error))
                 self._ended(number)
                 continue
-            self.tellers[trial_id], self._number_of[trial_id] = teller, number
+            self.reporters[trial_id], self._number_of[trial_id] = reporter, number
             return {"number": number, "config": config.model_dump()}
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        teller, number, said = self.tellers.pop(trial_id), self._number_of.pop(trial_id), result or {}
+        reporter, number, said = self.reporters.pop(trial_id), self._number_of.pop(trial_id), result or {}
         if trial_id in self.pruned:
-            teller.pruned()
+            reporter.pruned()
         elif "score" in said:
             self._study.tell(number, said["score"])
         else:
-            teller.failed(said.get("failed") or f"its Ray worker was lost {_LOSSES + 1} times, or raised an error")
+            reporter.failed(said.get("failed") or f"its Ray worker was lost {_LOSSES + 1} times, or raised an error")
         self._ended(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Nothing: the study's journal holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Nothing: the study's journal holds the state."""
 
 
 class _Pruning(tune.Stopper):
@@ -127,7 +127,7 @@ class _Pruning(tune.Stopper):
         if "epoch" not in result:
             return False
         try:
-            self._trials.tellers[trial_id].on_epoch(result)
+            self._trials.reporters[trial_id].on_epoch(result)
         except optuna.TrialPruned:
             self._trials.pruned.add(trial_id)
             return True

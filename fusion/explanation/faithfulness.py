@@ -21,7 +21,8 @@ from fusion.explanation.attribution import Features, methods_for
 from fusion.explanation.explain import answer_of, cache_of, weigh
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
-from fusion.models.fusion_model import FrozenText, FusionModel
+from fusion.models.base import FrozenText
+from fusion.models.fusion_model import FusionModel
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import ImageEncoder, TextEncoder

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, Losses
-from fusion.models.fusion_model import FrozenText
+from fusion.models.base import Dimensions, FrozenText, Losses
 
 
 class Baseline(nn.Module):

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, Losses
+from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.baselines.base import Baseline, losses_of
 from fusion.models.baselines.clmlf import Embedding, transformer_of
 from fusion.models.baselines.parts import AttentionPool, MlpHead, supervised_contrastive
-from fusion.models.fusion_model import FrozenText
 
 CONVOLUTIONS = 2  # our guess
 KERNEL_SIZE = 3  # our guess

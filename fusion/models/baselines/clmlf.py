@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import full_precision
-from fusion.models.base import Dimensions, Losses
+from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.baselines.base import Baseline, losses_of
 from fusion.models.baselines.parts import AttentionPool, MlpHead
-from fusion.models.fusion_model import FrozenText
 from fusion.models.transformer import Transformer
 
 IMAGE_LAYERS = 2  # the source's image_num_layers

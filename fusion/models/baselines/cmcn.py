@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, Losses
+from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.baselines.base import Baseline, losses_of
 from fusion.models.baselines.parts import AdditiveAttention
-from fusion.models.fusion_model import FrozenText
 
 UNIMODAL_WEIGHT = 0.5  # of each modality's own loss; our guess
 

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, Losses
+from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.baselines.base import Baseline, losses_of
 from fusion.models.baselines.clmlf import transformer_of
 from fusion.models.baselines.parts import AttentionPool, MlpHead, masked_mean, supervised_contrastive
-from fusion.models.fusion_model import FrozenText
 
 TEMPERATURE = 0.07  # Khosla et al. 2020, and CLMLF
 CONTRAST_WEIGHT = 0.1  # our guess

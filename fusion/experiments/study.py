@@ -1,0 +1,92 @@
+"""A sweep's trials: what they share, how one is trained, and how its outcome is reported to the Optuna study."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from optuna.storages.journal import JournalFileBackend
+
+from fusion.config import Config
+from fusion.experiments.search_space import RepeatableSampler, Space, configured, draw, optuna
+from fusion.experiments.sweep_results import (
+    SCORE,
+    trial_folder,
+)
+from fusion.experiments.trainer import Trainer
+from fusion.run import Run
+from fusion.training.train import EpochLine
+from pipeline.common.errors import InputError
+
+JOURNAL = "journal.log"
+FIRST_COMPLETE = 5  # trials that end before any is cut short
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """What all trials have in common, small enough to send to another process or machine."""
+
+    cache: Path
+    out: Path
+    base: Config
+    device: str
+    splits: Path | None = None
+    text_encoder: str | None = None
+    jobs: int = 1
+
+
+def trainer_of(spec: SweepSpec) -> Trainer:
+    """What trains this process's trials."""
+    return Trainer(spec.cache, spec.device, splits=spec.splits, text_encoder=spec.text_encoder, jobs=spec.jobs)
+
+
+def open_study(spec: SweepSpec) -> "optuna.Study":
+    """The sweep in Optuna's terms, kept in its journal."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    backend = JournalFileBackend(str(spec.out / JOURNAL))
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name="sweep",
+        direction="maximize",
+        sampler=RepeatableSampler(spec.base.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_COMPLETE, n_warmup_steps=1),
+        load_if_exists=True,
+    )
+
+
+def attempt(study: "optuna.Study", number: int, spec: SweepSpec, space: Space, trainer: Trainer) -> None:
+    """Train a trial and note in the study how it ended: complete, pruned, or failed with the reason."""
+    reporter = TrialReporter(study, number)
+    try:
+        config = configured(spec.base, draw(reporter.trial, space))
+        score = trainer.train(Run(trial_folder(spec.out, number)), config, reporter.on_epoch)
+    except optuna.TrialPruned:
+        reporter.pruned()
+    except (InputError, torch.OutOfMemoryError) as error:
+        reporter.failed(str(error))
+    else:
+        study.tell(number, score)
+
+
+class TrialReporter:
+    """Reports a trial to the study; the trial may be new, or resumed after a kill."""
+
+    def __init__(self, study: "optuna.Study", number: int) -> None:
+        self._study, self._number = study, number
+        frozen = study.get_trials(deepcopy=False)[number]
+        self.trial = optuna.Trial(study, frozen._trial_id)  # Optuna has no other way to take up a trial again
+        self._reported = set(frozen.intermediate_values)
+
+    def on_epoch(self, line: EpochLine) -> None:
+        """Note an epoch's score. Raises TrialPruned if the best so far is below the median of the completed trials."""
+        if line["epoch"] not in self._reported:
+            self.trial.report(line[SCORE], line["epoch"])
+            self._reported.add(line["epoch"])
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+    def pruned(self) -> None:
+        self._study.tell(self._number, state=optuna.trial.TrialState.PRUNED)
+
+    def failed(self, reason: str) -> None:
+        self.trial.set_user_attr("reason", " ".join(reason.split())[:500])
+        self._study.tell(self._number, state=optuna.trial.TrialState.FAIL)
