@@ -38,7 +38,7 @@ def test_two_workers_one_of_which_is_killed_make_the_plain_commands_bytes(tmp_pa
                 killed.append((number, pid))
                 threading.Timer(0.05, os.kill, (int(pid), signal.SIGKILL)).start()
 
-    monkeypatch.setattr("cli._say", lambda quiet, line: watch(line))
+    monkeypatch.setattr("pipeline.common.console.Console.say", lambda console, line: watch(line))
     started = time.monotonic()
     invoke(*arguments, "--out", tmp_path / "spread", "--engine", "ray", "--workers", "2")
     assert time.monotonic() - started < 300

@@ -13,7 +13,7 @@ import pytest
 from fusion.config import load_config
 from fusion.evaluation.evaluate import evaluate, partners
 from fusion.evaluation.predict import predict
-from fusion.experiments.reproduce import Task
+from fusion.experiments.reproduce import TableSpec
 from fusion.experiments.tables.markdown import lines_of, markdown
 from fusion.experiments.tables.rows import FULL, TABLES, rows_of
 from fusion.models.registry import BASELINES
@@ -227,13 +227,13 @@ def test_rows_that_a_cache_cannot_give_are_left_out_and_named(cache, tmp_path):
     assert [row["key"] for row in result["rows"] if not row["repeats"]] == []
     assert "Left out: views of an image sampled in training, averaged in answers (" in one_view
     two_views = write_cache(tmp_path / "views", posts=75, views=2)
-    rows, left_out = Task(two_views.folder, out, "beyond", load_config(settings=SETTINGS), "cpu").rows(two_views)
+    rows, left_out = TableSpec(two_views.folder, out, "beyond", load_config(settings=SETTINGS), "cpu").rows(two_views)
     assert rows[-1].key == "views"
     assert left_out == []
     fingerprint = {**FINGERPRINT, "image": {"name": NO_IMAGES}}
     texts = write_cache(tmp_path / "texts", posts=75, m=0, channels=0, fingerprint=fingerprint)
     text_base = load_config(settings=(*SETTINGS, "modalities=text"))
-    rows, left_out = Task(texts.folder, out, "2", text_base, "cpu").rows(texts)
+    rows, left_out = TableSpec(texts.folder, out, "2", text_base, "cpu").rows(texts)
     assert {row["title"] for row in left_out} >= {
         "linear probe, image",
         "linear probe, both",
@@ -241,7 +241,7 @@ def test_rows_that_a_cache_cannot_give_are_left_out_and_named(cache, tmp_path):
     }
     assert {"majority", "probe-text"} <= {row.key for row in rows}
     with pytest.raises(InputError, match="needs images unless modalities is text"):
-        Task(texts.folder, out, "2", load_config(settings=SETTINGS), "cpu").rows(texts)
+        TableSpec(texts.folder, out, "2", load_config(settings=SETTINGS), "cpu").rows(texts)
 
 
 def planted(full, other, labels, **row):

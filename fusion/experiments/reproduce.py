@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class TableSpec:
     """What all fits of a table have in common, small enough to send to another process."""
 
     cache: Path
@@ -101,81 +101,81 @@ class Fit:
         return out / self.row.key / (name or "fit")
 
 
-def reproduce(task: Task, say: Say = lambda line: None) -> dict[str, Any]:
-    """Fit what the table still lacks, `task.jobs` at a time; returns the table's JSON, written after each fit too.
+def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
+    """Fit what the table still lacks, `spec.jobs` at a time; returns the table's JSON, written after each fit too.
 
     Raises InputError if the full model can't be had of the cache, if the folder holds runs of other settings, posts or
     encoders, and if another process is at it.
     """
-    cache = Cache(task.cache)
-    folds: list[Path | None] = list(fold_files(task.folds, cache)) if task.folds else [None]
-    rows, left_out = task.rows(cache.with_splits(folds[0]) if folds[0] else cache)
-    fits = list(_fits(task, rows, folds))
+    cache = Cache(spec.cache)
+    folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
+    rows, left_out = spec.rows(cache.with_splits(folds[0]) if folds[0] else cache)
+    fits = list(_fits(spec, rows, folds))
     for fit in fits:
-        _require_same(fit, task, cache)
-    task.out.mkdir(parents=True, exist_ok=True)
+        _require_same(fit, spec, cache)
+    spec.out.mkdir(parents=True, exist_ok=True)
     for fit in fits:
-        require_no_link(fit.folder(task.out), task.out)
-    with only_writer(task.out):
-        lacking = [fit for fit in fits if not (fit.folder(task.out) / ANSWERS).is_file()]
+        require_no_link(fit.folder(spec.out), spec.out)
+    with only_writer(spec.out):
+        lacking = [fit for fit in fits if not (fit.folder(spec.out) / ANSWERS).is_file()]
         for row in left_out:
             say(f"left out: {row['title']} ({row['why']})")
-        say(f"table {task.table}: {len(fits)} fits, {len(fits) - len(lacking)} of them done before")
+        say(f"table {spec.table}: {len(fits)} fits, {len(fits) - len(lacking)} of them done before")
         done = len(fits) - len(lacking)
 
         def write() -> dict[str, Any]:
-            result = {**collect(task, rows, cache, folds), "left_out": left_out}
-            write_json(result_file(task), result)
+            result = {**collect(spec, rows, cache, folds), "left_out": left_out}
+            write_json(result_file(spec), result)
             return result
 
         def ended(fit: Fit) -> None:
             nonlocal done
             done += 1
-            say(f"{done} of {len(fits)}: {fit.folder(task.out).relative_to(task.out)}")
+            say(f"{done} of {len(fits)}: {fit.folder(spec.out).relative_to(spec.out)}")
             write()
 
-        if task.jobs == 1:
-            answer = begin(task)
+        if spec.jobs == 1:
+            answer = begin(spec)
             for fit in lacking:
                 answer(fit)
                 ended(fit)
         elif lacking:
-            in_processes(iter(lacking), task.jobs, begin, (task,), ended, task.out)
+            in_processes(iter(lacking), spec.jobs, begin, (spec,), ended, spec.out)
         return write()
 
 
-def result_file(task: Task) -> Path:
-    return task.out / f"table-{task.table}.json"
+def result_file(spec: TableSpec) -> Path:
+    return spec.out / f"table-{spec.table}.json"
 
 
-def begin(task: Task) -> Callable[[Fit], None]:
+def begin(spec: TableSpec) -> Callable[[Fit], None]:
     """In each process: open the cache once; returns what makes a fit and writes its answers."""
-    trainer = Trainer(task.cache, task.device, text_encoder=task.text_encoder, jobs=task.jobs)
+    trainer = Trainer(spec.cache, spec.device, text_encoder=spec.text_encoder, jobs=spec.jobs)
 
     def answer(fit: Fit) -> None:
         cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
-        said = _trained(fit, task, trainer, cache) if fit.row.kind == "trained" else _floor(fit.row, cache)
-        write_json(fit.folder(task.out) / ANSWERS, said)
+        said = _trained(fit, spec, trainer, cache) if fit.row.kind == "trained" else _floor(fit.row, cache)
+        write_json(fit.folder(spec.out) / ANSWERS, said)
 
     return answer
 
 
-def _fits(task: Task, rows: list[Row], folds: list[Path | None]) -> Iterator[Fit]:
+def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterator[Fit]:
     """The paper's rows before others; of like rows all with one seed before any with the next, so that a table that is
     not whole yet can be compared.
     """
     rows = [row for row in rows if row.kind != "shuffled"]
     for group in dict.fromkeys(row.group for row in rows):
-        for seed in range(task.seeds):
+        for seed in range(spec.seeds):
             for row in rows:
                 if row.group == group and (row.kind == "trained" or seed == 0):
                     for fold in folds:
                         yield Fit(row, seed if row.kind == "trained" else None, fold)
 
 
-def _trained(fit: Fit, task: Task, trainer: Trainer, cache: Cache) -> dict[str, Any]:
-    run = Run(fit.folder(task.out))
-    trainer.train(run, task.config(fit.row, fit.seed or 0), splits=fit.fold)
+def _trained(fit: Fit, spec: TableSpec, trainer: Trainer, cache: Cache) -> dict[str, Any]:
+    run = Run(fit.folder(spec.out))
+    trainer.train(run, spec.config(fit.row, fit.seed or 0), splits=fit.fold)
     model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
     said = {"predicted": _codes(predict(model, cache, rows, device))}
     if fit.row.key == FULL:
@@ -207,7 +207,7 @@ def _floor(row: Row, cache: Cache) -> dict[str, Any]:
     return {"ids": ids, "predicted": _digits(fitted.test_predictions), "validation": validation}
 
 
-def collect(task: Task, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
+def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
     """The table as it stands: the posts that it was tested on, and each row's answers by repeat, all else beside.
 
     Answers and labels are strings of class codes, a digit a post. A repeat whose folds are not all there is left out.
@@ -218,38 +218,38 @@ def collect(task: Task, rows: list[Row], cache: Cache, folds: list[Path | None])
     labels = [cache.with_splits(fold).labels if fold else cache.labels for fold in folds]
     truth = np.concatenate([given[rows] for given, rows in zip(labels, tested, strict=True)])
     return {
-        "table": task.table,
-        "published": task.published,
+        "table": spec.table,
+        "published": spec.published,
         "made_of": {
-            "settings": task.base.model_dump(),
-            "budget": task.budget,
-            "seeds": task.seeds,
-            "folds": len(folds) if task.folds else None,
+            "settings": spec.base.model_dump(),
+            "budget": spec.budget,
+            "seeds": spec.seeds,
+            "folds": len(folds) if spec.folds else None,
             "posts": {"train": _count(cache, folds, "train"), "val": _count(cache, folds, "val")},
             "manifest_sha256": cache.manifest_sha256,
             "fingerprint": cache.fingerprint,
-            "device": task.device,
+            "device": spec.device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
         "classes": list(LABELS),
         "ids": ids,
         "labels": _digits(truth),
-        "rows": [_row(row, task, folds, ids) for row in rows],
+        "rows": [_row(row, spec, folds, ids) for row in rows],
     }
 
 
-def _row(row: Row, task: Task, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
+def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
     source, key = (replace(row, key=FULL, kind="trained"), row.key) if row.kind == "shuffled" else (row, "predicted")
     repeats = []
-    for seed in range(task.seeds) if source.kind == "trained" else [None]:
-        files = [Fit(source, seed, fold).folder(task.out) / ANSWERS for fold in folds]
+    for seed in range(spec.seeds) if source.kind == "trained" else [None]:
+        files = [Fit(source, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
         if all(file.is_file() for file in files):
             parts = [_answers(file, key, source) for file in files]
             if [id_ for part in parts for id_ in part["ids"]] != ids:
                 raise InputError(f"{files[0].parent}: answers to other posts than the table's; give another --out")
             repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
-    trained = row.config(task.base).model_dump() if row.kind == "trained" else {}
-    base = task.base.model_dump()
+    trained = row.config(spec.base).model_dump() if row.kind == "trained" else {}
+    base = spec.base.model_dump()
     return {
         "key": row.key,
         "title": row.title,
@@ -283,15 +283,15 @@ def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def _require_same(fit: Fit, task: Task, cache: Cache) -> None:
+def _require_same(fit: Fit, spec: TableSpec, cache: Cache) -> None:
     """A run that is there already counts only if it is of the same settings, posts and encoders.
 
     An unfinished one is checked when it is taken up again.
     """
     if fit.row.kind != "trained":
         return
-    wanted = task.config(fit.row, fit.seed or 0)
-    run = Run(fit.folder(task.out))
+    wanted = spec.config(fit.row, fit.seed or 0)
+    run = Run(fit.folder(spec.out))
     if not run.finished:
         return
     before, now = run.config.model_dump(), wanted.model_dump()

@@ -9,9 +9,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+from pipeline.common.errors import InputError
+from pipeline.common.files import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 # C0 and C1 controls with ESC and DEL, line separators, bidirectional overrides and isolates, lone surrogates
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -72,3 +80,60 @@ def escaped_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = before
+
+
+@dataclass(frozen=True)
+class Console:
+    """What a command prints, nothing with --quiet, and where its result is also saved, with --json."""
+
+    quiet: bool = False
+    json_file: Path | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line; a line break in it is of what a file or a user named, and is escaped."""
+        if not self.quiet:
+            say(printable(line))
+
+    def show(self, text: str) -> None:
+        """Print several lines that we laid out."""
+        if not self.quiet:
+            say(text)
+
+    def save(self, result: Any) -> None:
+        """Save the result for scripts, where that was asked for."""
+        if self.json_file:
+            write_json(self.json_file, result)
+
+    def report(self, summary: dict[str, Any]) -> None:
+        """Save a summary, and print an entry a line."""
+        self.save(summary)
+        for key, value in summary.items():
+            self._entry(key, value)
+
+    def _entry(self, key: str, value: Any, indent: int = 0) -> None:
+        name = " " * indent + str(key).replace("_", " ")
+        if isinstance(value, dict) and value:
+            self.say(f"{name}:")
+            for inner, entry in value.items():
+                self._entry(inner, entry, indent + 2)
+        elif isinstance(value, float):
+            self.say(f"{name}: {value:.4g}")
+        elif value not in ({}, [], None):
+            self.say(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+    def device(self, name: str) -> "torch.device":
+        """The device to use, printed; that there is no GPU is printed even when quiet."""
+        from pipeline.common.device import resolve_device
+
+        device = resolve_device(name)
+        if name == "auto" and device.type == "cpu":
+            say("device: cpu (no CUDA GPU found; all work runs on the processor)", error=True)
+        else:
+            self.say(f"device: {device}")
+        return device
+
+
+def refuse_finished(path: Path, finished: bool, overwrite: bool) -> None:
+    """Raises InputError if an earlier call has finished what a command is to write, unless it may be overwritten."""
+    if finished and not overwrite:
+        raise InputError(f"{path}: is there already; give another name, or --overwrite")

@@ -1,0 +1,258 @@
+"""predict, explain, report, export, serve."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.common.console import Console, refuse_finished
+from pipeline.common.errors import InputError
+from pipeline.common.options import (
+    PATH,
+    SPLIT,
+    cache_option,
+    device_option,
+    encoding_options,
+    local_encoder_options,
+    overwrite_option,
+    result_options,
+    text_encoder_option,
+)
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.argument("posts", required=False, type=PATH)
+@click.option("--image", type=PATH, help="The image file of one post.")
+@click.option("--text", help="The text of one post.")
+@click.option("--out", type=PATH, help="Where the predictions for a file of posts go (JSONL).")
+@local_encoder_options
+@encoding_options
+@click.option(
+    "--max-fail-rate", type=click.FloatRange(0, 1), default=0.05, help="Exit 1 if more posts than this got no answer."
+)
+@device_option
+@overwrite_option
+@result_options
+def predict(
+    run_dir: Path,
+    posts: Path | None,
+    image: Path | None,
+    text: str | None,
+    out: Path | None,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    batch_size: int,
+    workers: int,
+    max_fail_rate: float,
+    device: str,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Class probabilities of raw posts: of one by --image and --text, or of POSTS with --out.
+
+    POSTS is a file like a manifest (JSONL); `text` or `image` may be left out where the run was trained for that. After
+    a kill the same command resumes.
+    """
+    from fusion.inference.predict_file import answer_file, clear
+    from fusion.inference.predictor import Predictor, answer_one
+    from fusion.run import Run
+    from pipeline.extraction.decode import start_server
+
+    single = image is not None or text is not None
+    if single == (posts is not None) or (posts is None) != (out is None):
+        raise click.UsageError("give either --image and --text, or POSTS and --out")
+    if out:
+        refuse_finished(out, out.exists(), overwrite)
+    if out or image:
+        start_server()
+    chosen = console.device(device)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    if not posts or not out:
+        answer = answer_one(predictor, text, image)
+        console.save(answer.record())
+        for label, probability in answer.probabilities.items():
+            console.say(f"{label:10}{probability:>7.1%}  {'█' * round(40 * probability)}")
+        if answer.flags:
+            console.say(f"flags: {', '.join(answer.flags)}")
+        return
+    if overwrite:
+        clear(out)
+    report = answer_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=console.quiet)
+    console.report(report.summary())
+    console.say(f"wrote {out}: {report.posts} answers, {report.failed} of them the reason why there is none")
+    if report.failed > max_fail_rate * report.posts:
+        raise InputError(
+            f"{report.failed} of {report.posts} posts got no answer, over --max-fail-rate {max_fail_rate:g}; "
+            f"their lines in {out} say why"
+        )
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", type=PATH, help="The folder for the page, the pictures and the JSON.")
+@click.option("--ids", help="Posts of the run's cache: a,b,c.")
+@click.option("--worst", type=click.IntRange(1), metavar="N", help="The N posts that the run got most wrong.")
+@click.option("--image", type=PATH, help="The image file of a post of one's own.")
+@click.option("--text", help="Text of the post given with --image.")
+@click.option("--compare", multiple=True, type=PATH, metavar="RUN", help="Another run beside it; repeatable.")
+@click.option("--method", help="attention, rollout or gradient; by default what proved most faithful.")
+@click.option(
+    "--faithfulness", is_flag=True, help="Measure explanation faithfulness by occlusion instead of writing a page."
+)
+@click.option("--posts", type=click.IntRange(2), default=200, help="For --faithfulness: at most so many posts.")
+@click.option("--split", type=SPLIT, help="For --worst (test) and --faithfulness (val).")
+@cache_option
+@local_encoder_options
+@device_option
+@overwrite_option
+@result_options
+def explain(
+    run_dir: Path,
+    out: Path | None,
+    ids: str | None,
+    worst: int | None,
+    image: Path | None,
+    text: str | None,
+    compare: tuple[Path, ...],
+    method: str | None,
+    faithfulness: bool,
+    posts: int,
+    split: str | None,
+    cache_dir: Path | None,
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Show where a run looks, in the image and in the text (table 5); with --compare, several runs side by side."""
+    from fusion.explanation.explain import DEFAULT_METHOD
+    from fusion.inference.predictor import Predictor
+    from fusion.run import Run
+
+    local: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
+    raw = image is not None or text is not None
+    wanted = [one.strip() for one in (ids or "").split(",") if one.strip()]
+    if sum([bool(wanted), worst is not None, raw, faithfulness]) != 1 or (out is None) != faithfulness:
+        raise click.UsageError("give --out and one of --ids, --worst, or --image and --text; or --faithfulness alone")
+    if faithfulness or out is None:
+        from fusion.explanation import faithfulness as check
+
+        predictor = Predictor.open(Run(run_dir), console.device(device), **local)
+        measured = check.of_run(predictor, split or "val", posts, cache_folder=cache_dir, quiet=console.quiet)
+        console.save(measured)
+        console.show(check.table(measured))
+        return
+    from fusion.report import gallery
+
+    refuse_finished(out, (out / gallery.PAGE).exists(), overwrite)
+    runs, chosen = [Run(folder) for folder in (run_dir, *compare)], console.device(device)
+    method = method or DEFAULT_METHOD
+    if raw:
+        shown, looks = gallery.look_at_raw([Predictor.open(run, chosen, **local) for run in runs], text, image, method)
+    else:
+        wanted = wanted or gallery.most_wrong(runs[0].evaluation(split or "test"), worst or 0)
+        shown, looks = gallery.look_at_cached(
+            runs, wanted, chosen, method=method, cache_folder=cache_dir, text_encoder=text_encoder
+        )
+    console.save(gallery.write_gallery(out, shown, looks))
+    console.say(f"wrote {out / gallery.PAGE}: {len(shown)} posts, {len(looks)} runs, method {method}")
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The page to write (HTML).")
+@click.option("--split", type=SPLIT, default="test", help="Which evaluation to report.")
+@click.option("--worst", type=click.IntRange(0), default=12, help="How many of the posts it got most wrong to show.")
+@click.option("--method", help="How to explain them: attention, rollout or gradient.")
+@cache_option
+@text_encoder_option
+@device_option
+@overwrite_option
+@result_options
+def report(
+    run_dir: Path,
+    out: Path,
+    split: str,
+    worst: int,
+    method: str | None,
+    cache_dir: Path | None,
+    text_encoder: str | None,
+    device: str,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Write all that is known of an evaluated run into one HTML file, to read offline or send to a colleague."""
+    from fusion.explanation.explain import DEFAULT_METHOD
+    from fusion.report.run_report import write_report
+    from fusion.run import Run
+
+    refuse_finished(out, out.exists(), overwrite)
+    summary = write_report(
+        Run(run_dir),
+        out,
+        console.device(device),
+        split=split,
+        worst=worst,
+        method=method or DEFAULT_METHOD,
+        cache_folder=cache_dir,
+        text_encoder=text_encoder,
+    )
+    console.save(summary)
+    console.say(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB, {len(summary['explained'])} posts explained")
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder to write.")
+@click.option("--onnx", is_flag=True, help="Also the model from features to logits as ONNX, checked. Extra `onnx`.")
+@overwrite_option
+@result_options
+def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, console: Console) -> None:
+    """Write all that another machine needs to predict: weights, configuration, fingerprint, model card."""
+    from fusion.inference import export as exporting
+    from fusion.run import Run
+
+    refuse_finished(out, Run(out).started, overwrite)
+    files = exporting.export(Run(run_dir), out, onnx=onnx)
+    console.save({"folder": str(out), "bytes": files})
+    for name, size in files.items():
+        console.say(f"wrote {out / name}: {size / 2**20:.2f} MiB")
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--host", default="127.0.0.1", help="The address to listen on; the default is unreachable from outside.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which browsers may reach the server, beside localhost; repeatable.",
+)
+@local_encoder_options
+@device_option
+@click.option("--quiet", is_flag=True, help="Print nothing but problems.")
+def serve(
+    run_dir: Path,
+    host: str,
+    port: int,
+    allow_host: tuple[str, ...],
+    image_weights: Path | None,
+    text_encoder: str | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Serve a page where one drops a photo and types a text, and a JSON endpoint: POST /predict and /explain."""
+    from fusion.inference.predictor import Predictor
+    from fusion.run import Run
+
+    try:
+        from fusion.serving.server import serve as start
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs the package {error.name}; pip install -e '.[web]'") from None
+    console = Console(quiet)
+    chosen = console.device(device)
+    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    start(predictor, host=host, port=port, allowed_hosts=allow_host, say=console.say)

@@ -1,0 +1,155 @@
+"""sweep, reproduce, table, folds."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fusion.commands.options import ConfigSource, config_options, encoder_folder_option, jobs_option
+from pipeline.common.console import Console
+from pipeline.common.options import (
+    PATH,
+    cluster_options,
+    device_option,
+    overwrite_option,
+    result_options,
+    splits_option,
+)
+
+
+@click.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--space", "space_file", required=True, type=PATH, help="YAML: a range or choices for each setting.")
+@click.option("--trials", required=True, type=click.IntRange(1), help="How many in all; a later call may ask for more.")
+@click.option("--out", required=True, type=PATH, help="The folder of trials to write.")
+@config_options()
+@splits_option
+@click.option("--seed", type=int, help="Seed for the search and for each training; same as --set seed=N.")
+@jobs_option
+@cluster_options
+@encoder_folder_option
+@device_option
+@overwrite_option
+@result_options
+def sweep(
+    cache_dir: Path,
+    space_file: Path,
+    trials: int,
+    out: Path,
+    source: ConfigSource,
+    splits: Path | None,
+    seed: int | None,
+    jobs: int,
+    engine: str,
+    address: str | None,
+    text_encoder: str | None,
+    device: str,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Try settings from a space and keep the best by validation. The same command resumes after a kill."""
+    from fusion.experiments import sweep as sweeping
+    from fusion.experiments.search_space import read_space
+    from fusion.experiments.study import SweepSpec
+    from fusion.experiments.sweep_results import BEST, shown
+    from pipeline.extraction.ray_engine import cluster
+
+    base = source.load(seed=seed)
+    space = read_space(space_file, base)
+    chosen = str(console.device(device))
+    spec = SweepSpec(cache_dir.resolve(), out.resolve(), base, chosen, splits and splits.resolve(), text_encoder, jobs)
+    with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
+        result = sweeping.sweep(spec, space, trials, ray=ray, overwrite=overwrite, say=console.say)
+    console.save(result)
+    console.show(f"\n{shown(result['rows'])}\n")
+    console.say(f"wrote {out}: trial {result['best_trial']} is the best; train with --config {out / BEST}")
+
+
+@click.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option(
+    "--table",
+    required=True,
+    type=click.Choice(["2", "3", "4", "beyond"]),
+    help="Which table of the paper, or `beyond` for our extra options.",
+)
+@click.option("--out", required=True, type=PATH, help="The folder for runs and tables; all tables can share one.")
+@config_options("packaged")
+@click.option("--seeds", type=click.IntRange(1), default=5, help="Repeats of each trained row: seeds 0, 1, ...")
+@click.option("--folds", type=PATH, help="A folder of fold_K.csv (see `folds`): each post is tested once.")
+@click.option("--baselines", is_flag=True, help="Also the ten baselines of the paper's Table 2.")
+@click.option("--only-paper", is_flag=True, help="Without the rows that the paper lacks.")
+@click.option(
+    "--budget", type=click.Choice(["quick", "full"]), default="full", help="quick: half of the preset's epochs."
+)
+@click.option(
+    "--published",
+    type=click.Choice(["mvsa-single", "mvsa-multiple", "none"]),
+    default="mvsa-single",
+    help="Which of the paper's results to show beside ours.",
+)
+@jobs_option
+@encoder_folder_option
+@device_option
+@result_options
+def reproduce(
+    cache_dir: Path,
+    out: Path,
+    source: ConfigSource,
+    folds: Path | None,
+    only_paper: bool,
+    device: str,
+    console: Console,
+    **options: Any,
+) -> None:
+    """Make a table of the paper: train what it lacks, compare by posts. The same command resumes after a kill."""
+    from fusion.experiments import reproduce as reproducing
+    from fusion.experiments.tables.write import write_table
+
+    spec = reproducing.TableSpec(
+        cache=cache_dir.resolve(),
+        out=out.resolve(),
+        base=source.load(),
+        device=str(console.device(device)),
+        folds=folds and folds.resolve(),
+        extra=not only_paper,
+        **options,
+    )
+    result = reproducing.reproduce(spec, console.say)
+    console.save(result)
+    text, files = write_table(result, out)
+    console.show(f"\n{text}")
+    console.say(f"wrote {', '.join(map(str, files))}")
+
+
+@click.command()
+@click.argument("table_json", metavar="TABLE.json", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder for the Markdown and the figure.")
+@result_options
+def table(table_json: Path, out: Path, console: Console) -> None:
+    """Make a table again from the JSON that `reproduce` wrote, and nothing else."""
+    from fusion.experiments.tables.table_file import read_table
+    from fusion.experiments.tables.write import write_table
+
+    result = read_table(table_json)
+    console.save(result)
+    text, files = write_table(result, out)
+    console.show(text)
+    console.say(f"wrote {', '.join(map(str, files))}")
+
+
+@click.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder for fold_1.csv, fold_2.csv, ...")
+@click.option("--k", "count", type=click.IntRange(3), default=10, help="How many folds.")
+@click.option("--seed", default=0, help="Seed of the assignment.")
+@overwrite_option
+@result_options
+def folds(cache_dir: Path, out: Path, count: int, seed: int, overwrite: bool, console: Console) -> None:
+    """Make split files of K folds: stratified, repeats of a text or an image on one side."""
+    from fusion.data.folds import write_folds
+    from pipeline.cache.reader import Cache
+
+    console.report(write_folds(Cache(cache_dir), out, folds=count, seed=seed, overwrite=overwrite))
+    console.say(f"wrote {out}/fold_1.csv to fold_{count}.csv")

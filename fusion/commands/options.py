@@ -1,0 +1,72 @@
+"""Where a command's configuration comes from: a preset, a file, single settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.common.options import PATH
+
+if TYPE_CHECKING:
+    from fusion.config import Config
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """A preset, a YAML file over it, and settings `key=value` over both."""
+
+    preset: str | None
+    file: Path | None
+    settings: tuple[str, ...]
+
+    def load(self, **named: Any) -> "Config":
+        """The configuration; `named` are settings that have an option of their own, None where it was not given."""
+        from fusion.config import load_config
+
+        return load_config(self.preset, self.file, (*self.settings, *_settings(named)))
+
+    def given(self, **named: Any) -> bool:
+        """Whether anything was set at all."""
+        return bool(self.preset or self.file or self.settings or _settings(named))
+
+
+def _settings(named: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in named.items() if value is not None]
+
+
+def config_options(preset: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--preset, --config and --set; the command gets a `source`."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option("--preset", default=preset, help="A shipped configuration: demo, packaged, mvsa-single, ...")
+        @click.option("--config", "config_file", type=PATH, help="A YAML file of settings, over the preset.")
+        @click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="One setting, over preset and file; repeatable.",
+        )
+        @wraps(command)
+        def with_source(
+            *arguments: Any, preset: str | None, config_file: Path | None, settings: tuple[str, ...], **named: Any
+        ) -> Any:
+            return command(*arguments, source=ConfigSource(preset, config_file, settings), **named)
+
+        return with_source
+
+    return add
+
+
+encoder_folder_option = click.option(
+    "--text-encoder", help="The folder of the cache's text encoder, if it is not where it was."
+)
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    help="Number of parallel trainings; they share one memory-mapped cache.",
+)

@@ -1,0 +1,155 @@
+"""probe, train, evaluate."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fusion.commands.options import ConfigSource, config_options, encoder_folder_option
+from pipeline.common.console import Console, refuse_finished
+from pipeline.common.options import (
+    PATH,
+    SPLIT,
+    cache_option,
+    device_option,
+    overwrite_option,
+    result_options,
+    splits_option,
+)
+
+if TYPE_CHECKING:
+    from fusion.data.feature_store import Place
+
+
+@click.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@splits_option
+@result_options
+def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
+    """The linear floor: logistic regression on averaged features of text, image and both."""
+    from fusion.evaluation import linear_probe
+    from pipeline.cache.reader import Cache
+
+    cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
+    rows = {kind: linear_probe.probe(cache, kind).summary() for kind in linear_probe.kinds_of(cache)}
+    console.save(rows)
+    console.say(f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
+    for kind, row in rows.items():
+        scores = f"{row['val_accuracy']:>14.4f}{row['test_accuracy']:>15.4f}{row['test_weighted_f1']:>18.4f}"
+        console.say(f"{kind:8}{scores}{row['strength']:>10.2g}")
+
+
+@click.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The run folder to write.")
+@config_options()
+@splits_option
+@click.option("--model", help="Same as --set model=NAME: fusion, or a baseline (docs/baselines.md lists them).")
+@click.option("--seed", type=int, help="Same as --set seed=N.")
+@encoder_folder_option
+@click.option("--resume", is_flag=True, help="Resume the unfinished run at --out, with its own configuration.")
+@click.option(
+    "--cache-in",
+    type=click.Choice(["auto", "map", "ram", "device"]),
+    default="auto",
+    help="Where features are read from: mapped files, this process's memory, the GPU.",
+)
+@click.option(
+    "--remember",
+    type=click.IntRange(0),
+    default=1024,
+    metavar="MIB",
+    help="Memory for cached encodings of masked texts, in MiB; CPU only.",
+)
+@click.option(
+    "--micro-batch", type=click.IntRange(1), help="Posts in the model at a time: less memory, the same gradient."
+)
+@click.option("--checkpointing", is_flag=True, help="Compute layers again for the gradient: less memory, more time.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files into the run folder.")
+@device_option
+@overwrite_option
+@result_options
+def train(
+    cache_dir: Path,
+    out: Path,
+    source: ConfigSource,
+    splits: Path | None,
+    model: str | None,
+    seed: int | None,
+    text_encoder: str | None,
+    resume: bool,
+    cache_in: "Place",
+    remember: int,
+    micro_batch: int | None,
+    checkpointing: bool,
+    tensorboard: bool,
+    device: str,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Train the fusion model, or a baseline, from a cache; write a run folder. torchrun uses several GPUs or hosts."""
+    from fusion.run import Run
+    from fusion.training import train as training
+    from fusion.training.distributed import local_device, ranks
+    from pipeline.cache.reader import Cache
+
+    run = Run(out)
+    refuse_finished(out, run.finished, overwrite)
+    own = run.resumable_config() if resume else None
+    config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)
+    chosen = local_device(console.device(device))
+    means = training.Means(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
+    cache = Cache(cache_dir)
+    with ranks(chosen) as here:
+        if overwrite and here.first:
+            run.clear()
+        here.wait()
+        cache = run.take_up(config, cache, splits)
+        encoder = training.masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
+        result = training.train(
+            cache,
+            config,
+            run,
+            chosen,
+            text_encoder=encoder,
+            means=means,
+            ranks=here,
+            quiet=console.quiet,
+            say=console.say if here.first else lambda line: None,
+        )
+    if here.first:
+        console.report(result.summary())
+        console.say(f"wrote {out}: best epoch {result.best_epoch} of {result.epochs}")
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option("--split", type=SPLIT, default="test", help="Which posts to score.")
+@splits_option
+@cache_option
+@device_option
+@overwrite_option
+@result_options
+def evaluate(
+    run_dir: Path,
+    split: str,
+    splits: Path | None,
+    cache_dir: Path | None,
+    device: str,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Score a finished run: intervals, classes, without duplicates, shuffled partners, against the linear floor."""
+    from fusion.evaluation import evaluate as evaluation
+    from fusion.run import Run
+    from pipeline.common.files import write_json
+
+    path = run_dir / f"evaluation-{split}.json"
+    refuse_finished(path, path.exists(), overwrite)
+    result = evaluation.evaluate(
+        Run(run_dir), console.device(device), split=split, splits=splits, cache_folder=cache_dir
+    )
+    write_json(path, result)
+    console.save(result)
+    console.show(evaluation.table(result))
+    console.say(f"wrote {path}")

@@ -1,0 +1,85 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.common.console import Console
+
+PATH = click.Path(path_type=Path)
+SPLIT = click.Choice(["train", "val", "test"])
+
+Command = Callable[..., Any]
+
+
+def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, listed by --help in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def result_options(command: Command) -> Command:
+    """What every command takes; it gets a `console`."""
+
+    @wraps(command)
+    def with_console(*arguments: Any, quiet: bool, json_file: Path | None = None, **named: Any) -> Any:
+        return command(*arguments, console=Console(quiet, json_file), **named)
+
+    return _all(
+        click.option("--quiet", is_flag=True, help="Print nothing but problems."),
+        click.option("--json", "json_file", type=PATH, help="Also write the result here, for scripts."),
+    )(with_console)
+
+
+encoder_options = _all(  # the fields of pipeline.encoders.load.EncoderChoice
+    click.option(
+        "--encoders", "preset", type=click.Choice(["paper", "packaged"]), default="paper", help="A pair of encoders."
+    ),
+    click.option("--image-encoder", "image", help="A timm model with a patch grid; none: texts alone."),
+    click.option("--image-weights", type=PATH, help="Image-encoder weights from a local .safetensors or .pth file."),
+    click.option(
+        "--views",
+        type=click.IntRange(1, 6),
+        default=1,
+        help="Number of views of each image: centre crop, mirrored, corners.",
+    ),
+    click.option("--text-encoder", "text", help="A BERT-family model by hub name, or a local folder."),
+    click.option(
+        "--text-layers",
+        type=click.IntRange(1),
+        default=1,
+        help="Use the mean of the text encoder's last K layers as tokens.",
+    ),
+    click.option("--max-tokens", default=128, help="Longer texts are cut by the tokenizer."),
+)
+text_encoder_option = click.option("--text-encoder", help="The folder of the run's text encoder, if from local files.")
+local_encoder_options = _all(
+    click.option("--image-weights", type=PATH, help="The file of the run's image weights, if local."),
+    text_encoder_option,
+)
+encoding_options = _all(
+    click.option("--batch-size", type=click.IntRange(1), default=32, help="Posts encoded at once."),
+    click.option("--workers", type=click.IntRange(1), default=2, help="Processes that decode images."),
+)
+cluster_options = _all(
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray (experimental): on a Ray cluster."
+    ),
+    click.option("--address", help="The Ray cluster's; without it one is started here."),
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what an earlier call finished there.")
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+splits_option = click.option(
+    "--splits", type=PATH, help="CSV id,label,split in place of the cache's own labels and splits."
+)
+cache_option = click.option(
+    "--cache", "cache_dir", type=PATH, help="A cache of the same encoders, in place of the run's."
+)
