@@ -24,7 +24,7 @@ from fusion.config import load_config
 from fusion.data.batches import Batch, collate
 from fusion.data.feature_store import Features
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory

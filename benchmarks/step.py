@@ -33,7 +33,7 @@ from fusion.config import Config, load_config
 from fusion.data.batches import Batch, collate, shuffled
 from fusion.models import fast_losses as fast
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.kernels import Window
 from fusion.models.masking import hide_highest, masked_ids, word_pieces
 from fusion.models.precision import has_bfloat16, precision

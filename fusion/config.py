@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fusion.names import FUSION, model_modules, presets
 from pipeline.common.documents import parse_yaml
 from pipeline.common.documents import read_yaml as read_plain_yaml
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_text
-
-PRESET_FOLDER = Path(__file__).parent / "presets"
 
 # Settings that say what the fusion model is. Training settings and the sizes mean the same to the baselines.
 _FUSION_ONLY = (
@@ -26,6 +25,13 @@ _FUSION_ONLY = (
     "logit_adjustment",
 )
 
+
+def _known_model(name: str) -> str:
+    if name not in model_modules():
+        raise ValueError(f"there is no such model; known are {', '.join(model_modules())}")
+    return name
+
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -35,20 +41,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    # The model: the paper's, or a baseline of its Table 2; fusion/baselines/NAME.py says which settings it reads
-    model: Literal[
-        "fusion",
-        "dnn-lr",
-        "cnn-multi",
-        "multisentinet",
-        "co-mn-hop",
-        "fenet",
-        "itignn",
-        "cmcn",
-        "clmlf",
-        "mvcn",
-        "clcaf",
-    ] = "fusion"
+    # A file of fusion/models/ or fusion/models/baselines/, which says which settings it reads; `fusion` is the paper's
+    model: Annotated[str, AfterValidator(_known_model)] = FUSION
     width: Annotated[int, Field(ge=1, le=1 << 14)] = 768
     heads: Annotated[int, Field(ge=1, le=1 << 10)] = 12
     layers: Annotated[int, Field(ge=1, le=256)] = 3
@@ -95,11 +89,11 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_baseline_hides_words(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return values if values.get("model", "fusion") == "fusion" else {**values, "mlm": False}
+        return values if values.get("model", FUSION) == FUSION else {**values, "mlm": False}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.model != "fusion":
+        if self.model != FUSION:
             for name in _FUSION_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only the fusion model has it, not {self.model}; leave it out")
@@ -155,15 +149,10 @@ def save_config(path: Path, config: Config) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
-def presets() -> list[str]:
-    """Names of the presets that ship."""
-    return sorted(file.stem for file in PRESET_FOLDER.glob("*.yaml"))
-
-
 def _preset_file(name: str) -> Path:
     if name not in presets():
         raise InputError(f"--preset {name}: no such preset; there are {', '.join(presets())}")
-    return PRESET_FOLDER / f"{name}.yaml"
+    return presets()[name]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config, load_config, save_config
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.registry import build_model
 from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
 from fusion.tensor_files import Expected, load_tensors, read_metadata, save_tensors, tensor_names

@@ -8,7 +8,7 @@ from benchmarks.arithmetic import Product, TextSize, reencoding_products, step_p
 from fusion.config import load_config
 from fusion.models import fast_losses as fast
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from tests.test_fast import encode
 from tests.toy import VOCABULARY, random_batch
 

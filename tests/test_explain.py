@@ -14,7 +14,7 @@ from fusion.explanation.explain import cached_features, explain_features, explai
 from fusion.explanation.words import join_words, word_pieces
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
 from pipeline.common.errors import InputError
 from tests.commands import refused

@@ -16,7 +16,7 @@ from fusion.inference.export import export
 from fusion.inference.onnx import write_onnx
 from fusion.inference.predictor import Predictor
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.run import Run
 from fusion.training.train import train
 from pipeline.cache.reader import Cache
@@ -142,7 +142,7 @@ def test_an_onnx_file_that_is_not_exact_is_refused(masking_run, tmp_path, monkey
             tokens = batch.tokens if torch.compiler.is_exporting() else batch.tokens + 0.01
             return super().forward(replace(batch, tokens=tokens))
 
-    monkeypatch.setattr("fusion.models.fusion_model.FusionModel", Off)
+    monkeypatch.setattr("fusion.models.fusion.FusionModel", Off)
     with pytest.raises(InputError, match=r"model\.onnx: not written; onnxruntime's logits differ by"):
         export(masking_run, tmp_path / "out", onnx=True)
     assert not (tmp_path / "out" / "model.onnx").exists()

@@ -7,7 +7,7 @@ import torch
 from fusion.config import load_config
 from fusion.explanation.faithfulness import RawPost, faithfulness, hide_patches, table
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from pipeline.common.errors import InputError
 
 SIGNAL, OTHERS, MASK, WIDTH = 4, (6, 7, 8, 9, 10), 5, 6

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies
 
 from fusion.config import load_config
 from fusion.models import fast_losses as fast
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.masking import hidden_count, hidden_counts, masked_ids, word_pieces
 from fusion.training.epoch import drop_modalities
 from tests import oracle

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fusion.config import load_config
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.logit_adjustment import adjusted_loss, training_log_prior
 from pipeline.common.errors import InputError
 from tests.test_model import BASE, EXACT, LENGTHS, PRIOR, TEXT, batch_of, model_of

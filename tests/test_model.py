@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies
 from fusion.config import Config, load_config
 from fusion.data.batches import Batch
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from tests import oracle
 from tests.toy import MASK, VOCABULARY, ToyText, random_batch
 

@@ -15,8 +15,8 @@ from fusion.evaluation.evaluate import evaluate, partners
 from fusion.evaluation.predict import predict
 from fusion.experiments.reproduce import TableSpec
 from fusion.experiments.tables.markdown import lines_of, markdown
+from fusion.experiments.tables.rows import _BASELINES as BASELINES
 from fusion.experiments.tables.rows import FULL, TABLES, rows_of
-from fusion.models.registry import BASELINES
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import NO_IMAGES
@@ -64,13 +64,13 @@ def test_the_rows_are_the_papers_with_its_figures_and_settings():
     assert third[FULL].published["mvsa-single"] == (75.35, 74.90)
     assert third["mask-25"].settings == {"mask_rate": 0.25}
     for table in TABLES:
-        rows = rows_of(table, base, baselines=True)
+        rows = rows_of(table, base, with_baselines=True)
         assert len({row.key for row in rows}) == len(rows)
         assert rows[0].key == FULL
         for row in rows:
             config = row.config(base)  # none is excluded by the preset
             assert config != base or row.key == FULL or row.kind != "trained"
-    assert [row.key for row in rows_of("2", base, baselines=True)][-10:] == list(BASELINES)
+    assert [row.key for row in rows_of("2", base, with_baselines=True)][-10:] == list(BASELINES)
 
 
 def test_the_preset_best_is_what_it_changes_over_any_base():
@@ -83,7 +83,7 @@ def test_the_preset_best_is_what_it_changes_over_any_base():
 
 def test_published_figures_are_those_of_the_documents():
     page = (ROOT / "docs" / "baselines.md").read_text()
-    for row in rows_of("2", load_config("packaged"), extra=False, baselines=True):
+    for row in rows_of("2", load_config("packaged"), extra=False, with_baselines=True):
         if row.key in BASELINES:
             figures = row.published["mvsa-single"]
             title = row.title.split(" without")[0].removesuffix("-like")
@@ -203,7 +203,7 @@ def test_quick_halves_the_epochs_and_runs_of_other_settings_are_refused(cache, w
 
 
 def test_baselines_stand_beside_with_the_same_budget(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("fusion.experiments.tables.rows.BASELINES", ("dnn-lr", "multisentinet"))
+    monkeypatch.setattr("fusion.experiments.tables.rows.baselines", lambda: ["dnn-lr", "multisentinet"])
     out = tmp_path / "out"
     invoke(*arguments(cache, out, "--baselines", "--only-paper", seeds=1))
     result = table_of(out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fusion.names import presets
 from pipeline.common.options import PATH
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def config_options(preset: str | None = None) -> Callable[[Callable[..., Any]], 
     """--preset, --config and --set; the command gets a `source`."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        @click.option("--preset", default=preset, help="A shipped configuration: demo, packaged, mvsa-single, ...")
+        @click.option("--preset", default=preset, help=f"A shipped configuration: {', '.join(presets())}.")
         @click.option("--config", "config_file", type=PATH, help="A YAML file of settings, over the preset.")
         @click.option(
             "--set",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fusion.commands.options import ConfigSource, config_options, encoder_folder_option
+from fusion.names import model_modules
 from pipeline.common.console import Console, refuse_finished
 from pipeline.common.options import (
     PATH,
@@ -44,7 +45,7 @@ def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
 @click.option("--out", required=True, type=PATH, help="The run folder to write.")
 @config_options()
 @splits_option
-@click.option("--model", help="Same as --set model=NAME: fusion, or a baseline (docs/baselines.md lists them).")
+@click.option("--model", help=f"Same as --set model=NAME: {', '.join(model_modules())}.")
 @click.option("--seed", type=int, help="Same as --set seed=N.")
 @encoder_folder_option
 @click.option("--resume", is_flag=True, help="Resume the unfinished run at --out, with its own configuration.")

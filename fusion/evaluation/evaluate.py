@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from fusion.evaluation.linear_probe import kinds_of, probe
 from fusion.evaluation.metrics import _CODES, LEVEL, RESAMPLES, SCORES, Scores, bootstrap, score
 from fusion.evaluation.predict import predict
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError

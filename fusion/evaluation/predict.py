@@ -5,7 +5,7 @@ import torch
 
 from fusion.data.batches import in_order, read_batch
 from fusion.data.feature_store import Features
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.precision import precision
 from pipeline.cache.reader import Cache
 from pipeline.posts.manifest import LABELS

@@ -63,7 +63,7 @@ class TableSpec:
         Raises InputError if the full model is among these.
         """
         rows, left_out = [], []
-        for row in rows_of(self.table, self.base, extra=self.extra, baselines=self.baselines):
+        for row in rows_of(self.table, self.base, extra=self.extra, with_baselines=self.baselines):
             try:
                 if row.kind == "trained":
                     require_trainable(cache, row.config(self.base))

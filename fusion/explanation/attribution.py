@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.config import Config
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import LabelRule
 from fusion.models.transformer import EncoderLayer
 from pipeline.common.errors import InputError

@@ -16,7 +16,7 @@ from fusion.evaluation.predict import predict
 from fusion.explanation.attribution import METHODS, Features, Weights, trace
 from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError

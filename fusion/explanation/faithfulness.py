@@ -22,7 +22,7 @@ from fusion.explanation.explain import answer_of, cache_of, weigh
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
 from fusion.models.base import FrozenText
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import ImageEncoder, TextEncoder

@@ -11,7 +11,7 @@ import torch
 from fusion.config import save_config
 from fusion.inference.model_card import model_card
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.registry import build_model
 from fusion.run import Run
 from fusion.tensor_files import save_tensors

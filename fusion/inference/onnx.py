@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.data.batches import Batch
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fusion.data.batches import Batch, collate
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.precision import precision
 from fusion.run import Run
 from pipeline.common.errors import InputError

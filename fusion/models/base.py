@@ -1,11 +1,13 @@
 """What every model shares: the sizes that the encoders fix, and the losses that training minimises."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fusion.config import Config
+from fusion.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,31 @@ class FrozenText(Protocol):
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Ids (B, n) under mask (B, n) to last_hidden_state (B, n, D)."""
+
+
+class Model(nn.Module):
+    """A model: cached features of a batch of posts to logits.
+
+    A file of this folder, or of baselines/, that defines a subclass is a model of the file's name. The subclass takes
+    `config` and `dimensions`, defines `forward`, and `losses` where it minimises more than cross-entropy.
+    """
+
+    title: ClassVar[str]  # for tables; of a baseline, also which part of its source is left out
+
+    def __init__(self, config: Config, dimensions: Dimensions) -> None:
+        super().__init__()
+        self.config = config
+        self.dimensions = dimensions
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, classes)."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
+        """What training minimises: cross-entropy. `text_encoder` is for models with masked words."""
+        return losses_of(F.cross_entropy(self(batch), batch.labels))
+
+
+def losses_of(sentiment: Tensor, total: Tensor | None = None) -> Losses:
+    """The sentiment loss to report, and the total to minimise where that is another; no words are masked."""
+    return Losses(sentiment, sentiment.new_zeros(()), sentiment if total is None else total, 0)

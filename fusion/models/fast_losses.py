@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusion.data.batches import Batch
 from fusion.models.base import Losses
-from fusion.models.fusion_model import FusionModel, TiedWordHead
+from fusion.models.fusion import FusionModel, TiedWordHead
 from fusion.models.kernels import word_loss
 from fusion.models.masking import hidden_counts
 from fusion.models.transformer import EncoderLayer, Transformer

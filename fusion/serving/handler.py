@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusion.explanation.explain import DEFAULT_METHOD, Explanation, explain_posts
 from fusion.inference.predictor import Answer, Inputs, Predictor, raw_text_problem, unanswerable
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.report.cards import data_uri, shaded
 from fusion.report.heatmap import overlay
 from fusion.serving.decoding import PictureDecoders

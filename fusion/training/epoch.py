@@ -14,7 +14,7 @@ from fusion.data.batches import Batch, sampled_views, shuffled
 from fusion.data.feature_store import Features
 from fusion.models import fast_losses as fast
 from fusion.models.base import Losses
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import known_labels
 from fusion.models.masking import hidden_counts
 from fusion.models.precision import precision

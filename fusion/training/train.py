@@ -25,7 +25,7 @@ from fusion.evaluation.linear_probe import require_all_classes
 from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import predict
 from fusion.models.base import Dimensions
-from fusion.models.fusion_model import FusionModel
+from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import require_modality_labels
 from fusion.models.logit_adjustment import training_log_prior
 from fusion.models.precision import resolved

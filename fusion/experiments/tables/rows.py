@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fusion.config import Config, load_config
-from fusion.models.registry import BASELINES, model_class
+from fusion.models.registry import model_class
+from fusion.names import baselines
 
 Published = dict[str, tuple[float, float]]
 # trained: by the row's settings; majority, probe: a floor, fitted in a moment; shuffled: the full model's own answers
 Kind = Literal["trained", "majority", "probe", "shuffled"]
 TABLES = ("2", "3", "4", "beyond")
-FULL = "full"  # the row that all others are compared with
 DATA_SETS = ("mvsa-single", "mvsa-multiple")
+FULL = "full"  # the row that all others are compared with
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Row:
         return load_config(settings=tuple(f"{key}={_yaml(value)}" for key, value in values.items()))
 
 
-def rows_of(table: str, base: Config, *, extra: bool = True, baselines: bool = False) -> list[Row]:
+def rows_of(table: str, base: Config, *, extra: bool = True, with_baselines: bool = False) -> list[Row]:
     """The rows of a table, the full model first. `extra`: also those that the paper lacks and a careful reader wants.
 
     A row whose settings are the base's own is the full model.
@@ -42,10 +43,10 @@ def rows_of(table: str, base: Config, *, extra: bool = True, baselines: bool = F
     rows = {"2": _table_2, "3": _table_3, "4": _table_4, "beyond": _beyond}[table](base)
     if extra:
         rows += [*_EXTRA.get(table, []), *([_best()] if table == "2" else [])]
-    if baselines:
+    if with_baselines:
         rows += [
-            Row(name, str(model_class(name).title), {"model": name}, _BASELINES[name], group="same frozen features")
-            for name in BASELINES
+            Row(name, model_class(name).title, {"model": name}, _BASELINES.get(name, {}), group="same frozen features")
+            for name in sorted(baselines(), key=[*_BASELINES, *baselines()].index)  # the paper's in its order
         ]
     return rows
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, FrozenText, Losses
-from fusion.models.baselines.base import Baseline, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, losses_of
 from fusion.models.baselines.clmlf import Embedding, transformer_of
 from fusion.models.baselines.parts import AttentionPool, MlpHead, supervised_contrastive
 
@@ -27,7 +26,7 @@ TEMPERATURE = 0.07  # Khosla et al. 2020, and CLMLF
 CONTRAST_WEIGHT = 0.1  # our guess
 
 
-class Clcaf(Baseline):
+class Clcaf(Model):
     title = "CLCAF-like"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

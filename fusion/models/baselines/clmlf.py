@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import full_precision
-from fusion.models.base import Dimensions, FrozenText, Losses
-from fusion.models.baselines.base import Baseline, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, losses_of
 from fusion.models.baselines.parts import AttentionPool, MlpHead
 from fusion.models.transformer import Transformer
 
@@ -28,7 +27,7 @@ IMAGE_LAYERS = 2  # the source's image_num_layers
 TEMPERATURE = 0.07  # the source's default
 
 
-class Clmlf(Baseline):
+class Clmlf(Model):
     title = "CLMLF without DBCL"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

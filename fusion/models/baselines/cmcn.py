@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, FrozenText, Losses
-from fusion.models.baselines.base import Baseline, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, losses_of
 from fusion.models.baselines.parts import AdditiveAttention
 
 UNIMODAL_WEIGHT = 0.5  # of each modality's own loss; our guess
 
 
-class Cmcn(Baseline):
+class Cmcn(Model):
     title = "CMCN-like without captions"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, FrozenText, Losses
-from fusion.models.baselines.base import Baseline, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, losses_of
 from fusion.models.baselines.parts import TextCnn
 
 
-class CnnMulti(Baseline):
+class CnnMulti(Model):
     title = "CNN-Multi"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

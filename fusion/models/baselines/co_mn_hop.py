@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions
-from fusion.models.baselines.base import Baseline
+from fusion.models.base import Dimensions, Model
 from fusion.models.baselines.parts import AdditiveAttention, masked_mean
 
 
-class CoMnHop(Baseline):
+class CoMnHop(Model):
     title = "Co-MN-Hop"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

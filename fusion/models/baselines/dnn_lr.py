@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, FrozenText, Losses
-from fusion.models.baselines.base import Baseline, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, losses_of
 from fusion.models.baselines.parts import TextCnn
 
 
-class DnnLr(Baseline):
+class DnnLr(Model):
     title = "DNN-LR"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

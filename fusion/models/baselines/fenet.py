@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import full_precision
-from fusion.models.base import Dimensions
-from fusion.models.baselines.base import Baseline
+from fusion.models.base import Dimensions, Model
 from fusion.models.baselines.parts import masked_max, masked_softmax
 
 KERNELS = 100  # how many features are extracted from each sequence; our guess
 KERNEL_SIZE = 3  # our guess
 
 
-class FENet(Baseline):
+class FENet(Model):
     title = "FENet"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions
-from fusion.models.baselines.base import Baseline
+from fusion.models.base import Dimensions, Model
 from fusion.models.baselines.parts import masked_max, masked_mean, masked_softmax
 
 WINDOW = 2  # how far apart two neighbouring words may stand; our guess
 SLOPE = 0.2  # of the leaky ReLU; Velickovic et al. 2018
 
 
-class Itignn(Baseline):
+class Itignn(Model):
     title = "ITIGNN-like"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.models.base import Dimensions, FrozenText, Losses
-from fusion.models.baselines.base import Baseline, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, losses_of
 from fusion.models.baselines.clmlf import transformer_of
 from fusion.models.baselines.parts import AttentionPool, MlpHead, masked_mean, supervised_contrastive
 
@@ -28,7 +27,7 @@ CONTRAST_WEIGHT = 0.1  # our guess
 UNIMODAL_WEIGHT = 0.5  # of each modality's own loss, which teaches the heads that calibrate; our guess
 
 
-class Mvcn(Baseline):
+class Mvcn(Model):
     title = "MVCN-like"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:

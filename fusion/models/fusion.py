@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import cross_attention
-from fusion.models.base import Dimensions, FrozenText, Losses
+from fusion.models.base import Dimensions, FrozenText, Losses, Model
 from fusion.models.label_rule import LabelRule, auxiliary_loss, log_masses
 from fusion.models.logit_adjustment import adjusted_loss
 from fusion.models.masking import hide_highest, image_guidance, masked_ids, word_pieces
@@ -16,9 +16,10 @@ from fusion.models.transformer import Transformer
 SEGMENT_DEVIATION = 0.02  # BERT's; PyTorch's own, 1, would drown the rows that the vectors are added to
 
 
-class FusionModel(nn.Module):
+class FusionModel(Model):
     """Multi-scale cross-modal feature fusion (Liu et al. 2024), as configured."""
 
+    title = "the full model"
     log_prior: Tensor | None
 
     def __init__(
@@ -32,8 +33,7 @@ class FusionModel(nn.Module):
         """To train, and not otherwise, `tie_mlm_head` needs `word_embeddings` (V, D), and `logit_adjustment` the
         classes' `log_prior` (classes,).
         """
-        super().__init__()
-        self.config = config
+        super().__init__(config, dimensions)
         if config.mlm and not config.mask_projection and dimensions.text_width != config.width:
             raise ValueError(
                 f"mask_projection: false needs width {dimensions.text_width}, the text encoder's, not {config.width}"
@@ -74,7 +74,7 @@ class FusionModel(nn.Module):
             *self.fuse(self.transformer, emb_text, self.attend(emb_text, emb_image, batch), emb_image, batch)
         )
 
-    def losses(self, batch: Batch, text_encoder: FrozenText | None) -> Losses:
+    def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
         """Both losses of a batch with labels. Without `mlm`, or without a text encoder, pass 2 is left out."""
         emb_text, emb_image = self.embed(batch)
         cross = self.attend(emb_text, emb_image, batch)
