@@ -26,11 +26,12 @@ test: .venv/installed ## set up, then run all tests
 test-long: .venv/installed-long ## set up, Ray too, then run the tests that take minutes: kills, damaged inputs, a cluster
 	$(BIN)/python -m pytest -m long
 
-lint: .venv/installed ## set up, then ruff and mypy
+lint: .venv/installed ## set up, then ruff, mypy, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy cli.py
+	$(BIN)/lint-imports --no-cache
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

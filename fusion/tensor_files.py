@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, open_regular
+from pipeline.common.machine import total_memory
 
 Expected = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape by name
 _MOST_HEADER = 8 << 20  # bytes; a model of 256 layers has half a MiB
@@ -78,7 +79,7 @@ def tensor_names(path: Path) -> set[str]:
 
 def require_memory(needed: int, what: str) -> None:
     """Raises InputError if `needed` bytes are more than this machine has."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = total_memory()
     if needed > memory:
         raise InputError(f"{what}: needs {needed / 2**30:.1f} GiB of memory, and this machine has {memory / 2**30:.1f}")
 

@@ -183,7 +183,7 @@ def test_the_command_takes_a_models_name(cache, tmp_path):
     assert Run(tmp_path / "run").config.model == "cnn-multi"
     refused = CliRunner().invoke(cli, [*arguments, "--model", "cnn", "--overwrite"])
     assert refused.exit_code == 1
-    assert "'cnn-multi'" in refused.output
+    assert "cnn-multi" in refused.output
 
 
 def test_sparsemax_as_worked_out_by_hand():
@@ -226,7 +226,7 @@ def test_the_documents_parameter_counts_are_the_models():
     """The table of docs/baselines.md: packaged encoders and preset."""
     dimensions = Dimensions(channels=1280, text_width=384, vocabulary=0, patches=49)
     rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d,]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
-    assert [name for name, _ in rows] == list(BASELINES)
+    assert sorted(name for name, _ in rows) == BASELINES
     for name, written in rows:
         model = build_model(load_config("packaged", settings=(f"model={name}",)), dimensions)
         assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == written, name

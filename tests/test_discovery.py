@@ -44,7 +44,9 @@ def new_model(tmp_path, monkeypatch):
     (folder / "mean_words.py").write_text(textwrap.dedent(MODEL))
     (folder / "parts_of_it.py").write_text("def useful(): pass\n")
     monkeypatch.setattr(fusion.models.baselines, "__path__", [*fusion.models.baselines.__path__, str(folder)])
-    monkeypatch.setattr(fusion.models.baselines.__spec__, "submodule_search_locations", fusion.models.baselines.__path__)
+    monkeypatch.setattr(
+        fusion.models.baselines.__spec__, "submodule_search_locations", fusion.models.baselines.__path__
+    )
     return "mean-words"
 
 

@@ -57,7 +57,7 @@ def test_offline_asks_nobody(asked, tmp_path):
 
 def test_local_files_that_are_not_there_and_disks_without_room(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))
-    monkeypatch.setattr(doctor, "_free_memory", lambda: 1 << 30)
+    monkeypatch.setattr(doctor, "free_memory", lambda: 1 << 30)
     monkeypatch.setattr(doctor.os, "access", lambda place, mode, **_: mode != os.W_OK)
     output = invoke("doctor", "--text-encoder", tmp_path / "none", "--encoders", "packaged", "--out", tmp_path, code=1)
     assert f"--text-encoder {tmp_path / 'none'}: no such folder" in output

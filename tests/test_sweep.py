@@ -17,6 +17,7 @@ from fusion.config import load_config
 from fusion.experiments import study
 from fusion.experiments import sweep as sweeping
 from fusion.experiments.search_space import configured, read_space
+from fusion.experiments.trainer import Trainer
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from tests.commands import ROOT, invoke, refused
@@ -155,14 +156,14 @@ def test_a_kill_between_any_two_epochs_or_before_the_score_is_told_changes_no_tr
 def planted(cache, space_file, out, monkeypatch, scores, trials):
     """A sweep whose trials have these validation scores, epoch by epoch."""
     given = {number: iter(curve) for number, curve in enumerate(scores)}
-    original = sweeping.Trainer.train
+    original = Trainer.train
     now = []
 
     def train(self, run, config, on_epoch):
         now[:] = [int(run.folder.name.removeprefix("trial-"))]
         return original(self, run, config, on_epoch)
 
-    monkeypatch.setattr(sweeping.Trainer, "train", train)
+    monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(
         "fusion.training.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(given[now[0]])}
     )

@@ -1,6 +1,5 @@
 """Where a run's features lie, and batches from there: mapped files, memory, or the device itself."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from torch import Tensor
 from fusion.data.batches import Batch, modality_labels_of, padded_length, read_batch
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
+from pipeline.common.machine import free_memory
 
 Place = Literal["auto", "map", "ram", "device"]
 PLACES: tuple[Place, ...] = ("auto", "map", "ram", "device")
@@ -135,7 +135,7 @@ def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
 def _decide(needed: int, device: torch.device, place: Place) -> tuple[Place, str]:
     """Where features go, and why in a few words. Raises InputError if they don't fit where they were asked to go."""
     size = f"{needed / 2**20:.0f} MiB"
-    free = {"ram": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "device": 0}
+    free = {"ram": free_memory(), "device": 0}
     if device.type == "cuda":
         free["device"] = torch.cuda.mem_get_info(device)[0]
     if place == "auto":

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.common.errors import InputError
+from pipeline.common.machine import usable_cores
 
 Item = TypeVar("Item")
 
@@ -59,7 +60,7 @@ def _begin(jobs: int, begin: Callable[..., Callable[[Any], None]], arguments: tu
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+    torch.set_num_threads(max(1, usable_cores() // jobs))
     _work = begin(*arguments)
 
 

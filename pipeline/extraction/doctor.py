@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.common.errors import InputError
+from pipeline.common.machine import free_memory, usable_cores
 from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 
 
@@ -38,8 +39,8 @@ def examine(choice: EncoderChoice, folder: Path) -> Iterator[Finding]:
         yield Finding(f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, {free >> 20} of {total >> 20} MiB free")
     if not torch.cuda.is_available():
         yield Finding("cuda", "no GPU found; the processor does all the work")
-    yield Finding("processor", f"{len(os.sched_getaffinity(0))} cores for this process")
-    yield Finding("memory", f"{_free_memory() >> 20} MiB free", _free_memory() > 2 << 30)
+    yield Finding("processor", f"{usable_cores()} cores for this process")
+    yield Finding("memory", f"{free_memory() >> 20} MiB free", free_memory() > 2 << 30)
     for what, place in (("disk", _existing(folder)), ("shared memory", Path("/dev/shm"))):
         if place.is_dir():
             free = shutil.disk_usage(place).free
@@ -62,7 +63,3 @@ def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = Path(os.path.realpath(folder))  # Path.resolve raises for links that loop
     return next(place for place in (folder, *folder.parents) if place.is_dir())
-
-
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
