@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from benchmarks.arithmetic import Product, TextSize, reencoding_products, step_products
 from fusion.config import Config, load_config
-from fusion.data.batches import Batch, collate, shuffled
+from fusion.data.batches import Batch, collate, length_bucketed_batches
 from fusion.models import fast_losses as fast
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from fusion.models.kernels import Window
-from fusion.models.masking import hide_highest, masked_ids, word_pieces
+from fusion.models.masking import maskable_tokens, masked_ids, top_k_mask
 from fusion.models.precision import has_bfloat16, precision
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory
@@ -138,7 +138,7 @@ def make_batches(case: Case, posts: int, count: int, device: torch.device) -> li
     random = np.random.default_rng(0)
     lengths = text_lengths(case.text)
     batches = []
-    for rows in list(shuffled(np.arange(len(lengths)), lengths, posts, 0, 1))[:count]:
+    for rows in list(length_bucketed_batches(np.arange(len(lengths)), lengths, posts, 0, 1))[:count]:
         ids = [random.integers(1000, case.dimensions.vocabulary, lengths[row]) for row in rows]
         patches = random.standard_normal((len(rows), PATCHES, case.dimensions.channels), np.float32).clip(0)
         tokens = [random.standard_normal((lengths[row], case.dimensions.text_width), np.float32) for row in rows]
@@ -236,7 +236,7 @@ class Plain(nn.Module):
         pooled = fused.masked_fill(ignored[:, :, None], -torch.inf).amax(dim=1)
         loss = F.cross_entropy(self.sentiment_head(pooled), batch.labels)
         guidance = (words @ image[:, 0, :, None]).squeeze(2).float()
-        hidden = hide_highest(guidance, word_pieces(batch.text_mask), self.config.mask_rate)
+        hidden = top_k_mask(guidance, maskable_tokens(batch.text_mask), self.config.mask_rate)
         masked = text.encode(masked_ids(batch.input_ids, hidden, text.mask_id), batch.text_mask)
         again = torch.cat([F.gelu(self.text_projection(masked)), text_seen, image_seen, image], dim=1)
         logits = self.mlm_head(self.transformer(again, src_key_padding_mask=ignored)[:, : hidden.shape[1]])

@@ -50,7 +50,7 @@ class Run:
         return self.started and self._facts.finished
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """run.json, checked, without the fields that are null. Raises InputError if this is no run folder."""
         return self._facts.model_dump(exclude_none=True)
 
@@ -89,7 +89,7 @@ class Run:
             for path in self.folder.glob(pattern):
                 remove_file(path)
 
-    def take_up(self, config: Config, cache: Cache, splits: Path | None) -> Cache:
+    def resume_or_start(self, config: Config, cache: Cache, splits: Path | None) -> Cache:
         """The cache with the splits to train on. An unfinished run goes on only with the same config, features and
         splits.
 
@@ -105,21 +105,21 @@ class Run:
                 f"{self.folder}: an unfinished run with {key} {before[key]}, not {now[key]}; "
                 "use --resume alone, or --overwrite"
             )
-        if difference := first_difference(self.facts["fingerprint"], cache.fingerprint):
+        if difference := first_difference(self.metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: of other encoders than the unfinished run {self.folder}; {difference}")
-        if cache.manifest_sha256 != self.facts["manifest_sha256"]:
+        if cache.manifest_sha256 != self.metadata["manifest_sha256"]:
             raise InputError(f"{cache.folder}: holds other posts than the cache of the unfinished run {self.folder}")
         ours = cache.with_splits(self.splits)
         if splits and _assigned(cache) != _assigned(ours):
             raise InputError(f"{splits}: other splits or labels than those of the unfinished run {self.folder}")
         return ours
 
-    def start(self, config: Config, cache: Cache, dimensions: Dimensions, facts: dict[str, Any]) -> None:
+    def start(self, config: Config, cache: Cache, dimensions: Dimensions, metadata: dict[str, Any]) -> None:
         """Write what the run is made of; run.json last, since it says that the others are there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.folder / "config.yaml", config)
         self._write_splits(cache)
-        self._write_facts(
+        self._write_metadata(
             {
                 "finished": False,
                 "cache": str(cache.folder.resolve()),
@@ -127,16 +127,16 @@ class Run:
                 "fingerprint": cache.fingerprint,
                 "labels": list(LABELS),
                 "dimensions": asdict(dimensions),
-                **facts,
+                **metadata,
             }
         )
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        self._write_facts({**self._facts.model_dump(exclude_unset=True), **facts, "finished": True})
+    def finish(self, metadata: dict[str, Any]) -> None:
+        self._write_metadata({**self._facts.model_dump(exclude_unset=True), **metadata, "finished": True})
         remove_file(self.folder / "train_state.safetensors")
 
-    def _write_facts(self, facts: dict[str, Any]) -> None:
-        write_json(self.folder / "run.json", facts)
+    def _write_metadata(self, metadata: dict[str, Any]) -> None:
+        write_json(self.folder / "run.json", metadata)
 
     def _write_splits(self, cache: Cache) -> None:
         table = io.StringIO()
@@ -154,7 +154,7 @@ class Run:
         The file's tensors are compared with the model's before either takes memory. Raises InputError if these,
         run.json and config.yaml do not fit each other.
         """
-        config, dimensions = self.config, Dimensions(**self.facts["dimensions"])
+        config, dimensions = self.config, Dimensions(**self.metadata["dimensions"])
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.filterwarnings("error", "Initializing zero-element tensors")  # a width or a vocabulary of 0
@@ -212,7 +212,7 @@ class Run:
     def append_metrics(self, line: dict[str, Any]) -> None:
         append_bytes(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
 
-    def cut_back(self, epochs: int) -> None:
+    def truncate_metrics(self, epochs: int) -> None:
         """Drop metrics of epochs after these, whose state was not saved. Raises InputError if some of these lack."""
         lines = self._metrics_lines()
         if len(lines) < epochs:

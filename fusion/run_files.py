@@ -83,13 +83,13 @@ class Fingerprint(Document):
     stored_dtype: Literal["float16", "float32"] = "float16"
 
 
-def _fingerprint(marks: dict[str, Any]) -> dict[str, Any]:
+def _fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The fingerprint as it is in the file, since every field of it is compared, once its fields are checked."""
     try:
-        Fingerprint.model_validate(marks)
+        Fingerprint.model_validate(fingerprint)
     except ValidationError as error:
         raise ValueError(first_problem(error)) from None
-    return marks
+    return fingerprint
 
 
 def own_labels(names: list[str]) -> list[str]:

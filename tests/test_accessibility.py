@@ -7,7 +7,7 @@ import torch
 from playwright.sync_api import Page
 
 from fusion.report import run_report as report
-from fusion.report.gallery import look_at_cached, write_gallery
+from fusion.report.gallery import view_cached_posts, write_gallery
 from tests.browser import answers, fill, needs_chromium, png, shown, submit, visit, window
 from tests.test_report import make_run
 
@@ -30,7 +30,7 @@ def pages(tmp_path_factory):
         run = make_run(folder, "epochs=2", monkeypatch=patch)
         report.write_report(run, folder / "report.html", CPU, worst=5)
         for name, runs in (("gallery", [run]), ("several", [run, run])):
-            shown, looks = look_at_cached(runs, ["31", "33"], CPU)
+            shown, looks = view_cached_posts(runs, ["31", "33"], CPU)
             write_gallery(folder / name, shown, looks)
     return folder
 

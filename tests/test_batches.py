@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies
 
-from fusion.data.batches import PAD_TO, read_batch, shuffled
+from fusion.data.batches import PAD_TO, length_bucketed_batches, read_batch
 from tests.toy import write_cache
 
 CPU = torch.device("cpu")
@@ -57,23 +57,27 @@ def test_tensors_are_copies_so_that_training_cannot_write_into_the_cache(cache):
 def test_an_epoch_has_every_post_once_in_full_batches_in_an_order_of_its_own(count, batch_size, seed, epoch):
     rows = np.arange(1000, 1000 + count)
     lengths = rows * 7 % 23
-    batches = list(shuffled(rows, lengths, batch_size, seed, epoch))
+    batches = list(length_bucketed_batches(rows, lengths, batch_size, seed, epoch))
     assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
     sizes = sorted(len(batch) for batch in batches)
     assert sizes[1:] == [batch_size] * (len(batches) - 1)
-    again = list(shuffled(rows, lengths, batch_size, seed, epoch))
+    again = list(length_bucketed_batches(rows, lengths, batch_size, seed, epoch))
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
 def test_orders_differ_by_epoch_and_by_seed():
     rows, lengths = np.arange(97), np.arange(97) % 5
     orders = {
-        tuple(np.concatenate(list(shuffled(rows, lengths, 7, seed, epoch)))) for seed in (0, 1) for epoch in (1, 2)
+        tuple(np.concatenate(list(length_bucketed_batches(rows, lengths, 7, seed, epoch))))
+        for seed in (0, 1)
+        for epoch in (1, 2)
     }
     assert len(orders) == 4
 
 
 def test_batches_are_of_like_length():
     lengths = np.random.default_rng(0).integers(3, 60, 1024)
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in shuffled(np.arange(1024), lengths, 64, 0, 1))
+    padded = sum(
+        int(lengths[batch].max()) * len(batch) for batch in length_bucketed_batches(np.arange(1024), lengths, 64, 0, 1)
+    )
     assert padded < 1.15 * lengths.sum()

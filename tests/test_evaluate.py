@@ -100,7 +100,7 @@ def test_shuffling_the_modality_that_tells_most_costs_most(finished):
 
 def test_partners_are_never_the_post_itself():
     for seed in range(20):
-        partner = evaluation.partners(7, np.random.default_rng(seed))
+        partner = evaluation.derangement(7, np.random.default_rng(seed))
         assert sorted(partner) == list(range(7))
         assert (partner != np.arange(7)).all()
 

@@ -7,12 +7,12 @@ import torch
 
 from fusion.config import load_config
 from fusion.run import Run
-from fusion.training.train import Means, train
+from fusion.training.train import ExecutionOptions, train
 from pipeline.common.errors import InputError
 from tests.commands import SMALL
 from tests.toy import write_cache
 
-EVENTS = Means(tensorboard=True)
+EVENTS = ExecutionOptions(tensorboard=True)
 
 
 def run_of(cache, folder, *settings, means=EVENTS, **options):
@@ -75,7 +75,7 @@ def test_a_resumed_run_counts_no_epoch_twice(tmp_path, monkeypatch, told):
 
 def test_without_the_option_none_are_written_and_overwrite_removes_them(tmp_path):
     cache = write_cache(tmp_path / "cache")
-    assert not list(run_of(cache, tmp_path / "plain", means=Means()).folder.glob("events*"))
+    assert not list(run_of(cache, tmp_path / "plain", means=ExecutionOptions()).folder.glob("events*"))
     run = run_of(cache, tmp_path / "run")
     run.clear()
     assert not list(run.folder.iterdir())

@@ -205,7 +205,7 @@ def test_raw_posts_are_explained_with_the_answers_that_predict_gives(image_encod
     config = load_config(settings=("width=8", "heads=2", "layers=1", "mlm=false", "modality_dropout=0.1"))
     torch.manual_seed(5)
     model = FusionModel(config, Dimensions(image_encoder.patches_shape[1], text_encoder.width, 0)).eval()
-    run = SimpleNamespace(facts={"fingerprint": {"stored_dtype": "float16"}})
+    run = SimpleNamespace(metadata={"fingerprint": {"stored_dtype": "float16"}})
     predictor = Predictor(run, model, image_encoder, text_encoder, CPU)
     photo = io.BytesIO()
     Image.effect_noise((90, 60), 80).convert("RGB").save(photo, "PNG")

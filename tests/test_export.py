@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
-from fusion.data.batches import Batch, read_batch
+from fusion.data.batches import read_batch
 from fusion.inference import onnx
 from fusion.inference.export import export
 from fusion.inference.onnx import write_onnx
@@ -67,13 +67,13 @@ def test_it_holds_what_prediction_needs_and_nothing_of_this_machine(masking_run,
         assert torch.equal(before(batch), now(batch))
     text = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors")
     assert str(masking_run.folder.parent) not in text
-    assert exported.facts["labels"] == list(LABELS)
-    assert exported.facts["fingerprint"] == masking_run.facts["fingerprint"]
+    assert exported.metadata["labels"] == list(LABELS)
+    assert exported.metadata["fingerprint"] == masking_run.metadata["fingerprint"]
 
 
 def test_a_baseline_is_exported_as_it_is(masking_run, tmp_path):
     run = Run(tmp_path / "run")
-    cache = Cache(Path(masking_run.facts["cache"]))
+    cache = Cache(Path(masking_run.metadata["cache"]))
     train(cache, load_config(settings=(*SMALL, "model=multisentinet")), run, CPU, quiet=True)
     export(run, tmp_path / "out")
     batch = read_batch(cache, [4, 1, 7], CPU)
@@ -85,7 +85,7 @@ def test_the_card_tells_the_data_the_scores_and_the_settings(masking_run, tmp_pa
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| train | 12 | 12 | 12 |" in card  # of 60 posts, three fifths, in equal parts
     assert "was not evaluated" in card
-    assert f"weighted F1\n{masking_run.facts['validation']['weighted_f1']:.1%}" in card
+    assert f"weighted F1\n{masking_run.metadata['validation']['weighted_f1']:.1%}" in card
     assert "mlm: true" in card  # the training's own settings, not the export's
     for heading in ("Use", "Encoders", "Data", "Scores", "Limits", "Licences", "Files"):
         assert f"\n## {heading}\n" in card
@@ -137,12 +137,13 @@ def test_onnx_gives_the_same_logits_at_sizes_of_its_own(settings, tmp_path):
 
 
 def test_an_onnx_file_that_is_not_exact_is_refused(masking_run, tmp_path, monkeypatch):
-    class Off(FusionModel):
-        def forward(self, batch: Batch):
-            tokens = batch.tokens if torch.compiler.is_exporting() else batch.tokens + 0.01
-            return super().forward(replace(batch, tokens=tokens))
+    exact = FusionModel.forward
 
-    monkeypatch.setattr("fusion.models.fusion.FusionModel", Off)
+    def forward(model, batch):
+        tokens = batch.tokens if torch.compiler.is_exporting() else batch.tokens + 0.01
+        return exact(model, replace(batch, tokens=tokens))
+
+    monkeypatch.setattr(FusionModel, "forward", forward)
     with pytest.raises(InputError, match=r"model\.onnx: not written; onnxruntime's logits differ by"):
         export(masking_run, tmp_path / "out", onnx=True)
     assert not (tmp_path / "out" / "model.onnx").exists()

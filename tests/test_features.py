@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.data.batches import Batch, in_order, read_batch
+from fusion.data.batches import Batch, chunks, read_batch
 from fusion.data.feature_store import Features, _decide
 from pipeline.common.errors import InputError
 from tests.toy import write_cache
@@ -21,7 +21,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize("place", ["map", "ram"])
 def test_every_place_gives_the_batches_that_the_cache_gives(cache, place):
     rows = np.concatenate([cache.rows("val"), cache.rows("train")])
-    batches = list(in_order(rows[::-1].copy(), 7))
+    batches = list(chunks(rows[::-1].copy(), 7))
     features = Features(cache, rows, CPU, place)
     for found, wanted_rows in zip(features.batches(batches), batches, strict=True):
         wanted = read_batch(cache, wanted_rows, CPU)

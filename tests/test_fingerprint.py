@@ -14,7 +14,7 @@ from pipeline.cache.reader import Cache
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.weights import package_folder
-from pipeline.extraction.extract import extract, fingerprint
+from pipeline.extraction.extract import cache_fingerprint, extract
 from pipeline.posts import images
 from tests.test_extract import SHARD, write_posts
 
@@ -38,7 +38,7 @@ def marks(files: Path, stored: str = "float16", **chosen):
             **chosen,
         }
     )
-    return fingerprint(load_image_encoder(choice), load_text_encoder(choice), stored)
+    return cache_fingerprint(load_image_encoder(choice), load_text_encoder(choice), stored)
 
 
 def other_image_weights(files, monkeypatch):
@@ -138,4 +138,4 @@ def test_how_a_cache_was_made_is_not_in_its_fingerprint(image_encoder, text_enco
     for name, (chosen_posts, options) in ways.items():
         extract(chosen_posts, tmp_path / name, image_encoder, text_encoder, quiet=True, **options)
         found.append(Cache(tmp_path / name).fingerprint)
-    assert found == [json.loads(json.dumps(fingerprint(image_encoder, text_encoder, "float16")))] * 4
+    assert found == [json.loads(json.dumps(cache_fingerprint(image_encoder, text_encoder, "float16")))] * 4

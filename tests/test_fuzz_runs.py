@@ -73,8 +73,8 @@ def mutate(path: Path, chance: random.Random) -> None:
 def read_everything(folder: Path, cache: Cache) -> None:
     """What the commands read of a run folder, without what an encoder costs."""
     run = Run(folder)
-    facts = run.facts
-    run.take_up(run.config, cache, None)
+    facts = run.metadata
+    run.resume_or_start(run.config, cache, None)
     run.load_model(CPU)
     evaluation = run.evaluation("test")
     table(evaluation)

@@ -11,13 +11,13 @@ from fusion.config import load_config
 from fusion.evaluation.predict import predict
 from fusion.explanation.attribution import METHODS, head_weights, trace
 from fusion.models import fast_losses as fast
-from fusion.models.label_rule import auxiliary_loss, known_labels, log_masses, outcome
+from fusion.models.label_rule import auxiliary_loss, known_labels, merged_label, post_logits
 from fusion.run import Run
 from fusion.training.epoch import drop_modalities
-from fusion.training.train import Means, train
+from fusion.training.train import ExecutionOptions, train
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
-from pipeline.posts.mvsa import judge
+from pipeline.posts.mvsa import merge_labels
 from tests.commands import SMALL
 from tests.oracle import rule
 from tests.test_attribution import features_of
@@ -38,7 +38,7 @@ def cache(tmp_path_factory):
 
 def probabilities(text, image):
     logits = torch.stack([torch.tensor(values, dtype=torch.float64).log() for values in (text, image)])
-    return log_masses(logits).softmax(dim=-1)
+    return post_logits(logits).softmax(dim=-1)
 
 
 def test_the_table_of_nine_by_hand():
@@ -48,7 +48,7 @@ def test_the_table_of_nine_by_hand():
     dropped 0.5 0.1 + 0.3 0.6 = 0.23; the rest, 0.77, becomes 1.
     """
     text, image = (0.5, 0.2, 0.3), (0.6, 0.3, 0.1)
-    masses = log_masses(torch.tensor([text, image], dtype=torch.float64).log()).exp()
+    masses = post_logits(torch.tensor([text, image], dtype=torch.float64).log()).exp()
     torch.testing.assert_close(masses, torch.tensor([0.57, 0.06, 0.14], dtype=torch.float64))
     torch.testing.assert_close(
         probabilities(text, image), torch.tensor([57, 6, 14], dtype=torch.float64) / 77, rtol=1e-12, atol=0
@@ -59,9 +59,9 @@ def test_sure_heads_give_the_label_that_prepare_gives():
     """Over all nine pairs of labels; of positive against negative nothing is left to share out."""
     for t, text in enumerate(LABELS):
         for i, image in enumerate(LABELS):
-            label = judge([(text, image)]).label
-            assert outcome(t, i) == (None if label is None else LABELS.index(label))
-            masses = log_masses(torch.stack([torch.eye(3)[t], torch.eye(3)[i]]) * 60).exp()
+            label = merge_labels([(text, image)]).label
+            assert merged_label(t, i) == (None if label is None else LABELS.index(label))
+            masses = post_logits(torch.stack([torch.eye(3)[t], torch.eye(3)[i]]) * 60).exp()
             expected = torch.zeros(3) if label is None else torch.eye(3)[LABELS.index(label)]
             torch.testing.assert_close(masses, expected, rtol=0, atol=1e-20)
 
@@ -79,20 +79,20 @@ def test_a_modality_that_is_surely_neutral_leaves_the_word_to_the_other():
 @settings(deadline=None)
 def test_probabilities_sum_to_one_and_equal_products_of_probabilities(logits, shift):
     own = torch.tensor(logits, dtype=torch.float64).view(2, 3)
-    found = log_masses(own + shift).softmax(dim=-1)
+    found = post_logits(own + shift).softmax(dim=-1)
     assert float(found.sum()) == pytest.approx(1)
-    assert float(log_masses(own).exp().sum()) <= 1 + 1e-12
+    assert float(post_logits(own).exp().sum()) <= 1 + 1e-12
     expected = torch.stack(rule(*(list(row) for row in own.softmax(dim=1))))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    swapped = log_masses(own.flip(0)).softmax(dim=-1)  # the rule treats text and image alike
+    swapped = post_logits(own.flip(0)).softmax(dim=-1)  # the rule treats text and image alike
     torch.testing.assert_close(swapped, found)
-    torch.testing.assert_close(log_masses(own.flip(1)).softmax(dim=-1).flip(0), found)  # and the two poles
+    torch.testing.assert_close(post_logits(own.flip(1)).softmax(dim=-1).flip(0), found)  # and the two poles
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_heads_that_are_certain_of_opposites_give_finite_losses_and_gradients(dtype):
     own = torch.tensor([[[1e4, 0, -1e4], [-1e4, 0, 1e4]], [[3e4, 0, 0], [3e4, 0, 0]]], dtype=dtype, requires_grad=True)
-    masses = log_masses(own)
+    masses = post_logits(own)
     loss = torch.nn.functional.cross_entropy(masses, torch.tensor([1, 2]))
     loss.backward()
     assert masses.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
@@ -172,7 +172,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, cache, settings):
     assert line["loss_auxiliary"] > 0
 
 
-@pytest.mark.parametrize("means", [Means(micro_batch=3), Means(cache_in="ram")], ids=["micro-batches", "in memory"])
+@pytest.mark.parametrize(
+    "means", [ExecutionOptions(micro_batch=3), ExecutionOptions(cache_in="ram")], ids=["micro-batches", "in memory"]
+)
 def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, means):
     usual, _ = run_of(tmp_path / "usual", cache, *ON, "dropout=0.0", "epochs=2")
     other, _ = run_of(tmp_path / "other", cache, *ON, "dropout=0.0", "epochs=2", means=means)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies
 
-from fusion.models.masking import hidden_count, hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.models.masking import hidden_count, image_guidance, maskable_tokens, masked_ids, top_k_mask
 
 
 def mask_of(*lengths: int) -> torch.Tensor:
@@ -15,7 +15,7 @@ def mask_of(*lengths: int) -> torch.Tensor:
 
 def test_candidates_are_the_tokens_between_cls_and_sep():
     expected = [[False, True, True, False, False], [False] * 5, [False, True, True, True, False]]
-    assert word_pieces(mask_of(4, 2, 5)).tolist() == expected
+    assert maskable_tokens(mask_of(4, 2, 5)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_candidates_are_the_tokens_between_cls_and_sep():
     ],
 )
 def test_a_share_of_the_pieces_is_hidden_and_at_least_one(pieces, rate, expected):
-    assert hidden_count(word_pieces(mask_of(pieces + 2)), rate).tolist() == [expected]
+    assert hidden_count(maskable_tokens(mask_of(pieces + 2)), rate).tolist() == [expected]
 
 
 def test_the_closest_words_are_hidden_and_ties_go_to_the_lower_index():
-    candidates = word_pieces(mask_of(8))
+    candidates = maskable_tokens(mask_of(8))
     scores = torch.tensor([[9.0, 1.0, 5.0, 2.0, 5.0, 5.0, -1.0, 9.0]])  # 9s stand at [CLS] and [SEP]
-    assert hide_highest(scores, candidates, 0.34).nonzero()[:, 1].tolist() == [2, 4]
+    assert top_k_mask(scores, candidates, 0.34).nonzero()[:, 1].tolist() == [2, 4]
 
 
 def test_guidance_is_the_dot_product_with_the_global_image_row_without_gradient():
@@ -52,7 +52,7 @@ def test_guidance_is_the_dot_product_with_the_global_image_row_without_gradient(
 def test_guidance_keeps_an_order_that_float32_softmax_would_lose():
     scores = image_guidance(torch.tensor([[1.0]]), torch.tensor([[[300.0], [0.0], [5.0]]]))
     assert scores.softmax(dim=1)[0, 1] == scores.softmax(dim=1)[0, 2] == 0
-    assert hide_highest(scores, torch.tensor([[False, True, True]]), 0.5).tolist() == [[False, False, True]]
+    assert top_k_mask(scores, torch.tensor([[False, True, True]]), 0.5).tolist() == [[False, False, True]]
 
 
 def test_hidden_ids_become_the_mask_and_the_others_stay():
@@ -67,9 +67,9 @@ def test_hidden_ids_become_the_mask_and_the_others_stay():
     seed=strategies.integers(0, 2**16),
 )
 def test_hidden_words_are_candidates_as_many_as_asked_and_none_better_is_left(lengths, rate, seed):
-    candidates = word_pieces(mask_of(*lengths))
+    candidates = maskable_tokens(mask_of(*lengths))
     scores = torch.randn(candidates.shape, generator=torch.Generator().manual_seed(seed))
-    hidden = hide_highest(scores, candidates, rate)
+    hidden = top_k_mask(scores, candidates, rate)
     assert not (hidden & ~candidates).any()
     for row, length in enumerate(lengths):
         pieces = length - 2

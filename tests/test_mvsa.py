@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS, Post
-from pipeline.posts.mvsa import judge, prepare
+from pipeline.posts.mvsa import merge_labels, prepare
 from pipeline.posts.splits import stratified_split
 from tests.commands import invoke, refused
 
@@ -52,15 +52,15 @@ def mvsa_folder(folder: Path, rows: dict[str, str], header: str = "ID\ttext,imag
 )
 def test_the_rule_for_every_pair_of_labels(text, image, label):
     """Single's only annotator, and Multiple's three when two of them say it and the third says anything."""
-    assert judge([(text, image)]).label == label
+    assert merge_labels([(text, image)]).label == label
     for third in product(LABELS, LABELS):
         for votes in ([(text, image), (text, image), third], [third, (text, image), (text, image)]):
-            assert judge(votes).label == label
+            assert merge_labels(votes).label == label
 
 
 def test_the_majority_is_taken_per_modality_and_without_one_the_post_is_dropped():
-    assert judge([(POSITIVE, NEGATIVE), (POSITIVE, NEUTRAL), (NEGATIVE, NEUTRAL)]).label == POSITIVE
-    three_ways = judge([(POSITIVE, NEUTRAL), (NEUTRAL, NEUTRAL), (NEGATIVE, NEUTRAL)])
+    assert merge_labels([(POSITIVE, NEGATIVE), (POSITIVE, NEUTRAL), (NEGATIVE, NEUTRAL)]).label == POSITIVE
+    three_ways = merge_labels([(POSITIVE, NEUTRAL), (NEUTRAL, NEUTRAL), (NEGATIVE, NEUTRAL)])
     assert (three_ways.label, three_ways.text_label, three_ways.image_label) == (None, None, NEUTRAL)
     assert three_ways.reason == "no majority among the annotators"
 

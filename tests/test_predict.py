@@ -164,7 +164,7 @@ def test_half_a_question_is_wrong_usage(arguments):
 def with_facts(run: Run, folder: Path, part: str, **changes) -> Path:
     """The run, with another fingerprint."""
     shutil.copytree(run.folder, folder)
-    facts = run.facts
+    facts = run.metadata
     facts["fingerprint"][part].update(changes)
     (folder / "run.json").write_text(json.dumps(facts))
     return folder
@@ -209,5 +209,5 @@ def test_local_files_serve_and_others_are_refused_by_field(tiny_run, image_encod
 
 def test_an_unfinished_run_is_refused(tiny_run, tmp_path):
     shutil.copytree(tiny_run.folder, tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**tiny_run.facts, "finished": False}))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**tiny_run.metadata, "finished": False}))
     assert "training is not finished" in refused("predict", tmp_path / "run", "--text", "a")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fusion.models.reencoding import TOGETHER, Reencoder
+from fusion.models.reencoding import GROUP_SIZE, Reencoder
 from tests.toy import MASK, ToyText, random_batch
 
 WIDTH = 7
@@ -55,12 +55,12 @@ def test_a_text_with_the_same_words_hidden_is_remembered_and_another_one_is_not(
     calls = len(encoder.calls)
     assert torch.equal(reencoder(batch, hide(batch, 3, 1, 2)), first)
     assert len(encoder.calls) == calls
-    assert reencoder.take_counts()["remembered_share"] == 0.5
+    assert reencoder.pop_stats()["remembered_share"] == 0.5
     changed = reencoder(batch, hide(batch, 3, 2, 2))
     assert len(encoder.calls) == calls + 1
     assert torch.equal(changed[0], first[0])
     assert not torch.equal(changed[1], first[1])
-    assert reencoder.take_counts()["remembered_share"] == 2 / 3
+    assert reencoder.pop_stats()["remembered_share"] == 2 / 3
 
 
 def test_what_is_remembered_is_not_what_the_caller_may_change():
@@ -79,14 +79,14 @@ def test_the_budget_is_kept_and_those_that_came_first_stay():
     for _ in range(2):
         reencoder(batch, hide(batch, 2, 2, 2))
     assert reencoder.bytes == 2 * size
-    assert reencoder.take_counts()["remembered_share"] == 2 / 6
+    assert reencoder.pop_stats()["remembered_share"] == 2 / 6
 
 
 def test_texts_go_in_groups_of_one_length_and_one_size():
     encoder = Counting()
-    batch = batch_of(*[6] * (TOGETHER + 3), 4)
+    batch = batch_of(*[6] * (GROUP_SIZE + 3), 4)
     Reencoder(encoder)(batch, hide(batch, *[2] * len(batch)))
-    assert sorted(tuple(call.shape) for call in encoder.calls) == [(TOGETHER, 4), (TOGETHER, 6), (TOGETHER, 6)]
+    assert sorted(tuple(call.shape) for call in encoder.calls) == [(GROUP_SIZE, 4), (GROUP_SIZE, 6), (GROUP_SIZE, 6)]
 
 
 def test_a_real_encoding_does_not_depend_on_its_neighbours_to_the_last_bit(text_encoder):

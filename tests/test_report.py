@@ -16,7 +16,7 @@ from fusion.explanation.explain import DEFAULT_METHOD
 from fusion.report import cards
 from fusion.report import run_report as page
 from fusion.report.calibration import reliability
-from fusion.report.gallery import look_at_cached, most_wrong, write_gallery
+from fusion.report.gallery import most_wrong, view_cached_posts, write_gallery
 from fusion.report.plots import reliability_diagram
 from fusion.run import Run
 from pipeline.cache import hdf5
@@ -78,7 +78,7 @@ def reported(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         run = make_run(folder, "epochs=3", monkeypatch=patch)
         summary = page.write_report(run, folder / "report.html", CPU, worst=9)
-        shown, looks = look_at_cached([run, run], ["31", "33"], CPU)
+        shown, looks = view_cached_posts([run, run], ["31", "33"], CPU)
         write_gallery(folder / "gallery", shown, looks)
     return run, folder / "report.html", summary, folder / "gallery"
 
@@ -97,7 +97,7 @@ def test_a_picture_that_is_not_the_one_of_the_features_is_not_shown(planted, rep
             path.unlink()
         else:
             path.write_bytes(planted if isinstance(planted, bytes) else (path.parent / planted).read_bytes())
-        shown, looks = look_at_cached([run], ["31", "32"], CPU)
+        shown, looks = view_cached_posts([run], ["31", "32"], CPU)
     finally:
         path.write_bytes(whole)
     reason = "No such file or directory" if planted is None else "the file has changed since extraction"
@@ -299,7 +299,7 @@ def test_it_opens_in_a_browser_and_fits_its_width(reported, width, scheme):
 
 def test_the_commands_write_once_and_say_where(reported, tmp_path, monkeypatch):
     run, *_ = reported
-    tokenizer = ToyTokenizer(Cache(Path(run.facts["cache"])))
+    tokenizer = ToyTokenizer(Cache(Path(run.metadata["cache"])))
     for module in ("fusion.report.run_report", "fusion.report.gallery"):
         monkeypatch.setattr(f"{module}.same_text_encoder", lambda *_, **__: tokenizer)
     out, summary = tmp_path / "report.html", tmp_path / "summary.json"

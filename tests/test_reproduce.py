@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fusion.config import load_config
-from fusion.evaluation.evaluate import evaluate, partners
+from fusion.evaluation.evaluate import derangement, evaluate
 from fusion.evaluation.predict import predict
 from fusion.experiments.reproduce import TableSpec
 from fusion.experiments.tables.markdown import lines_of, markdown
@@ -116,7 +116,7 @@ def test_answers_are_the_runs_own_and_those_of_evaluate(cache, whole):
         said = "".join(str(np.argmax(list(post["probabilities"].values()))) for post in scored["posts"])
         repeat = row_of(result, FULL)["repeats"][seed]
         assert repeat["predicted"] == said
-        assert repeat["validation"] == run.facts["validation"]
+        assert repeat["validation"] == run.metadata["validation"]
         assert run.config.seed == seed
     probed = lines_of(result)[[row["key"] for row in result["rows"]].index("probe-both")]
     assert probed.scores[0] == pytest.approx(scored["versus_probe"]["probe"])
@@ -125,7 +125,7 @@ def test_answers_are_the_runs_own_and_those_of_evaluate(cache, whole):
 def test_the_shuffled_rows_are_the_full_models_answers_to_swapped_posts(cache, whole):
     out, _ = whole
     model, rows = Run(out / "full" / "seed-1").load_model(CPU), cache.rows("test")
-    partner = partners(len(rows), np.random.default_rng(1))
+    partner = derangement(len(rows), np.random.default_rng(1))
     swapped = predict(model, cache, rows, CPU, image_rows=rows[partner]).argmax(axis=1)
     assert row_of(table_of(out), "image-shuffled")["repeats"][1]["predicted"] == "".join(map(str, swapped))
 

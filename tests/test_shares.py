@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.common.errors import InputError
-from pipeline.common.signals import StopWish
+from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import EncoderChoice
 from pipeline.extraction.encode import Seconds
 from pipeline.extraction.plan import WHOLE, Plan
-from pipeline.extraction.progress import Progress
+from pipeline.extraction.progress import ExtractionProgress
 from pipeline.extraction.ray_engine import _shares, engine_on
 
 
@@ -100,8 +100,8 @@ def work(ray):
     """Shards 3, 4 and 5 on two workers: the numbers made."""
     plan = Plan([], {number: [None] * 7 for number in (3, 4, 5)}, [3, 4, 5], WHOLE)
     make = engine_on(ray, EncoderChoice(device="cpu"), batch_size=2, workers=2, log=lambda line: None)
-    with Progress(plan, quiet=True, say=lambda line: None) as progress:
-        seconds = make(plan, Path(), {}, progress, StopWish())
+    with ExtractionProgress(plan, quiet=True, say=lambda line: None) as progress:
+        seconds = make(plan, Path(), {}, progress, StopRequest())
     assert seconds.encode == 3 + 4 + 5
     return progress.made
 

@@ -15,7 +15,7 @@ import torch
 from fusion.config import load_config
 from fusion.run import Run
 from fusion.training.epoch import drop_modalities, learning_rate
-from fusion.training.train import Means, train
+from fusion.training.train import ExecutionOptions, train
 from pipeline.cache import reader as cache_module
 from pipeline.common.errors import InputError
 from tests.commands import SMALL, invoke
@@ -23,7 +23,7 @@ from tests.processes import lines_in, wait_until
 from tests.toy import ToyText, random_batch, write_cache
 
 CPU = torch.device("cpu")
-PLAIN = Means()
+PLAIN = ExecutionOptions()
 ROOT = Path(__file__).parent.parent
 
 
@@ -124,7 +124,7 @@ def test_the_kept_model_is_the_best_epochs_and_training_stops_early(tmp_path, ca
     run, result = run_of(tmp_path, cache, "epochs=9", "patience=3", "mlm=false")
     assert (result.best_epoch, result.epochs) == (2, 5)
     assert result.validation["weighted_f1"] == 0.5
-    assert run.facts["finished"]
+    assert run.metadata["finished"]
 
 
 def test_the_test_split_is_never_read(tmp_path, cache, monkeypatch):
@@ -162,13 +162,13 @@ def test_an_unfinished_run_goes_on_only_as_it_began(tmp_path, cache, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run_of(tmp_path / "run", cache)
     run, config = Run(tmp_path / "run"), load_config(settings=SMALL)
-    assert len(run.take_up(config, cache, None)) == len(cache)
+    assert len(run.resume_or_start(config, cache, None)) == len(cache)
     with pytest.raises(InputError, match=r"an unfinished run with dropout 0\.1, not 0\.2"):
-        run.take_up(config.model_copy(update={"dropout": 0.2}), cache, None)
+        run.resume_or_start(config.model_copy(update={"dropout": 0.2}), cache, None)
     other = write_cache(tmp_path / "other", channels=13)
     other.fingerprint["image"] = {"name": "another"}
     with pytest.raises(InputError, match=r"image\.name: toy, not another"):
-        run.take_up(config, other, None)
+        run.resume_or_start(config, other, None)
     with pytest.raises(InputError, match="no unfinished run"):
         Run(tmp_path / "none").resumable_config()
 
@@ -221,7 +221,9 @@ def test_validation_reports_the_masked_language_loss_on_request(tmp_path, cache)
     assert np.isfinite(value)
 
 
-@pytest.mark.parametrize("means", [Means(remember=0), Means(cache_in="ram")], ids=["nothing remembered", "in memory"])
+@pytest.mark.parametrize(
+    "means", [ExecutionOptions(remember=0), ExecutionOptions(cache_in="ram")], ids=["nothing remembered", "in memory"]
+)
 def test_how_a_run_is_carried_out_does_not_change_its_numbers(tmp_path, cache, means):
     usual, _ = run_of(tmp_path / "usual", cache, "mask_rate=0.5")
     other, _ = run_of(tmp_path / "other", cache, "mask_rate=0.5", means=means)
@@ -230,7 +232,9 @@ def test_how_a_run_is_carried_out_does_not_change_its_numbers(tmp_path, cache, m
 
 
 @pytest.mark.parametrize(
-    "means", [Means(micro_batch=3), Means(checkpointing=True)], ids=["micro-batches", "checkpoints"]
+    "means",
+    [ExecutionOptions(micro_batch=3), ExecutionOptions(checkpointing=True)],
+    ids=["micro-batches", "checkpoints"],
 )
 def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, means):
     usual, _ = run_of(tmp_path / "usual", cache, "dropout=0.0", "epochs=2")

@@ -10,13 +10,13 @@ from PIL import Image
 from timm.data import create_transform
 
 from fusion.config import load_config
-from fusion.data.batches import in_order, read_batch, sampled_views
+from fusion.data.batches import chunks, read_batch, sampled_views
 from fusion.data.feature_store import Features
 from fusion.evaluation.evaluate import controls
 from fusion.evaluation.predict import predict
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.run import Run
-from fusion.training.train import Means
+from fusion.training.train import ExecutionOptions
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
@@ -235,7 +235,7 @@ def test_batches_show_the_asked_views_wherever_the_features_lie(cache, place):
     rows = np.concatenate([cache.rows("val"), cache.rows("train")])
     views = sampled_views(len(cache), 3, seed=0, epoch=1)
     features = Features(cache, rows, CPU, place, views=3)
-    batches = list(in_order(rows[::-1].copy(), 7))
+    batches = list(chunks(rows[::-1].copy(), 7))
     for found, wanted in zip(features.batches(batches, views), batches, strict=True):
         for place_in_batch, row in enumerate(wanted):
             np.testing.assert_array_equal(found.patches[place_in_batch].numpy(), cache.patches(row, views[row]))
@@ -284,7 +284,7 @@ def test_answers_are_the_mean_over_the_views_only_if_views_were_sampled(cache, t
 def test_sampling_repeats_resumes_and_is_the_same_from_memory(cache, tmp_path, monkeypatch):
     whole, _ = run_of(tmp_path / "whole", cache, "views=sample")
     first, _ = run_of(tmp_path / "first", cache, "views=first")
-    ram, _ = run_of(tmp_path / "ram", cache, "views=sample", means=Means(cache_in="ram"))
+    ram, _ = run_of(tmp_path / "ram", cache, "views=sample", means=ExecutionOptions(cache_in="ram"))
     saves = []
     original = Run.save_state
 

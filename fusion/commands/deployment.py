@@ -150,10 +150,12 @@ def explain(
     runs, chosen = [Run(folder) for folder in (run_dir, *compare)], console.device(device)
     method = method or DEFAULT_METHOD
     if raw:
-        shown, looks = gallery.look_at_raw([Predictor.open(run, chosen, **local) for run in runs], text, image, method)
+        shown, looks = gallery.view_raw_post(
+            [Predictor.open(run, chosen, **local) for run in runs], text, image, method
+        )
     else:
         wanted = wanted or gallery.most_wrong(runs[0].evaluation(split or "test"), worst or 0)
-        shown, looks = gallery.look_at_cached(
+        shown, looks = gallery.view_cached_posts(
             runs, wanted, chosen, method=method, cache_folder=cache_dir, text_encoder=text_encoder
         )
     console.save(gallery.write_gallery(out, shown, looks))

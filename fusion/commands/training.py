@@ -19,7 +19,7 @@ from pipeline.common.options import (
 )
 
 if TYPE_CHECKING:
-    from fusion.data.feature_store import Place
+    from fusion.data.feature_store import Location
 
 
 @click.command()
@@ -79,7 +79,7 @@ def train(
     seed: int | None,
     text_encoder: str | None,
     resume: bool,
-    cache_in: "Place",
+    cache_in: "Location",
     remember: int,
     micro_batch: int | None,
     checkpointing: bool,
@@ -99,13 +99,13 @@ def train(
     own = run.resumable_config() if resume else None
     config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)
     chosen = local_device(console.device(device))
-    means = training.Means(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
+    means = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
     cache = Cache(cache_dir)
     with ranks(chosen) as here:
         if overwrite and here.first:
             run.clear()
         here.wait()
-        cache = run.take_up(config, cache, splits)
+        cache = run.resume_or_start(config, cache, splits)
         encoder = training.masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
         result = training.train(
             cache,

@@ -133,7 +133,9 @@ def collate(
     ).to(device)
 
 
-def shuffled(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+def length_bucketed_batches(
+    rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> Iterator[np.ndarray]:
     """The rows in batches of like text length, in an order that seed and epoch alone decide; one batch may be smaller.
 
     Padding costs as much as words do. So a random order is sorted by length within windows of a few batches, and the
@@ -144,7 +146,7 @@ def shuffled(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, 
     window = WINDOW_BATCHES * batch_size
     parts = [order[start : start + window] for start in range(0, len(order), window)]
     order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-    batches = list(in_order(rows[order], batch_size))
+    batches = list(chunks(rows[order], batch_size))
     return (batches[number] for number in random.permutation(len(batches)))
 
 
@@ -153,5 +155,5 @@ def sampled_views(posts: int, views: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 1]).integers(views, size=posts)  # 1: another stream than `shuffled`'s
 
 
-def in_order(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+def chunks(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))

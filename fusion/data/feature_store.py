@@ -16,10 +16,10 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.machine import free_memory
 
-Place = Literal["auto", "map", "ram", "device"]
-PLACES: tuple[Place, ...] = ("auto", "map", "ram", "device")
+Location = Literal["auto", "map", "ram", "device"]
+PLACES: tuple[Location, ...] = ("auto", "map", "ram", "device")
 SHARE_OF_FREE = 0.5  # of the free memory that features may take
-AHEAD = 2  # batches read while one is worked on
+PREFETCH = 2  # batches read while one is worked on
 
 
 class Features:
@@ -31,7 +31,7 @@ class Features:
     """
 
     def __init__(
-        self, cache: Cache, rows: np.ndarray, device: torch.device, place: Place = "auto", *, views: int = 1
+        self, cache: Cache, rows: np.ndarray, device: torch.device, place: Location = "auto", *, views: int = 1
     ) -> None:
         self._cache, self._device, self._views = cache, device, views
         self.bytes = _feature_bytes(cache, rows, views)
@@ -53,7 +53,7 @@ class Features:
             coming: deque[Future[Batch]] = deque()
             for rows in batches_of_rows:
                 coming.append(reader.submit(read, rows))
-                if len(coming) > AHEAD:
+                if len(coming) > PREFETCH:
                     yield self._next(coming)
             while coming:
                 yield self._next(coming)
@@ -132,7 +132,7 @@ def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
     return int(images + cache.lengths[rows].sum() * (cache.text_width * size + 8))
 
 
-def _decide(needed: int, device: torch.device, place: Place) -> tuple[Place, str]:
+def _decide(needed: int, device: torch.device, place: Location) -> tuple[Location, str]:
     """Where features go, and why in a few words. Raises InputError if they don't fit where they were asked to go."""
     size = f"{needed / 2**20:.0f} MiB"
     free = {"ram": free_memory(), "device": 0}

@@ -27,18 +27,18 @@ def evaluate(
 
     Raises InputError if the run is not finished, the cache is of other encoders, or the posts were trained on.
     """
-    facts = run.facts
-    if not facts["finished"]:
+    metadata = run.metadata
+    if not metadata["finished"]:
         raise InputError(f"{run.folder}: training is not finished; go on with `train ... --out {run.folder} --resume`")
-    if facts.get("exported"):
+    if metadata.get("exported"):
         raise InputError(f"{run.folder}: an export knows no posts; evaluate the run that it was made of")
     cache = Cache(cache_folder or run.cache_folder)
-    if difference := first_difference(facts["fingerprint"], cache.fingerprint):
+    if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than the run's; {difference}")
-    cache.require_sizes(facts["dimensions"], run.folder)
+    cache.require_sizes(metadata["dimensions"], run.folder)
     if splits:
         cache = cache.with_splits(splits)
-    elif cache.manifest_sha256 == facts["manifest_sha256"]:
+    elif cache.manifest_sha256 == metadata["manifest_sha256"]:
         cache = cache.with_splits(run.splits)
     rows = cache.rows(split)
     _refuse_seen(run, cache, rows, split)
@@ -123,7 +123,7 @@ def controls(
     A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
     modality. Texts alone have the second one only.
     """
-    drawn = [partners(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
+    drawn = [derangement(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
     truth = cache.labels[rows].astype(np.int64)
     found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]}
     if cache.has_images:
@@ -151,7 +151,7 @@ def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndar
     }
 
 
-def partners(count: int, random: np.random.Generator) -> np.ndarray:
+def derangement(count: int, random: np.random.Generator) -> np.ndarray:
     """A permutation in which no post (of two or more) keeps its place."""
     order = random.permutation(count)
     partner = np.empty(count, np.int64)
@@ -166,7 +166,7 @@ def _mean(scores: list[Scores]) -> Scores:
 def _refuse_seen(run: Run, cache: Cache, rows: np.ndarray, split: str) -> None:
     """Posts that the run learned from or chose by must not be scored under another name."""
     seen = {id_ for id_, given in read_splits(run.splits).items() if given.split != split and given.split != "test"}
-    if cache.manifest_sha256 == run.facts["manifest_sha256"] and (
+    if cache.manifest_sha256 == run.metadata["manifest_sha256"] and (
         known := [cache.ids[row] for row in rows if cache.ids[row] in seen]
     ):
         raise InputError(

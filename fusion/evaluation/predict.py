@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fusion.data.batches import in_order, read_batch
+from fusion.data.batches import chunks, read_batch
 from fusion.data.feature_store import Features
 from fusion.models.fusion import FusionModel
 from fusion.models.precision import precision
@@ -30,7 +30,7 @@ def predict(
     """
     model.eval()
     order = np.argsort(cache.lengths[rows], kind="stable")
-    batches = list(in_order(order, batch_size))
+    batches = list(chunks(order, batch_size))
     features = features or Features(cache, rows, device, "map")
     views = cache.views if model.config.views == "sample" else 1
     probabilities = np.zeros((len(rows), len(LABELS)))

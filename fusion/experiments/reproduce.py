@@ -15,7 +15,7 @@ import torch
 
 from fusion.config import Config
 from fusion.data.folds import fold_files
-from fusion.evaluation.evaluate import partners
+from fusion.evaluation.evaluate import derangement
 from fusion.evaluation.linear_probe import probe
 from fusion.evaluation.predict import predict
 from fusion.experiments.processes import in_processes
@@ -88,7 +88,7 @@ class TableSpec:
 
 
 @dataclass(frozen=True)
-class Fit:
+class TableRun:
     """One thing to fit: a row, with a seed (a floor has none), on a fold (or the cache's own splits)."""
 
     row: Row
@@ -128,7 +128,7 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
             write_json(result_file(spec), result)
             return result
 
-        def ended(fit: Fit) -> None:
+        def ended(fit: TableRun) -> None:
             nonlocal done
             done += 1
             say(f"{done} of {len(fits)}: {fit.folder(spec.out).relative_to(spec.out)}")
@@ -148,11 +148,11 @@ def result_file(spec: TableSpec) -> Path:
     return spec.out / f"table-{spec.table}.json"
 
 
-def begin(spec: TableSpec) -> Callable[[Fit], None]:
+def begin(spec: TableSpec) -> Callable[[TableRun], None]:
     """In each process: open the cache once; returns what makes a fit and writes its answers."""
     trainer = Trainer(spec.cache, spec.device, text_encoder=spec.text_encoder, jobs=spec.jobs)
 
-    def answer(fit: Fit) -> None:
+    def answer(fit: TableRun) -> None:
         cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
         said = _trained(fit, spec, trainer, cache) if fit.row.kind == "trained" else _floor(fit.row, cache)
         write_json(fit.folder(spec.out) / ANSWERS, said)
@@ -160,7 +160,7 @@ def begin(spec: TableSpec) -> Callable[[Fit], None]:
     return answer
 
 
-def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterator[Fit]:
+def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterator[TableRun]:
     """The paper's rows before others; of like rows all with one seed before any with the next, so that a table that is
     not whole yet can be compared.
     """
@@ -170,19 +170,19 @@ def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterato
             for row in rows:
                 if row.group == group and (row.kind == "trained" or seed == 0):
                     for fold in folds:
-                        yield Fit(row, seed if row.kind == "trained" else None, fold)
+                        yield TableRun(row, seed if row.kind == "trained" else None, fold)
 
 
-def _trained(fit: Fit, spec: TableSpec, trainer: Trainer, cache: Cache) -> dict[str, Any]:
+def _trained(fit: TableRun, spec: TableSpec, trainer: Trainer, cache: Cache) -> dict[str, Any]:
     run = Run(fit.folder(spec.out))
     trainer.train(run, spec.config(fit.row, fit.seed or 0), splits=fit.fold)
     model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
     said = {"predicted": _codes(predict(model, cache, rows, device))}
     if fit.row.key == FULL:
-        partner = partners(len(rows), np.random.default_rng(fit.seed))
+        partner = derangement(len(rows), np.random.default_rng(fit.seed))
         said["image-shuffled"] = _codes(predict(model, cache, rows, device, image_rows=rows[partner]))
         said["text-shuffled"] = _codes(predict(model, cache, rows[partner], device, image_rows=rows))
-    facts = run.facts
+    facts = run.metadata
     return {
         "ids": [cache.ids[row] for row in rows],
         **said,
@@ -242,7 +242,7 @@ def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) ->
     source, key = (replace(row, key=FULL, kind="trained"), row.key) if row.kind == "shuffled" else (row, "predicted")
     repeats = []
     for seed in range(spec.seeds) if source.kind == "trained" else [None]:
-        files = [Fit(source, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
+        files = [TableRun(source, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
         if all(file.is_file() for file in files):
             parts = [_answers(file, key, source) for file in files]
             if [id_ for part in parts for id_ in part["ids"]] != ids:
@@ -283,7 +283,7 @@ def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def _require_same(fit: Fit, spec: TableSpec, cache: Cache) -> None:
+def _require_same(fit: TableRun, spec: TableSpec, cache: Cache) -> None:
     """A run that is there already counts only if it is of the same settings, posts and encoders.
 
     An unfinished one is checked when it is taken up again.
@@ -296,8 +296,8 @@ def _require_same(fit: Fit, spec: TableSpec, cache: Cache) -> None:
         return
     before, now = run.config.model_dump(), wanted.model_dump()
     difference = next((f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]), None)
-    difference = difference or first_difference(run.facts["fingerprint"], cache.fingerprint)
-    if run.facts["manifest_sha256"] != cache.manifest_sha256:
+    difference = difference or first_difference(run.metadata["fingerprint"], cache.fingerprint)
+    if run.metadata["manifest_sha256"] != cache.manifest_sha256:
         difference = "other posts"
     if difference:
         raise InputError(f"{run.folder}: a finished run with {difference}; give another --out")

@@ -8,7 +8,7 @@ import torch
 from fusion.config import Config
 from fusion.models.precision import resolved
 from fusion.run import Run
-from fusion.training.train import EpochLine, Means, masking_encoder, train
+from fusion.training.train import EpochLine, ExecutionOptions, masking_encoder, train
 from pipeline.cache.reader import Cache
 from pipeline.encoders.load import TextEncoder
 
@@ -46,12 +46,12 @@ class Trainer:
 
         `on_epoch` also gets the epochs that were trained before, since a killed process may not have told them.
         """
-        cache = run.take_up(config, self.cache, splits)
+        cache = run.resume_or_start(config, self.cache, splits)
         for line in run.metrics():
             on_epoch(line)
         if run.finished:
-            return float(run.facts["validation"]["weighted_f1"])
-        means = Means(remember=Means().remember // self._jobs)
+            return float(run.metadata["validation"]["weighted_f1"])
+        means = ExecutionOptions(remember=ExecutionOptions().remember // self._jobs)
         encoder = self.encoder(config) if config.mlm else None
         result = train(
             cache, config, run, self.device, text_encoder=encoder, means=means, on_epoch=on_epoch, quiet=True

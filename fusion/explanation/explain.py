@@ -142,11 +142,11 @@ def cache_of(run: Run, folder: Path | None = None) -> Cache:
     """The cache that a run was made from, or another of the same encoders, to explain posts of. Raises InputError if it
     is of others, or of texts alone.
     """
-    require_images(run.facts["fingerprint"], run.folder, "explaining needs images")
+    require_images(run.metadata["fingerprint"], run.folder, "explaining needs images")
     cache = Cache(folder or run.cache_folder)
-    if difference := first_difference(run.facts["fingerprint"], cache.fingerprint):
+    if difference := first_difference(run.metadata["fingerprint"], cache.fingerprint):
         raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
-    cache.require_sizes(run.facts["dimensions"], run.folder)
+    cache.require_sizes(run.metadata["dimensions"], run.folder)
     return cache
 
 

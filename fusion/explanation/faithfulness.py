@@ -112,7 +112,7 @@ def of_run(
     """`faithfulness` of a run on at most `count` posts of a split, drawn at random with a fixed seed."""
     run = predictor.run
     cache = cache_of(run, cache_folder)
-    if cache.manifest_sha256 == run.facts["manifest_sha256"]:
+    if cache.manifest_sha256 == run.metadata["manifest_sha256"]:
         cache = cache.with_splits(run.splits)
     rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
     posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)

@@ -33,13 +33,13 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
 
     Raises InputError if the run is not finished, or with `onnx` if the graph can't be made or is not exact.
     """
-    facts = run.facts
-    if not facts["finished"]:
+    metadata = run.metadata
+    if not metadata["finished"]:
         raise InputError(f"{run.folder}: training is not finished; `train ... --out {run.folder} --resume` goes on")
-    if facts.get("exported"):
+    if metadata.get("exported"):
         raise InputError(f"{run.folder}: is an export already; copy the folder")
     config = run.config.model_copy(update={"mlm": False})
-    model = build_model(config, Dimensions(**facts["dimensions"]))
+    model = build_model(config, Dimensions(**metadata["dimensions"]))
     trained = run.load_model(torch.device("cpu")).state_dict()
     model.load_state_dict({name: trained[name] for name in model.state_dict()})
     model_card(run, None)  # what it reads may be damaged: found before anything is written
@@ -50,7 +50,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     save_config(out / "config.yaml", config)
     difference = _write_onnx(model.eval(), run, out / ONNX) if onnx else None
     write_text(out / CARD, model_card(run, difference))
-    kept = {name: facts[name] for name in _KEPT_FACTS if name in facts}
+    kept = {name: metadata[name] for name in _KEPT_FACTS if name in metadata}
     write_json(out / "run.json", {"finished": True, "exported": True, **kept})
     return {name: (out / name).stat().st_size for name in _OWN_FILES if (out / name).exists()}
 
@@ -60,14 +60,14 @@ def clear(out: Path) -> None:
 
     Raises InputError if a run lies there, which is no export.
     """
-    if Run(out).started and not Run(out).facts.get("exported"):
+    if Run(out).started and not Run(out).metadata.get("exported"):
         raise InputError(f"{out}: a run lies there; give another name for the export")
     for name in _OWN_FILES:
         remove_file(out / name)
 
 
 def _write_onnx(model: FusionModel, run: Run, path: Path) -> float:
-    dimensions = run.facts["dimensions"]
+    dimensions = run.metadata["dimensions"]
     try:
         import onnxruntime  # noqa: F401 - needed below, and missing most often
         import onnxscript  # noqa: F401

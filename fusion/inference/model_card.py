@@ -39,13 +39,13 @@ def model_card(run: Run, onnx_difference: float | None) -> str:
 
 
 def _summary(run: Run) -> str:
-    facts = run.facts
-    trained = facts["parameters"]["trainable"]
+    metadata = run.metadata
+    trained = metadata["parameters"]["trainable"]
     return f"""# Image-text sentiment: {", ".join(LABELS)}
 
 A fusion model in the manner of Liu, Bai, Cheng and Gui (Computer Science 51(9), 2024) on the features of
-two frozen encoders. {trained:,} parameters were trained, for {facts["epochs"]} epochs; the weights are those of epoch
-{facts["best_epoch"]}, the best by validation weighted F1."""
+two frozen encoders. {trained:,} parameters were trained, for {metadata["epochs"]} epochs; the weights are those of
+epoch {metadata["best_epoch"]}, the best by validation weighted F1."""
 
 
 def _use() -> str:
@@ -59,10 +59,10 @@ python cli.py serve THIS_FOLDER
 
 
 def _encoders(run: Run) -> str:
-    marks = run.facts["fingerprint"]
+    fingerprint = run.metadata["fingerprint"]
     rows = []
     for kind, option in (("image", "--image-weights FILE"), ("text", "--text-encoder DIR")):
-        name = marks[kind]["name"]
+        name = fingerprint[kind]["name"]
         if name == NO_IMAGES:
             continue
         source = (
@@ -70,7 +70,7 @@ def _encoders(run: Run) -> str:
             if name in (PACKAGED_IMAGE, PACKAGED_TEXT)
             else f"from the Hugging Face hub, or a local copy with `{option}`"
         )
-        weights = escaped(marks[kind].get("weights_sha256", ""))
+        weights = escaped(fingerprint[kind].get("weights_sha256", ""))
         rows.append(f"| {kind} | {escaped(name)} | {weights} | {source} |")
     return f"""## Encoders
 
@@ -91,7 +91,7 @@ def _data(run: Run) -> str:
     ]
     return f"""## Data
 
-Posts by split and label (manifest {run.facts["manifest_sha256"][:16]}). Write here what they are and where they come
+Posts by split and label (manifest {run.metadata["manifest_sha256"][:16]}). Write here what they are and where they come
 from: the run does not know.
 
 | | {" | ".join(LABELS)} |
@@ -100,7 +100,7 @@ from: the run does not know.
 
 
 def _scores(run: Run) -> str:
-    validation = run.facts["validation"]
+    validation = run.metadata["validation"]
     macro = f", macro F1 {validation['macro_f1']:.1%}" if "macro_f1" in validation else ""
     text = f"""## Scores
 

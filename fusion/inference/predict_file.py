@@ -24,7 +24,7 @@ from fusion.inference.predictor import Answer, Inputs, Predictor, unanswerable
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
 from pipeline.common.folders import open_to_append
-from pipeline.common.signals import StopWish, on_signals
+from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.extraction.decode import Decoders, Reading
 from pipeline.extraction.encode import text_problem
 from pipeline.extraction.extract import encoding_threads
@@ -91,7 +91,7 @@ def answer_file(
     with _unfinished_answers(out, header, report) as file:
         done = report.answered_before
         with (
-            on_signals() as stop,
+            graceful_shutdown() as stop,
             tqdm(total=total, initial=done, unit="post", desc="predict", disable=quiet) as bar,
         ):
             lines = islice(_read(posts, predictor), done, None)
@@ -117,7 +117,7 @@ def answer_file(
 
 
 def _answers(
-    predictor: Predictor, lines: Iterator[_Line], batch_size: int, workers: int, stop: StopWish
+    predictor: Predictor, lines: Iterator[_Line], batch_size: int, workers: int, stop: StopRequest
 ) -> Iterator[list[Answer]]:
     """The answers, batch by batch in order; at most as many batches are in memory as there are decoding buffers."""
     pending: deque[Future[list[Answer]]] = deque()

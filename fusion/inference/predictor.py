@@ -96,7 +96,7 @@ class Predictor:
     ) -> None:
         self.run, self.config, self.model = run, model.config, model
         self.image, self.text, self.device = image, text, device
-        self._stored = np.dtype(run.facts["fingerprint"]["stored_dtype"])
+        self._stored = np.dtype(run.metadata["fingerprint"]["stored_dtype"])
         self._views = math.prod(image.pixels_shape[:-3]) if self.config.views == "sample" else 1
 
     @classmethod
@@ -108,12 +108,12 @@ class Predictor:
 
         Raises InputError if the run is not finished, or an encoder can't be had or is another, naming the field.
         """
-        facts = run.facts
-        if not facts["finished"]:
+        metadata = run.metadata
+        if not metadata["finished"]:
             raise InputError(f"{run.folder}: training is not finished; `train ... --out {run.folder} --resume` goes on")
-        marks, name = facts["fingerprint"], str(device)
-        image = same_image_encoder(marks["image"], name, weights=image_weights, owner=run.folder)
-        text = same_text_encoder(marks["text"], name, folder=text_encoder, owner=run.folder)
+        fingerprint, name = metadata["fingerprint"], str(device)
+        image = same_image_encoder(fingerprint["image"], name, weights=image_weights, owner=run.folder)
+        text = same_text_encoder(fingerprint["text"], name, folder=text_encoder, owner=run.folder)
         return cls(run, run.load_model(device), image, text, device)
 
     def predict(self, posts: Sequence[RawPost]) -> list[Answer]:

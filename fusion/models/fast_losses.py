@@ -30,7 +30,9 @@ def losses(model: FusionModel, batch: Batch, reencode: Reencode | None) -> Losse
     emb_text, emb_image = model.embed(batch)
     cross = model.attend(emb_text, emb_image, batch)
     if not model.config.mlm or reencode is None or not counts.any() or emb_text is None:
-        return model.judge(*model.fuse(model.transformer, emb_text, cross, emb_image, batch), batch)  # eqs 14-16
+        return model.sentiment_losses(
+            *model.fuse(model.transformer, emb_text, cross, emb_image, batch), batch
+        )  # eqs 14-16
 
     hidden = model.choose_hidden(batch, emb_text, emb_image)
     tokens_masked = reencode(batch, hidden)  # eqs 20-21
@@ -43,7 +45,7 @@ def losses(model: FusionModel, batch: Batch, reencode: Reencode | None) -> Losse
         fused, words = two.shared(model.transformer)  # eqs 12, 22
     else:
         fused, words = two.separate(model.transformer, model.mlm_transformer)
-    judged = model.judge(fused, two.mask, batch)  # eqs 14-16
+    judged = model.sentiment_losses(fused, two.mask, batch)  # eqs 14-16
     targets = batch.input_ids.gather(1, places)[chosen]
     mlm = _mlm_loss(model, words[chosen], targets)  # eqs 23-25
     return judged.with_words(mlm, int(counts.sum()), model.config.mlm_weight)  # eq 13

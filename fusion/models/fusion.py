@@ -8,9 +8,9 @@ from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import cross_attention
 from fusion.models.base import Dimensions, FrozenText, Losses, Model
-from fusion.models.label_rule import LabelRule, auxiliary_loss, log_masses
+from fusion.models.label_rule import LabelRule, auxiliary_loss, post_logits
 from fusion.models.logit_adjustment import adjusted_loss
-from fusion.models.masking import hide_highest, image_guidance, masked_ids, word_pieces
+from fusion.models.masking import image_guidance, maskable_tokens, masked_ids, top_k_mask
 from fusion.models.transformer import Transformer
 
 SEGMENT_DEVIATION = 0.02  # BERT's; PyTorch's own, 1, would drown the rows that the vectors are added to
@@ -78,7 +78,7 @@ class FusionModel(Model):
         """Both losses of a batch with labels. Without `mlm`, or without a text encoder, pass 2 is left out."""
         emb_text, emb_image = self.embed(batch)
         cross = self.attend(emb_text, emb_image, batch)
-        losses = self.judge(*self.fuse(self.transformer, emb_text, cross, emb_image, batch), batch)
+        losses = self.sentiment_losses(*self.fuse(self.transformer, emb_text, cross, emb_image, batch), batch)
         if not self.config.mlm or text_encoder is None:
             return losses
         mlm, hidden = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
@@ -146,12 +146,12 @@ class FusionModel(Model):
         """The maximum over the real rows, (B, d)."""
         return fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
 
-    def judge(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
+    def sentiment_losses(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
         """The losses of pass 1, in which no word is hidden: eq 16, and beyond the paper what else is minimised."""
         pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
         if isinstance(head, LabelRule):
-            own = head.own_logits(pooled)
-            logits, auxiliary = log_masses(own), auxiliary_loss(own, batch.modality_labels)
+            own = head.modality_logits(pooled)
+            logits, auxiliary = post_logits(own), auxiliary_loss(own, batch.modality_labels)
         else:
             logits = head(pooled)  # eq 15
         sentiment = total = F.cross_entropy(logits, batch.labels)  # eq 16
@@ -163,12 +163,12 @@ class FusionModel(Model):
 
     def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
         """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""
-        candidates = word_pieces(batch.text_mask) & batch.has_text[:, None]
+        candidates = maskable_tokens(batch.text_mask) & batch.has_text[:, None]
         if self.config.mask_choice == "random" or emb_image is None:
             scores = torch.rand(candidates.shape, device=candidates.device)
         else:
             scores = image_guidance(emb_image[:, 0], emb_text)
-        return hide_highest(scores, candidates, self.config.mask_rate)
+        return top_k_mask(scores, candidates, self.config.mask_rate)
 
     def mlm_loss(
         self,

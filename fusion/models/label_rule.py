@@ -24,7 +24,7 @@ _CLASSES = range(len(LABELS))
 _NEUTRAL = LABELS.index("neutral")
 
 
-def outcome(text: int, image: int) -> int | None:
+def merged_label(text: int, image: int) -> int | None:
     """The post's label: equal -> that one; one neutral -> the other; positive against negative -> None, dropped."""
     if text == image or image == _NEUTRAL:
         return text
@@ -32,7 +32,7 @@ def outcome(text: int, image: int) -> int | None:
 
 
 # Which labels of text and image give the post each label; in none of them stands positive against negative.
-PAIRS = tuple(tuple((t, i) for t in _CLASSES for i in _CLASSES if outcome(t, i) == label) for label in _CLASSES)
+PAIRS = tuple(tuple((t, i) for t in _CLASSES for i in _CLASSES if merged_label(t, i) == label) for label in _CLASSES)
 
 
 class LabelRule(nn.Module):
@@ -45,36 +45,36 @@ class LabelRule(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Logits of the post's label, (..., d) to (..., classes)."""
-        return log_masses(self.own_logits(pooled))
+        return post_logits(self.modality_logits(pooled))
 
     def slope(self, pooled: Tensor) -> Tensor:
         """The logits' derivatives at the pooled row (d,): (classes, d), what a linear head's weights are."""
         return torch.func.jacrev(self)(pooled)
 
-    def own_logits(self, pooled: Tensor) -> Tensor:
+    def modality_logits(self, pooled: Tensor) -> Tensor:
         """Logits of the text's own label and of the image's, (..., d) to (..., 2, classes)."""
         return torch.stack([self.text_head(pooled), self.image_head(pooled)], dim=-2)
 
 
-def log_masses(own_logits: Tensor) -> Tensor:
+def post_logits(modality_logits: Tensor) -> Tensor:
     """Log masses of the post's labels, (..., 2, classes) to (..., classes); their softmax is its probability.
 
     log sum over (t, i) in PAIRS[c] of p_T[t] p_I[i]: given the post, the two labels are taken to be independent. The
     mass of positive against negative is in no label, and the softmax shares it out: such posts were dropped.
     """
-    with torch.autocast(own_logits.device.type, enabled=False):
-        (own_logits,) = full_precision(own_logits)
-        text, image = own_logits.log_softmax(dim=-1).unbind(dim=-2)
+    with torch.autocast(modality_logits.device.type, enabled=False):
+        (modality_logits,) = full_precision(modality_logits)
+        text, image = modality_logits.log_softmax(dim=-1).unbind(dim=-2)
         masses = [torch.stack([text[..., t] + image[..., i] for t, i in pairs]).logsumexp(dim=0) for pairs in PAIRS]
         return torch.stack(masses, dim=-1)
 
 
-def auxiliary_loss(own_logits: Tensor, labels: Tensor) -> Tensor:
+def auxiliary_loss(modality_logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over all labels of texts and images that are known; 0 if none is.
 
-    own_logits (B, 2, classes); labels (B, 2), the text's and the image's, -1 where unknown.
+    modality_logits (B, 2, classes); labels (B, 2), the text's and the image's, -1 where unknown.
     """
-    total = F.cross_entropy(own_logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
+    total = F.cross_entropy(modality_logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
 
 

@@ -9,7 +9,7 @@ from fusion.models.attention import full_precision
 _ALLOWANCE = 1e-9  # keeps 0.3 x 10 at 3
 
 
-def word_pieces(text_mask: Tensor) -> Tensor:
+def maskable_tokens(text_mask: Tensor) -> Tensor:
     """Candidates for hiding: the real tokens without the first, [CLS], and the last, [SEP]. (B, n) to (B, n) bool."""
     candidates = text_mask.clone()
     candidates[:, 0] = False
@@ -44,7 +44,7 @@ def image_guidance(emb_global: Tensor, emb_text: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def hide_highest(scores: Tensor, candidates: Tensor, rate: float) -> Tensor:
+def top_k_mask(scores: Tensor, candidates: Tensor, rate: float) -> Tensor:
     """The k candidates with the highest scores, ties to the lower index: (B, n) bool (eq 19)."""
     ranked = scores.masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     chosen = torch.arange(scores.shape[1], device=scores.device) < hidden_count(candidates, rate)[:, None]

@@ -10,7 +10,7 @@ from fusion.data.batches import Batch
 from fusion.models.base import FrozenText
 from fusion.models.masking import masked_ids
 
-TOGETHER = 8  # texts encoded in one call on a CPU
+GROUP_SIZE = 8  # texts encoded in one call on a CPU
 
 
 class Reencoder:
@@ -51,7 +51,9 @@ class Reencoder:
         self.asked += len(rows)
         self.found += len(encoded)
         groups = [
-            places[start : start + TOGETHER] for places in unknown.values() for start in range(0, len(places), TOGETHER)
+            places[start : start + GROUP_SIZE]
+            for places in unknown.values()
+            for start in range(0, len(places), GROUP_SIZE)
         ]
         for group, states in zip(
             groups, self._threads.map(partial(self._encode_group, ids, lengths), groups), strict=True
@@ -66,12 +68,12 @@ class Reencoder:
         return out
 
     def _encode_group(self, ids: Tensor, lengths: list[int], group: list[int]) -> Tensor:
-        """Tokens (TOGETHER, n, D) of texts of one length; the last one fills a group that is not full."""
-        full = group + group[-1:] * (TOGETHER - len(group))
+        """Tokens (GROUP_SIZE, n, D) of texts of one length; the last one fills a group that is not full."""
+        full = group + group[-1:] * (GROUP_SIZE - len(group))
         length = lengths[group[0]]
-        return self._encoder.encode(ids[full, :length], torch.ones(TOGETHER, length, dtype=torch.bool))
+        return self._encoder.encode(ids[full, :length], torch.ones(GROUP_SIZE, length, dtype=torch.bool))
 
-    def take_counts(self) -> dict[str, float]:
+    def pop_stats(self) -> dict[str, float]:
         """How often an encoding was remembered since the last look, and what the memory holds."""
         share = self.found / max(self.asked, 1)
         self.asked = self.found = 0

@@ -33,7 +33,7 @@ def draw_run(run: Run, evaluation: dict[str, Any], path: Path) -> None:
         _curve(axes, epochs, "loss_mlm", "training", _BLUE)
         axes.set_title("Masked-language loss (nats)")
     for axes in (scores, losses, *words):
-        axes.axvline(run.facts["best_epoch"], color=_GREY, linestyle=":", linewidth=1, label="kept epoch")
+        axes.axvline(run.metadata["best_epoch"], color=_GREY, linestyle=":", linewidth=1, label="kept epoch")
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize=9)

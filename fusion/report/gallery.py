@@ -30,7 +30,7 @@ PAGE, DATA = "index.html", "explanations.json"
 
 
 @dataclass(frozen=True)
-class Look:
+class RunView:
     """What one run says of each post of a gallery. `note`: the settings in which it differs from the first run."""
 
     title: str
@@ -40,7 +40,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PostView:
     """A post of a gallery. `picture`: upright RGB, or why there is none."""
 
     id: str
@@ -49,7 +49,7 @@ class Shown:
     picture: Image.Image | str
 
 
-def look_at_cached(
+def view_cached_posts(
     runs: Sequence[Run],
     ids: Sequence[str],
     device: torch.device,
@@ -57,26 +57,26 @@ def look_at_cached(
     method: str = DEFAULT_METHOD,
     cache_folder: Path | None = None,
     text_encoder: str | None = None,
-) -> tuple[list[Shown], list[Look]]:
+) -> tuple[list[PostView], list[RunView]]:
     """Posts of the runs' caches by id, as `evaluate` answers them. Raises InputError on an id that a cache lacks."""
-    looks: list[Look] = []
-    shown: list[Shown] = []
+    looks: list[RunView] = []
+    shown: list[PostView] = []
     encoder: TextEncoder | None = None
     for run in runs:
         cache = cache_of(run, cache_folder)
         rows = rows_of(cache, ids)
-        marks = run.facts["fingerprint"]["text"]
-        if encoder is None or first_difference(marks, encoder.fingerprint):
-            encoder = same_text_encoder(marks, str(device), folder=text_encoder, owner=run.folder)
+        fingerprint = run.metadata["fingerprint"]["text"]
+        if encoder is None or first_difference(fingerprint, encoder.fingerprint):
+            encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
         shown = shown or _shown(cache, rows)
         looks.append(_look(run, runs[0], explain_cached(run, cache, rows, device, encoder, method)))
     return shown, looks
 
 
-def look_at_raw(
+def view_raw_post(
     predictors: Sequence[Predictor], text: str | None, image: Path | None, method: str
-) -> tuple[list[Shown], list[Look]]:
-    """One post that is in no cache: the same as `look_at_cached`."""
+) -> tuple[list[PostView], list[RunView]]:
+    """One post that is in no cache: the same as `view_cached_posts`."""
     try:
         post = RawPost(image.stem if image else "text", text, regular_bytes(image) if image else None)
     except OSError as error:
@@ -84,14 +84,14 @@ def look_at_raw(
     looks = []
     picture: Image.Image | str = "none was given"
     for predictor in predictors:
-        require_images(predictor.run.facts["fingerprint"], predictor.run.folder, "explaining needs images")
+        require_images(predictor.run.metadata["fingerprint"], predictor.run.folder, "explaining needs images")
         if post.image is not None and (problem := decoding_problem(post.image, predictor.image.transform)):
             raise InputError(f"--image {image}: {problem}")
         inputs = predictor.inputs(post)
         picture = inputs.picture or picture
         explanations = explain_posts(predictor, [inputs], method=method)
         looks.append(_look(predictor.run, predictors[0].run, explanations))
-    return [Shown(post.id, text, None, picture)], looks
+    return [PostView(post.id, text, None, picture)], looks
 
 
 def name_of(run: Run) -> str:
@@ -116,7 +116,7 @@ def most_wrong(evaluation: dict[str, Any], count: int) -> list[str]:
     return [post["id"] for post in posts[:count]]
 
 
-def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -> dict[str, Any]:
+def write_gallery(folder: Path, posts: Sequence[PostView], looks: Sequence[RunView]) -> dict[str, Any]:
     """Write the page, the JSON, and heat/NNN-K.jpg: post NNN as run K looks at it. Returns what the JSON holds."""
     require_no_link(folder / "heat", folder)
     for old in folder.glob("heat/[0-9]*-[0-9]*.jpg"):
@@ -142,16 +142,16 @@ def write_gallery(folder: Path, posts: Sequence[Shown], looks: Sequence[Look]) -
     return result
 
 
-def _look(run: Run, first: Run, explanations: list[Explanation]) -> Look:
+def _look(run: Run, first: Run, explanations: list[Explanation]) -> RunView:
     ours, theirs = run.config.model_dump(), first.config.model_dump()
     note = ", ".join(
         f"{key}: {as_written(value)}" for key, value in ours.items() if value != theirs[key] and key != "seed"
     )
-    return Look(name_of(run), note, explanations, run.facts["fingerprint"]["image"]["transform"])
+    return RunView(name_of(run), note, explanations, run.metadata["fingerprint"]["image"]["transform"])
 
 
-def _shown(cache: Cache, rows: np.ndarray) -> list[Shown]:
+def _shown(cache: Cache, rows: np.ndarray) -> list[PostView]:
     sources = Sources(cache)
     posts = [sources.posts[row] for row in rows]
     pictures = sources.pictures(rows.tolist())
-    return [Shown(post.id, post.text, post.label, found) for post, found in zip(posts, pictures, strict=True)]
+    return [PostView(post.id, post.text, post.label, found) for post, found in zip(posts, pictures, strict=True)]

@@ -37,7 +37,7 @@ def write_report(
     The posts it got most wrong are explained where the cache is still there; their pictures are shown where the image
     files are. Raises InputError if the run was not evaluated on the split.
     """
-    evaluation, facts = run.evaluation(split), run.facts
+    evaluation, facts = run.evaluation(split), run.metadata
     bins, error = reliability(evaluation["posts"])
     labels = {post["id"]: post["label"] for post in evaluation["posts"]}
     wrong = {id_: labels[id_] for id_ in most_wrong(evaluation, worst)}
@@ -88,13 +88,13 @@ def _worst(
     try:
         cache = cache_of(run, cache_folder)
         rows = rows_of(cache, list(labels))
-        marks = run.facts["fingerprint"]["text"]
-        encoder = same_text_encoder(marks, str(device), folder=text_encoder, owner=run.folder)
+        fingerprint = run.metadata["fingerprint"]["text"]
+        encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
     except InputError as error:
         return [], str(error)
     sources = Sources(cache)
     posts = sources.posts
-    view = run.facts["fingerprint"]["image"]["transform"]
+    view = run.metadata["fingerprint"]["image"]["transform"]
     found = explain_cached(run, cache, rows, device, encoder, method)
     return [
         card(
@@ -126,9 +126,9 @@ def _settings(config: Config) -> list[tuple[str, Any, Any, bool]]:
     return [(key, value, defaults[key], value != defaults[key]) for key, value in config.model_dump().items()]
 
 
-def _flat(marks: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(fingerprint: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """A nested fingerprint as rows: image.name, image.transform.size, ..."""
     rows: list[tuple[str, Any]] = []
-    for key, value in marks.items():
+    for key, value in fingerprint.items():
         rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return rows

@@ -130,7 +130,7 @@ def build_app(handler: RequestHandler, name: str) -> FastAPI:
     app = FastAPI(
         title="mscf", description="Classifies posts of image and text.", docs_url=None, redoc_url=None, version="1"
     )
-    labels = tuple(handler.predictor.run.facts["labels"])
+    labels = tuple(handler.predictor.run.metadata["labels"])
     prediction, explanation = _answer_types(labels)
     examples = _examples() if handler.reads()["image"] else []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.config import Config
-from fusion.data.batches import Batch, sampled_views, shuffled
+from fusion.data.batches import Batch, length_bucketed_batches, sampled_views
 from fusion.data.feature_store import Features
 from fusion.models import fast_losses as fast
 from fusion.models.base import Losses
@@ -23,7 +23,7 @@ from fusion.training.distributed import Ranks
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 
-LOOK_EVERY = 50  # steps on a GPU between looks at the losses: each look waits for the device
+SYNC_EVERY = 50  # steps on a GPU between looks at the losses: each look waits for the device
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Epoch:
         draws = torch.Generator().manual_seed(seed)  # what all ranks must agree on
         torch.manual_seed(seed + self._ranks.rank)  # dropout and random masks
         self._model.train()
-        batches = list(shuffled(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
+        batches = list(length_bucketed_batches(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
         shares = [self._ranks.share(batch) for batch in batches]
         sums = np.zeros((2, 3 if config.label_rule else 2))  # of each loss over what it is a mean of, and of this
         unseen: list[tuple[int, Tensor, int]] = []
@@ -84,7 +84,7 @@ class Epoch:
                 group["lr"] = lr
             losses, hidden = self._step(batch, share, draws)
             unseen.append((number, losses, hidden))
-            if self._device.type == "cpu" or number % LOOK_EVERY == LOOK_EVERY - 1 or number == self.steps - 1:
+            if self._device.type == "cpu" or number % SYNC_EVERY == SYNC_EVERY - 1 or number == self.steps - 1:
                 for seen, values, count in unseen:
                     means = values.tolist()
                     self._require_finite(epoch, seen, means, batches[seen])

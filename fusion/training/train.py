@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from fusion.config import Config
-from fusion.data.batches import in_order
-from fusion.data.feature_store import Features, Place
+from fusion.data.batches import chunks
+from fusion.data.feature_store import Features, Location
 from fusion.evaluation.linear_probe import require_all_classes
 from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import predict
@@ -49,7 +49,7 @@ _BYTES_A_PARAMETER = 16  # float32: the weight, its gradient, and the two means 
 
 
 @dataclass(frozen=True)
-class Means:
+class ExecutionOptions:
     """Execution options: they affect time and memory, and change the numbers by rounding at most.
 
     cache_in: where features are held (`feature_store`). remember: bytes of masked texts' encodings to keep.
@@ -57,7 +57,7 @@ class Means:
     again for the gradient. With dropout, the last two draw other random numbers. tensorboard: also write event files.
     """
 
-    cache_in: Place = "auto"
+    cache_in: Location = "auto"
     remember: int = 1 << 30
     micro_batch: int | None = None
     checkpointing: bool = False
@@ -85,10 +85,12 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
 
     Raises InputError if it can't be had or is another one, naming the field.
     """
-    marks = cache.fingerprint["text"]
-    encoder = same_text_encoder(marks, str(device), folder=folder, owner=cache.folder)
+    fingerprint = cache.fingerprint["text"]
+    encoder = same_text_encoder(fingerprint, str(device), folder=folder, owner=cache.folder)
     if encoder.mask_id < 0:
-        raise InputError(f"--text-encoder {folder or marks['name']}: its tokenizer has no mask token; set mlm to false")
+        raise InputError(
+            f"--text-encoder {folder or fingerprint['name']}: its tokenizer has no mask token; set mlm to false"
+        )
     cache.require_word_pieces(encoder.vocabulary, encoder.width)
     return encoder.in_precision(resolved(config, device))
 
@@ -112,7 +114,7 @@ def train(
     device: torch.device,
     *,
     text_encoder: TextEncoder | None = None,
-    means: Means = Means(),
+    means: ExecutionOptions = ExecutionOptions(),
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     on_epoch: Callable[[EpochLine], None] = lambda line: None,
     quiet: bool = False,
@@ -145,12 +147,12 @@ def train(
     if not run.started and ranks.first:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         parameters = {"trainable": trainable, "frozen_in_training": frozen}
-        facts = {"device": str(device), "precision": resolved(config, device), "versions": versions}
-        run.start(config, cache, dimensions, {**facts, "parameters": parameters})
+        metadata = {"device": str(device), "precision": resolved(config, device), "versions": versions}
+        run.start(config, cache, dimensions, {**metadata, "parameters": parameters})
     ranks.same(model.state_dict().values())
     progress = found or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
     if ranks.first:
-        run.cut_back(progress.epoch)
+        run.truncate_metrics(progress.epoch)
     for part in model.modules():
         if isinstance(part, Transformer):
             part.checkpointing = means.checkpointing
@@ -172,7 +174,7 @@ def train(
                 "posts_per_second": len(train_rows) / (trained - begun),
                 "validation_seconds": ended - trained,
                 "waiting_share": (features.waited - waited) / (ended - begun),
-                **(reencoder.take_counts() if reencoder else {}),
+                **(reencoder.pop_stats() if reencoder else {}),
             }
             better = line["val_weighted_f1"] > progress.best_score
             scored = {"best_epoch": epoch, "best_score": line["val_weighted_f1"]} if better else {}
@@ -195,9 +197,9 @@ def _finish(run: Run, progress: TrainingState, trainable: int, frozen: int, wall
     validation = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
     seconds = sum(line["seconds"] for line in lines)
     result = TrainResult(progress.best_epoch, progress.epoch, validation, trainable, frozen, seconds)
-    facts = {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": validation}
+    metadata = {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": validation}
     if ranks.first:
-        run.finish({**facts, "train_seconds": seconds, "wall_seconds_of_last_start": wall})
+        run.finish({**metadata, "train_seconds": seconds, "wall_seconds_of_last_start": wall})
     return result
 
 
@@ -233,7 +235,7 @@ def _validate(
     if model.config.validate_mlm and text_encoder:
         total, hidden = 0.0, 0
         with torch.no_grad():
-            for batch in features.batches(in_order(rows, model.config.batch_size)):
+            for batch in features.batches(chunks(rows, model.config.batch_size)):
                 losses = model.losses(batch, text_encoder)
                 total += float(losses.mlm) * losses.hidden
                 hidden += losses.hidden

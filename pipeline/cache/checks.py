@@ -33,18 +33,18 @@ class Wrong(ValueError):
 
 def fingerprint(text: str) -> dict[str, Any]:
     """Parse and check a fingerprint. Fields that this version does not know are kept: comparing must find them."""
-    marks = _json_object(text, "the fingerprint")
+    fingerprint = _json_object(text, "the fingerprint")
     for side in ("image", "text"):
-        if not isinstance(marks.get(side), dict) or not isinstance(marks[side].get("name"), str):
+        if not isinstance(fingerprint.get(side), dict) or not isinstance(fingerprint[side].get("name"), str):
             raise Wrong(f"the fingerprint names no {side} encoder")
-        if not _ENCODER_NAME.fullmatch(marks[side]["name"]):
+        if not _ENCODER_NAME.fullmatch(fingerprint[side]["name"]):
             raise Wrong(f"the fingerprint's {side}.name is no name of an encoder")
         for field, known in _FIELDS[side].items():
-            if field in marks[side] and not known(marks[side][field]):
+            if field in fingerprint[side] and not known(fingerprint[side][field]):
                 raise Wrong(f"the fingerprint's {side}.{field} is not one that mscf writes")
-    if marks.get("stored_dtype") not in STORED_DTYPES:
+    if fingerprint.get("stored_dtype") not in STORED_DTYPES:
         raise Wrong(f"the fingerprint's stored_dtype is not one of {', '.join(STORED_DTYPES)}")
-    return marks
+    return fingerprint
 
 
 def part(text: str) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> 
         raise Wrong(f"a text has over {most} tokens")
 
 
-def most_tokens(marks: Mapping[str, Any]) -> int | None:
+def most_tokens(fingerprint: Mapping[str, Any]) -> int | None:
     """The longest text that a fingerprint allows, where it says so."""
-    return marks["text"].get("max_tokens")
+    return fingerprint["text"].get("max_tokens")
 
 
 def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
@@ -106,12 +106,12 @@ def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def arrays(
-    marks: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], at: Mapping[str, int] | None
+    fingerprint: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], at: Mapping[str, int] | None
 ) -> tuple[int, int, int]:
     """Check the shapes of the features of `count` posts against each other and the fingerprint, and, where `at` gives
     their places in a file, that none overlaps another. Returns m, C and D.
     """
-    views = len(marks["image"].get("views", VIEWS[:1]))
+    views = len(fingerprint["image"].get("views", VIEWS[:1]))
     between = [views] if views > 1 else []
     patches, tokens = list(shapes["patches"]), list(shapes["tokens"])
     if len(patches) != 3 + len(between) or len(tokens) != 2:
@@ -129,15 +129,15 @@ def arrays(
             raise Wrong(f"{FEATURES[name]} has the shape {list(shape)}, not {expected[name]}")
     if not (1 <= width <= _LARGEST and m <= _LARGEST and channels <= _LARGEST and bool(m) == bool(channels)):
         raise Wrong(f"{m} patches, {channels} channels and a text width of {width} are impossible")
-    if (marks["image"]["name"] == NO_IMAGES) != (m == 0):
+    if (fingerprint["image"]["name"] == NO_IMAGES) != (m == 0):
         raise Wrong("the fingerprint and the patches do not agree on whether there are images")
     if at is not None:
-        _places(expected, at, marks["stored_dtype"])
+        _places(expected, at, fingerprint["stored_dtype"])
     return m, channels, width
 
 
 def index(
-    marks: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     columns: Mapping[str, Any],
     starts: np.ndarray,
     shards: Mapping[str, list[Any]],
@@ -147,7 +147,7 @@ def index(
     Returns what pipeline.cache.hdf5.Index holds of them.
     """
     count = len(columns["id"])
-    m, channels, width = arrays(marks, count, shapes, None)
+    m, channels, width = arrays(fingerprint, count, shapes, None)
     offsets(starts, shapes["tokens"][0])
     names, rows, sizes = shards["name"], shards["rows"], shards["bytes"]
     if not all(SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
@@ -170,7 +170,7 @@ def index(
                 "offsets": [here + 1],
             },
             places,
-            marks["stored_dtype"],
+            fingerprint["stored_dtype"],
         )
         if ends > size:
             raise Wrong(f"/shard says of {names[number]} that it has arrays beyond its end")

@@ -43,7 +43,7 @@ def index(folder: Path) -> dict[str, Any]:
     """All that the index of a cache says, but for texts, image paths, hashes and reasons, which are checked only."""
     with _opened(folder / INDEX, INDEX_KIND) as file:
         _members(file.id, "/", ("image", "text", "post", "shard"))
-        marks = checks.fingerprint(_attribute(file, "fingerprint"))
+        fingerprint = checks.fingerprint(_attribute(file, "fingerprint"))
         for name, expected in (("label_names", LABELS), ("split_names", SPLITS)):
             if (found := tuple(_attribute(file, name, (len(expected),)))) != expected:
                 raise Wrong(f"{name} are {', '.join(map(ascii, found))} where this version has {', '.join(expected)}")
@@ -55,19 +55,19 @@ def index(folder: Path) -> dict[str, Any]:
         starts = _plain(file, FEATURES["offsets"], INTEGER)
         _require_shape(starts, FEATURES["offsets"], (len(posts["id"]) + 1,))
         offsets = _values(starts)
-        stored = marks["stored_dtype"]
+        stored = fingerprint["stored_dtype"]
         arrays = {name: _virtual(file, FEATURES[name], feature_dtype(name, stored)) for name in _VIRTUAL}
         shapes = {name: shape for name, (shape, _) in arrays.items()}
-        checks.posts(posts, np.diff(offsets), checks.most_tokens(marks))
+        checks.posts(posts, np.diff(offsets), checks.most_tokens(fingerprint))
         shards = _listed(shards)
-        facts = checks.index(marks, posts, offsets, shards, shapes)
+        facts = checks.index(fingerprint, posts, offsets, shards, shapes)
         for name, (_, sources) in arrays.items():
             checks.sources(name, sources, shards, offsets)
         manifest = _attribute(file, "manifest_sha256")
         if not checks.is_sha256(manifest):
             raise Wrong("manifest_sha256 is no SHA-256")
         part = checks.part(_attribute(file, "part")) if h5a.exists(file.id, b"part") else None
-        return {**_listed(facts), "fingerprint": marks, "manifest_sha256": manifest, "part": part}
+        return {**_listed(facts), "fingerprint": fingerprint, "manifest_sha256": manifest, "part": part}
 
 
 def columns(task: tuple[Path, Sequence[str]]) -> dict[str, list[Any]]:
@@ -86,18 +86,25 @@ def shard(path: Path) -> dict[str, Any]:
         _members(file.id, "/", ("image", "text", "post"))
         _members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
         _members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
-        marks = checks.fingerprint(_attribute(file, "fingerprint"))
+        fingerprint = checks.fingerprint(_attribute(file, "fingerprint"))
         posts = _columns(file, "post", POST_COLUMNS)
         _bits(file)
         arrays = {
-            name: _plain(file, path_, feature_dtype(name, marks["stored_dtype"])) for name, path_ in FEATURES.items()
+            name: _plain(file, path_, feature_dtype(name, fingerprint["stored_dtype"]))
+            for name, path_ in FEATURES.items()
         }
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         at = {name: array.get_offset() or 0 for name, array in arrays.items()}  # an empty dataset has no place
-        checks.arrays(marks, len(posts["id"]), shapes, at)
+        checks.arrays(fingerprint, len(posts["id"]), shapes, at)
         lengths = np.diff(checks.offsets(_values(arrays["offsets"]), shapes["tokens"][0]))
-        checks.posts(posts, lengths, checks.most_tokens(marks))
-        return {"fingerprint": marks, "shapes": shapes, "at": at, "lengths": lengths.tolist(), "posts": _listed(posts)}
+        checks.posts(posts, lengths, checks.most_tokens(fingerprint))
+        return {
+            "fingerprint": fingerprint,
+            "shapes": shapes,
+            "at": at,
+            "lengths": lengths.tolist(),
+            "posts": _listed(posts),
+        }
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopWish:
+class StopRequest:
     """Holds the name of the signal that asked to stop; empty until one did."""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class StopWish:
 
 
 @contextmanager
-def on_signals() -> Iterator[StopWish]:
+def graceful_shutdown() -> Iterator[StopRequest]:
     """Note SIGTERM and SIGINT while the block runs. Outside the main thread, where signals can't be had, none comes."""
-    wish = StopWish()
+    wish = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield wish
         return

@@ -22,7 +22,7 @@ def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], pref
     return None
 
 
-def require_images(marks: Mapping[str, Any], owner: object, what: str) -> None:
+def require_images(fingerprint: Mapping[str, Any], owner: object, what: str) -> None:
     """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
-    if marks["image"]["name"] == NO_IMAGES:
+    if fingerprint["image"]["name"] == NO_IMAGES:
         raise InputError(f"{owner}: made of texts alone (--image-encoder none), and {what}")

@@ -25,68 +25,69 @@ from pipeline.encoders.weights import Unreachable
 
 
 def same_image_encoder(
-    marks: Mapping[str, Any], device: str, *, weights: Path | None = None, owner: object
+    fingerprint: Mapping[str, Any], device: str, *, weights: Path | None = None, owner: object
 ) -> ImageEncoder:
     """The image encoder of a fingerprint's `image` part; `weights` is its file, if not from a package or the hub.
 
     `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
     """
-    if marks["name"] == NO_IMAGES:
+    if fingerprint["name"] == NO_IMAGES:
         return NoImages(resolve_device(device))
-    views = marks.get("views", ["center"])
+    views = fingerprint.get("views", ["center"])
     choice = EncoderChoice(
-        image=marks["name"],
+        image=fingerprint["name"],
         image_weights=weights,
         views=len(views),
-        dtype=marks.get("compute_dtype", "float32"),
+        dtype=fingerprint.get("compute_dtype", "float32"),
         device=device,
     )
     try:
         encoder = load_image_encoder(choice)
     except Unreachable as error:
         raise InputError(
-            f"{owner}: needs the image encoder {marks['name']}, weights {marks.get('weights_sha256', '')[:12]}; "
+            f"{owner}: needs the image encoder {fingerprint['name']}, "
+            f"weights {fingerprint.get('weights_sha256', '')[:12]}; "
             f"{error.what}; where they lie in a file, say so with --image-weights FILE"
         ) from None
     _refuse_another(
-        {**marks, "views": views}, encoder.fingerprint, f"--image-weights {weights or marks['name']}", owner
+        {**fingerprint, "views": views}, encoder.fingerprint, f"--image-weights {weights or fingerprint['name']}", owner
     )
     return encoder
 
 
 def same_text_encoder(
-    marks: Mapping[str, Any], device: str, *, folder: str | None = None, owner: object
+    fingerprint: Mapping[str, Any], device: str, *, folder: str | None = None, owner: object
 ) -> TextEncoder:
     """The text encoder of a fingerprint's `text` part; `folder` is where it lies, if not where it did.
 
     `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
     """
-    name = marks["name"]
+    name = fingerprint["name"]
     if folder is None and name.endswith("(local files)"):
         raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
     if folder is None and name != PACKAGED_TEXT and Path(name).is_dir():  # a stranger's name must not choose a folder
         raise InputError(f"{owner}: its text encoder is called {name}, as a folder here is; give --text-encoder")
-    layers = marks.get("layers", [-1])  # a fingerprint that does not say it is of the last one
+    layers = fingerprint.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
         text=folder or name,
-        max_tokens=marks.get("max_tokens", 128),
+        max_tokens=fingerprint.get("max_tokens", 128),
         text_layers=len(layers),
-        split_special_tokens="special_tokens_in_text" in marks,
-        dtype=marks.get("compute_dtype", "float32"),
+        split_special_tokens="special_tokens_in_text" in fingerprint,
+        dtype=fingerprint.get("compute_dtype", "float32"),
         device=device,
     )
     try:
         encoder = load_text_encoder(choice)
     except Unreachable as error:
         raise InputError(
-            f"{owner}: needs the text encoder {name}, weights {marks.get('weights_sha256', '')[:12]}; "
+            f"{owner}: needs the text encoder {name}, weights {fingerprint.get('weights_sha256', '')[:12]}; "
             f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
         ) from None
-    _refuse_another({**marks, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
+    _refuse_another({**fingerprint, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
     return encoder
 
 
-def _refuse_another(marks: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:
+def _refuse_another(fingerprint: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:
     """The name says where an encoder came from, not what it is."""
-    if difference := first_difference({**marks, "name": ""}, {**found, "name": ""}):
+    if difference := first_difference({**fingerprint, "name": ""}, {**found, "name": ""}):
         raise InputError(f"{given}: not the one that made the features of {owner}; {difference}")

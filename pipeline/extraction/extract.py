@@ -24,7 +24,7 @@ from pipeline.cache.reader import Cache, clear
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_text
 from pipeline.common.locks import only_writer
-from pipeline.common.signals import StopWish, on_signals
+from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
 from pipeline.extraction.decode import Decoders
 from pipeline.extraction.encode import Seconds, ShardJob
@@ -39,13 +39,13 @@ from pipeline.extraction.plan import (
     record_bytes,
     require_space,
 )
-from pipeline.extraction.progress import Progress
+from pipeline.extraction.progress import ExtractionProgress
 from pipeline.posts.manifest import Post
 
 FAILURES = "failures.csv"
 
 # Makes the shards of a plan in a folder, elsewhere than in this process; see pipeline.extraction.ray_engine.
-Engine = Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]
+Engine = Callable[[Plan, Path, dict[str, Any], ExtractionProgress, StopRequest], Seconds]
 
 
 @dataclass
@@ -77,7 +77,7 @@ class ExtractReport:
         }
 
 
-def fingerprint(image: ImageEncoder, text: TextEncoder, stored_dtype: str) -> dict[str, Any]:
+def cache_fingerprint(image: ImageEncoder, text: TextEncoder, stored_dtype: str) -> dict[str, Any]:
     """Everything that changes the meaning of the features; what does not (batch size, workers, folder, device) is left
     out.
     """
@@ -113,11 +113,11 @@ def extract(
     elif without := next((post for post in posts if post.image is None), None):
         raise InputError(f"post {without.id!r} has no image; texts alone go with --image-encoder none")
     out.mkdir(parents=True, exist_ok=True)
-    marks = fingerprint(image, text, stored_dtype)
-    with only_writer(out), on_signals() as stop:
+    fingerprint = cache_fingerprint(image, text, stored_dtype)
+    with only_writer(out), graceful_shutdown() as stop:
         if overwrite:
             clear(out)
-        todo = plan(posts, out, marks, part, changes)
+        todo = plan(posts, out, fingerprint, part, changes)
         needed = feature_bytes(todo, image, text, stored_dtype)
         free = require_space(needed + record_bytes(todo), out)
         count = sum(len(todo.shards[number]) for number in todo.todo)
@@ -128,15 +128,15 @@ def extract(
             for number in todo.todo if changes.repair else ():  # without the index nobody could tell that they are bad
                 (out / hdf5.shard_name(number)).unlink(missing_ok=True)
             (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
-        with Progress(todo, quiet=quiet, say=say) as progress, _broken_off_in_one_line(todo, progress, out):
+        with ExtractionProgress(todo, quiet=quiet, say=say) as progress, _broken_off_in_one_line(todo, progress, out):
             if todo.todo and engine:
-                report.step = engine(todo, out, marks, progress, stop)
+                report.step = engine(todo, out, fingerprint, progress, stop)
             elif todo.todo:
-                report.step = make_shards(todo, out, image, text, marks, batch_size, workers, progress, stop)
+                report.step = make_shards(todo, out, image, text, fingerprint, batch_size, workers, progress, stop)
             _refuse_if_stopped(stop, todo, progress, out)
             _write_failures(todo, out)
             sys.audit("mscf.index", str(out))
-            hdf5.write_index(out, todo.shards, marks, part=_part_marks(todo))
+            hdf5.write_index(out, todo.shards, fingerprint, part=_part_marks(todo))
         finished = Cache(out)
     report.failed = {record.id: record.reason for record in finished.records if record.reason}
     report.flags = Counter(flag for record in finished.records for flag in record.flags)
@@ -150,14 +150,14 @@ def make_shards(
     out: Path,
     image: ImageEncoder,
     text: TextEncoder,
-    marks: dict[str, Any],
+    fingerprint: dict[str, Any],
     batch_size: int,
     workers: int,
-    progress: Progress,
-    stop: StopWish,
+    progress: ExtractionProgress,
+    stop: StopRequest,
 ) -> Seconds:
     """Decode, encode and write the shards that are to be made. Returns where the time went."""
-    total, dtype = Seconds(), np.dtype(marks["stored_dtype"])
+    total, dtype = Seconds(), np.dtype(fingerprint["stored_dtype"])
     started: deque[tuple[int, ShardJob, list[Future[Seconds]]]] = deque()
     writing: Future[float] | None = None
     with (
@@ -182,7 +182,7 @@ def make_shards(
             features = job.features()
             if writing:
                 total.write += writing.result()  # at most one finished shard waits in memory
-            writing = writer.submit(_write, out, number, features, marks, progress)
+            writing = writer.submit(_write, out, number, features, fingerprint, progress)
 
         try:
             for number in todo.todo:
@@ -201,14 +201,14 @@ def make_shards(
     return total
 
 
-def _refuse_if_stopped(stop: StopWish, todo: Plan, progress: Progress, out: Path) -> None:
+def _refuse_if_stopped(stop: StopRequest, todo: Plan, progress: ExtractionProgress, out: Path) -> None:
     if len(progress.made) < len(todo.todo):  # an older shard may lie where one is still to be made
         finished = _finished(todo, progress, out)
         raise InputError(f"stopped by {stop.signal}; {finished}; the same command goes on from there")
 
 
 @contextmanager
-def _broken_off_in_one_line(todo: Plan, progress: Progress, out: Path) -> Iterator[None]:
+def _broken_off_in_one_line(todo: Plan, progress: ExtractionProgress, out: Path) -> Iterator[None]:
     """A full disk, a quota, a folder that can't be written any more, a GPU without room: what, where, what to do."""
     try:
         yield
@@ -220,7 +220,7 @@ def _broken_off_in_one_line(todo: Plan, progress: Progress, out: Path) -> Iterat
         raise InputError(f"the GPU is out of memory ({reason}); a smaller --batch-size needs less") from error
 
 
-def _finished(todo: Plan, progress: Progress, out: Path) -> str:
+def _finished(todo: Plan, progress: ExtractionProgress, out: Path) -> str:
     left = len(todo.todo) - len(progress.made)
     return f"{len(todo.shards) - left} of {len(todo.shards)} shards of {out} are finished"
 
@@ -239,9 +239,11 @@ def encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(cores)
 
 
-def _write(out: Path, number: int, features: hdf5.ShardFeatures, marks: dict[str, Any], progress: Progress) -> float:
+def _write(
+    out: Path, number: int, features: hdf5.ShardFeatures, fingerprint: dict[str, Any], progress: ExtractionProgress
+) -> float:
     started = time.perf_counter()
-    hdf5.write_shard(out / hdf5.shard_name(number), features, marks)
+    hdf5.write_shard(out / hdf5.shard_name(number), features, fingerprint)
     progress.done(number)
     return time.perf_counter() - started
 

@@ -76,7 +76,7 @@ class Plan:
 
 
 def plan(
-    posts: Sequence[Post], out: Path, marks: dict[str, Any], part: Part = WHOLE, changes: Changes = NO_CHANGES
+    posts: Sequence[Post], out: Path, fingerprint: dict[str, Any], part: Part = WHOLE, changes: Changes = NO_CHANGES
 ) -> Plan:
     """Compare the posts with the finished shards in `out`: one with the same posts and bytes is kept.
 
@@ -111,7 +111,7 @@ def plan(
         if path.name in recorded and sha256_of_file(path) != recorded[path.name]:
             return False
         records = shard.posts
-        if difference := first_difference(shard.fingerprint, marks):
+        if difference := first_difference(shard.fingerprint, fingerprint):
             raise InputError(
                 f"{path}: made by other encoders; {difference}; use another --out, or --overwrite to begin again"
             )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pipeline.extraction.plan import Plan
 
 
-class Progress:
+class ExtractionProgress:
     """How far the making of a plan's shards is. A context manager that shows a bar unless `quiet`.
 
     `made` holds the numbers of the shards that are done.

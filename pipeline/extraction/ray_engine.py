@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from pipeline.common.errors import InputError
-from pipeline.common.signals import StopWish
+from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.extraction.encode import Seconds
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.progress import Progress
+from pipeline.extraction.progress import ExtractionProgress
 
 _LOSSES_A_SHARD = 3  # a shard that has cost so many workers is not the workers' fault
 _CHECK_SECONDS = 1.0
@@ -51,24 +51,26 @@ class ShardMaker:
     def who(self) -> str:
         return f"{os.getpid()} on {socket.gethostname()}"
 
-    def make(self, number: int, plan: Plan, out: Path, marks: dict[str, Any], batch_size: int) -> Seconds:
+    def make(self, number: int, plan: Plan, out: Path, fingerprint: dict[str, Any], batch_size: int) -> Seconds:
         """Write one shard; returns where the time went."""
         from pipeline.extraction.extract import make_shards
 
         only = Plan(plan.posts, plan.shards, [number], plan.part)
-        with Progress(only, quiet=True, say=lambda line: None) as progress:
-            return make_shards(only, out, self._image, self._text, marks, batch_size, 1, progress, StopWish())
+        with ExtractionProgress(only, quiet=True, say=lambda line: None) as progress:
+            return make_shards(only, out, self._image, self._text, fingerprint, batch_size, 1, progress, StopRequest())
 
 
 def engine_on(
     ray: Any, choice: EncoderChoice, *, batch_size: int, workers: int, log: Callable[[str], None]
-) -> Callable[[Plan, Path, dict[str, Any], Progress, StopWish], Seconds]:
+) -> Callable[[Plan, Path, dict[str, Any], ExtractionProgress, StopRequest], Seconds]:
     """An engine for `extract`: `workers` workers of the cluster make a plan's shards; `log` hears who began,
     finished and was lost.
     """
 
-    def make(plan: Plan, out: Path, marks: dict[str, Any], progress: Progress, stop: StopWish) -> Seconds:
-        return _make_shards_on(ray, choice, plan, out.resolve(), marks, batch_size, workers, progress, stop, log)
+    def make(
+        plan: Plan, out: Path, fingerprint: dict[str, Any], progress: ExtractionProgress, stop: StopRequest
+    ) -> Seconds:
+        return _make_shards_on(ray, choice, plan, out.resolve(), fingerprint, batch_size, workers, progress, stop, log)
 
     return make
 
@@ -78,11 +80,11 @@ def _make_shards_on(
     choice: EncoderChoice,
     plan: Plan,
     out: Path,
-    marks: dict[str, Any],
+    fingerprint: dict[str, Any],
     batch_size: int,
     workers: int,
-    progress: Progress,
-    stop: StopWish,
+    progress: ExtractionProgress,
+    stop: StopRequest,
     log: Callable[[str], None],
 ) -> Seconds:
     gpus = 1 if choice.device.startswith("cuda") else 0
@@ -133,7 +135,7 @@ def _make_shards_on(
             if waiting and not stop:
                 number = waiting.pop()
                 log(f"shard {number} begun by {names[worker]}")
-                busy[worker.make.remote(number, shared, out, marks, batch_size)] = (worker, number)
+                busy[worker.make.remote(number, shared, out, fingerprint, batch_size)] = (worker, number)
     return total
 
 

@@ -21,9 +21,9 @@ def load_encoders(
 
     Raises InputError if they can't be had or are others, naming the field.
     """
-    marks = cache.fingerprint
-    image = same_image_encoder(marks["image"], device, weights=image_weights, owner=cache.folder)
-    return image, same_text_encoder(marks["text"], device, folder=text_encoder, owner=cache.folder)
+    fingerprint = cache.fingerprint
+    image = same_image_encoder(fingerprint["image"], device, weights=image_weights, owner=cache.folder)
+    return image, same_text_encoder(fingerprint["text"], device, folder=text_encoder, owner=cache.folder)
 
 
 def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: int, seed: int = 0) -> list[str]:

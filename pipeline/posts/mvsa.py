@@ -23,7 +23,7 @@ _MOST_TEXT_BYTES = 1 << 20  # of a post; a tweet has a few hundred
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MergedLabel:
     """What the label rule says of one row: a label and how it came about, or None and why the post is dropped."""
 
     label: str | None
@@ -48,7 +48,7 @@ def prepare(
     `splits` is unusable.
     """
     rows = _label_rows(folder)
-    verdicts = {id_: judge(pairs) for id_, pairs in rows.items()}
+    verdicts = {id_: merge_labels(pairs) for id_, pairs in rows.items()}
     kept = [id_ for id_ in sorted(verdicts, key=_by_number) if verdicts[id_].label]
     if not kept:
         raise InputError(f"{folder / 'labelResultAll.txt'}: no row survives the label rule")
@@ -75,7 +75,7 @@ def prepare(
     return Prepared(posts, summary)
 
 
-def judge(pairs: Sequence[tuple[str, str]]) -> Verdict:
+def merge_labels(pairs: Sequence[tuple[str, str]]) -> MergedLabel:
     """The rule of Xu and Mao (MultiSentiNet, CIKM 2017) for one post's (text label, image label) pairs.
 
     Per modality the label that most annotators agree on (with three: at least two), else the post is dropped. Then:
@@ -84,14 +84,14 @@ def judge(pairs: Sequence[tuple[str, str]]) -> Verdict:
     text_label = _majority([text for text, _ in pairs])
     image_label = _majority([image for _, image in pairs])
     if text_label is None or image_label is None:
-        return Verdict(None, text_label, image_label, "no majority among the annotators")
+        return MergedLabel(None, text_label, image_label, "no majority among the annotators")
     if text_label == image_label:
-        return Verdict(text_label, text_label, image_label, "text and image agree")
+        return MergedLabel(text_label, text_label, image_label, "text and image agree")
     if text_label == "neutral":
-        return Verdict(image_label, text_label, image_label, "text neutral: the image's label")
+        return MergedLabel(image_label, text_label, image_label, "text neutral: the image's label")
     if image_label == "neutral":
-        return Verdict(text_label, text_label, image_label, "image neutral: the text's label")
-    return Verdict(None, text_label, image_label, "positive against negative")
+        return MergedLabel(text_label, text_label, image_label, "image neutral: the text's label")
+    return MergedLabel(None, text_label, image_label, "positive against negative")
 
 
 def _label_rows(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -138,7 +138,7 @@ def _inside(data: Path, name: str) -> Path:
     return path
 
 
-def _read_post(data: Path, id_: str, verdict: Verdict, encoding: str) -> Post:
+def _read_post(data: Path, id_: str, verdict: MergedLabel, encoding: str) -> Post:
     text, problem = None, None
     try:
         text = regular_bytes(_inside(data, f"{id_}.txt"), _MOST_TEXT_BYTES).decode(encoding).strip()
