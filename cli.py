@@ -71,12 +71,10 @@ def cli() -> None:
 @click.pass_context
 def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> None:
     """Draw a data set, then prepare, extract, train, evaluate and report it: the whole job in minutes, on a CPU."""
-    from fusion.report.figures import draw_run
-    from fusion.run import Run
     from pipeline.demo import dataset
 
     started, console = time.perf_counter(), Console()
-    page, figure = out / "run" / "report.html", out / "run" / "figure.png"
+    page = out / "run" / "report.html"
     folder, manifest, cache, run = (out / name for name in ("mvsa", "manifest.jsonl", "cache", "run"))
     console.say(f"== draw {posts} posts into {folder}")
     dataset.replace(folder, posts=posts, seed=seed)
@@ -91,11 +89,10 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
         command = cli.get_command(ctx, name)
         assert command
         ctx.invoke(command, overwrite=True, **options)
-    draw_run(Run(run), Run(run).evaluation("test"), figure)
     console.show("")
     console.say(f"done in {time.perf_counter() - started:.0f} s; open the report in a browser: {page}")
     console.say("files:")
-    for path in (folder, manifest, cache, run / "model.safetensors", run / "evaluation-test.json", figure, page):
+    for path in (folder, manifest, cache, run / "model.safetensors", run / "evaluation-test.json", page):
         console.say(f"  {path}")
 
 

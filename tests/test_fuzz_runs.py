@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion.evaluation.evaluate import table
+from fusion.evaluation.display import format_scores
 from fusion.inference.model_card import model_card
 from fusion.models.base import Dimensions
 from fusion.models.registry import build_model
@@ -77,7 +77,7 @@ def read_everything(folder: Path, cache: Cache) -> None:
     run.resume_or_start(run.config, cache, None)
     run.load_model(CPU)
     evaluation = run.evaluation("test")
-    table(evaluation)
+    format_scores(evaluation)
     most_wrong(evaluation, 3)
     reliability(evaluation["posts"])
     model_card(run, None)

@@ -142,6 +142,7 @@ def evaluate(
 ) -> None:
     """Score a finished run: intervals, classes, without duplicates, shuffled partners, against the linear floor."""
     from fusion.evaluation import evaluate as evaluation
+    from fusion.evaluation.display import format_scores
     from fusion.run import Run
     from pipeline.common.files import write_json
 
@@ -152,5 +153,5 @@ def evaluate(
     )
     write_json(path, result)
     console.save(result)
-    console.show(evaluation.table(result))
+    console.show(format_scores(result))
     console.say(f"wrote {path}")

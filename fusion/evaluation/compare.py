@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion.evaluation.metrics import LEVEL, RESAMPLES, Scores, score, scores_of_counts
-from pipeline.posts.manifest import LABELS
-
-_CHUNK = 500  # resamples at a time: (500, posts) of weights are held
+from fusion.evaluation.metrics import Scores, bootstrap, score
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class Difference:
     """
 
     mean: Scores
-    interval: dict[str, tuple[float, float]]
+    interval: dict[str, list[float]]
     only_ours: float
     only_other: float
 
@@ -32,9 +29,8 @@ class Difference:
 def compare(truth: np.ndarray, ours: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Difference:
     """The paired difference of two models over repeats; truth (N,), ours and other (S, N), class codes.
 
-    A floor that has no seed has one repeat, which stands beside each of the other's. The interval is a percentile
-    bootstrap over posts and repeats together: each resample draws N posts, and S repeats, with replacement, the same
-    ones for both models.
+    A baseline that has no seed has one repeat, which is compared with each of the other's. The interval is a bootstrap
+    over posts and repeats together.
     """
     repeats = max(len(ours), len(other))
     ours, other = (np.broadcast_to(codes, (repeats, len(truth))) for codes in (ours, other))
@@ -42,34 +38,7 @@ def compare(truth: np.ndarray, ours: np.ndarray, other: np.ndarray, *, seed: int
     right, other_right = ours == truth, other == truth
     return Difference(
         mean={name: float(np.mean([one[name] for one in scores])) for name in scores[0]},
-        interval=_interval(truth, ours, other, np.random.default_rng(seed)),
+        interval=bootstrap(truth, ours, other, seed=seed),
         only_ours=float((right & ~other_right).sum(axis=1).mean()),
         only_other=float((~right & other_right).sum(axis=1).mean()),
     )
-
-
-def _interval(
-    truth: np.ndarray, ours: np.ndarray, other: np.ndarray, random: np.random.Generator
-) -> dict[str, tuple[float, float]]:
-    posts, repeats = len(truth), len(ours)
-    cells = [[_cells(truth, codes) for codes in model] for model in (ours, other)]
-    samples: dict[str, list[np.ndarray]] = {}
-    for start in range(0, RESAMPLES, _CHUNK):
-        count = min(_CHUNK, RESAMPLES - start)
-        weights = random.multinomial(posts, np.full(posts, 1 / posts), count).astype(np.float32)
-        drawn = random.multinomial(repeats, np.full(repeats, 1 / repeats), count) / repeats
-        totals = [
-            [scores_of_counts((weights @ one).reshape(count, len(LABELS), len(LABELS))) for one in model]
-            for model in cells
-        ]
-        for name in totals[0][0]:
-            values = np.stack([a[name] - b[name] for a, b in zip(*totals, strict=True)], axis=1)
-            samples.setdefault(name, []).append((values * drawn).sum(axis=1))
-    tail = 100 * (1 - LEVEL) / 2
-    ends = {name: np.percentile(np.concatenate(values), [tail, 100 - tail]) for name, values in samples.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
-
-
-def _cells(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Which cell of the confusion matrix each post falls into, one-hot: (N, classes squared) float32."""
-    return np.eye(len(LABELS) ** 2, dtype=np.float32)[truth * len(LABELS) + predicted]

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from fusion.evaluation.linear_probe import kinds_of, probe
-from fusion.evaluation.metrics import _CODES, LEVEL, RESAMPLES, SCORES, Scores, bootstrap, score
+from fusion.evaluation.metrics import _CODES, LEVEL, RESAMPLES, Scores, bootstrap, score
 from fusion.evaluation.predict import predict
 from fusion.models.fusion import FusionModel
 from fusion.run import Run
@@ -78,41 +78,6 @@ def evaluate(
         for row, label, values in zip(rows, truth, probabilities, strict=True)
     ]
     return result
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as lines for a terminal; shares in percent."""
-    floor, clean = result["versus_probe"], result["without_duplicates"]
-    rows = [
-        ("this model", result),
-        ("  95 % interval", {name: result["interval"][name] for name in SCORES}),
-        ("without duplicates", clean) if clean else ("without duplicates", {}),
-        *((name.replace("_", " "), scores) for name, scores in result["controls"].items()),
-        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"]),
-        ("model - probe", floor["difference"]),
-        ("  95 % interval", {name: floor["interval"][name] for name in SCORES}),
-    ]
-    lines = [
-        f"{result['split']}: {result['posts_used']} posts used, {result['posts_failed']} failed",
-        f"{'':20}{'accuracy':>16}{'weighted F1':>16}{'macro F1':>16}",
-        *(f"{name:20}" + "".join(f"{_percent(scores.get(key)):>16}" for key in SCORES) for name, scores in rows),
-        f"right where the other is wrong: model {floor['only_model_right']}, probe {floor['only_probe_right']} posts",
-        "",
-        f"{'':10}{'precision':>11}{'recall':>9}{'F1':>9}{'posts':>8}   predicted "
-        + " ".join(f"{label:>9}" for label in LABELS),
-    ]
-    for (label, scores), counts in zip(result["per_class"].items(), result["confusion"]["counts"], strict=True):
-        shares = f"{scores['precision']:>11.1%}{scores['recall']:>9.1%}{scores['f1']:>9.1%}{scores['support']:>8}"
-        lines.append(f"{label:10}{shares}{'':13}{' '.join(f'{count:>9}' for count in counts)}")
-    return "\n".join(lines)
-
-
-def _percent(value: float | list[float] | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
-    return f"{100 * value:.2f}"
 
 
 def controls(

@@ -9,7 +9,9 @@ from pipeline.posts.manifest import LABELS
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-SCORES = ("accuracy", "weighted_f1", "macro_f1")
+SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}  # as people read them
+_CHUNK = 500  # resamples at a time, fewer where there are many posts:
+_CHUNK_ENTRIES = 1 << 25  # posts x resamples at a time, of 12 bytes each
 _CODES = tuple(range(len(LABELS)))
 
 Scores = dict[str, float]
@@ -28,24 +30,35 @@ def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
 def bootstrap(
     truth: np.ndarray, predicted: np.ndarray, other: np.ndarray | None = None, *, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Percentile intervals of each score over resampled posts; with `other`, of the paired difference predicted -
-    other.
+    """Percentile intervals of each score; with `other`, of the paired difference predicted - other.
+
+    truth (N,), predicted and other (N,) or, of S repeats, (S, N): class codes. Each resample draws N posts and S
+    repeats with replacement, the same ones for both models, and takes the mean over the repeats.
     """
-    draws = np.random.default_rng(seed).integers(0, len(truth), (RESAMPLES, len(truth)))
-    values = _resampled(truth, predicted, draws)
-    if other is not None:
-        against = _resampled(truth, other, draws)
-        values = {name: values[name] - against[name] for name in values}
+    random = np.random.default_rng(seed)
+    models = [np.atleast_2d(codes) for codes in (predicted, other) if codes is not None]
+    posts, repeats, classes = len(truth), len(models[0]), len(LABELS)
+    cells = [[_cells(truth, codes) for codes in model] for model in models]
+    at_once = max(1, min(_CHUNK, _CHUNK_ENTRIES // posts))
+    samples: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
+    for start in range(0, RESAMPLES, at_once):
+        count = min(at_once, RESAMPLES - start)
+        weights = random.multinomial(posts, np.full(posts, 1 / posts), count).astype(np.float32)
+        drawn = random.multinomial(repeats, np.full(repeats, 1 / repeats), count) / repeats
+        totals = [
+            [scores_of_counts((weights @ one).reshape(count, classes, classes)) for one in model] for model in cells
+        ]
+        for name, sample in samples.items():
+            ours, *others = (np.stack([repeat[name] for repeat in model], axis=1) for model in totals)
+            sample.append(((ours - others[0] if others else ours) * drawn).sum(axis=1))
     tail = 100 * (1 - LEVEL) / 2
-    return {name: np.percentile(sample, [tail, 100 - tail]).tolist() for name, sample in values.items()}
+    ends = [tail, 100 - tail]
+    return {name: np.percentile(np.concatenate(values), ends).tolist() for name, values in samples.items()}
 
 
-def _resampled(truth: np.ndarray, predicted: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """`score` for every row of `draws` at once, from confusion counts."""
-    k = len(LABELS)
-    cells = (truth * k + predicted)[draws]
-    counts = np.stack([(cells == cell).sum(axis=1) for cell in range(k * k)], axis=1).reshape(-1, k, k)
-    return scores_of_counts(counts)
+def _cells(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Which cell of the confusion matrix each post falls into, one-hot: (N, classes squared) float32."""
+    return np.eye(len(LABELS) ** 2, dtype=np.float32)[truth * len(LABELS) + predicted]
 
 
 def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:

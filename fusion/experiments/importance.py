@@ -3,23 +3,22 @@
 import io
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
+from fusion.evaluation.display import BLUE
 from pipeline.common.files import write_bytes
-
-plt.switch_backend("agg")  # figures are files; no window system needed
 
 
 def draw_importance(shares: dict[str, float], path: Path) -> None:
     """A bar for each setting, the most important on top."""
     names = sorted(shares, key=shares.__getitem__)
-    figure, axes = plt.subplots(figsize=(6, 1 + 0.35 * len(names)), layout="constrained")
-    bars = axes.barh(names, [shares[name] for name in names], color="#2f6db3", height=0.6)
+    figure = Figure(figsize=(6, 1 + 0.35 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
     axes.bar_label(bars, [f"{shares[name]:.2f}" for name in names], padding=3)
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("share in how validation weighted F1 differs (PED-ANOVA)")
     axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
-    plt.close(figure)
     write_bytes(path, picture.getvalue())

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fusion.evaluation.evaluate import table
+from fusion.evaluation.display import format_scores
 from fusion.run import Run
 from pipeline.common.markup import escaped, fenced
 from pipeline.encoders.fingerprint import NO_IMAGES
@@ -108,7 +108,7 @@ Validation, on which the epoch was chosen: accuracy {validation["accuracy"]:.1%}
 {validation["weighted_f1"]:.1%}{macro}."""
     if not (run.folder / "evaluation-test.json").is_file():
         return f"{text}\n\nThe run was not evaluated on its test split."
-    return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n{fenced(table(run.evaluation('test')))}"
+    return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n{fenced(format_scores(run.evaluation('test')))}"
 
 
 _LIMITS = """## Limits

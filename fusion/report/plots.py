@@ -5,18 +5,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fusion.evaluation.display import BLUE, ORANGE
 from fusion.report.calibration import Bin
 
-plt.switch_backend("agg")  # drawings are files; no window system needed
-
 _INK = "#010203"  # becomes the page's text colour, light or dark
-BLUE, ORANGE = "#3f83d0", "#dd7a26"  # of like lightness on white and on black; apart for the colour-blind
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mscf",
@@ -45,8 +43,9 @@ def curves(epochs: Sequence[dict[str, Any]], best: int) -> list[tuple[str, Marku
 
 def reliability_diagram(bins: Sequence[Bin]) -> Markup:
     """How often the answers of each bin were right, against how sure the model was; the diagonal is perfect."""
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(4.4, 3.6), layout="constrained")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+        axes = figure.subplots()
         axes.plot([0, 1], [0, 1], linestyle=":", color=_INK, linewidth=1)
         axes.bar(
             [one.low for one in bins],
@@ -68,8 +67,9 @@ def reliability_diagram(bins: Sequence[Bin]) -> Markup:
 
 
 def _curve(title: str, epochs: Sequence[dict[str, Any]], best: int, lines: list[tuple[str, str]]) -> Markup:
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(4.4, 3.0), layout="constrained")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = figure.subplots()
         for (key, label), (color, line, marker) in zip(lines, ((BLUE, "-", "o"), (ORANGE, "--", "s")), strict=False):
             values = [epoch[key] for epoch in epochs]
             numbers = [epoch["epoch"] for epoch in epochs]
@@ -90,7 +90,6 @@ def _inline(figure: Figure, title: str) -> Markup:
     """The figure as an <svg> element that scales with its column; no metadata, no size of its own."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     for pattern, instead in (

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from fusion.config import Config
+from fusion.evaluation.display import score_rows
+from fusion.evaluation.metrics import SCORES
 from fusion.explanation.explain import DEFAULT_METHOD, cache_of, explain_cached
 from fusion.report.calibration import reliability
 from fusion.report.cards import Card, card, render
@@ -18,7 +20,6 @@ from pipeline.extraction.sources import Sources
 from pipeline.posts.manifest import LABELS
 
 WORST = 12
-SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
 
 
 def write_report(
@@ -52,7 +53,7 @@ def write_report(
         scores=SCORES,
         labels=LABELS,
         shares=shares,
-        rows=_rows(evaluation),
+        rows=score_rows(evaluation),
         plots=curves(run.metrics(), facts["best_epoch"]),
         diagram=reliability_diagram(bins),
         bins=bins,
@@ -106,18 +107,6 @@ def _worst(
         )
         for row, explanation, picture in zip(rows, found, sources.pictures(rows.tolist()), strict=True)
     ], ""
-
-
-def _rows(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str, list[float]]]]:
-    """The table of scores: name, scores, and their intervals where there are any."""
-    floor, clean = evaluation["versus_probe"], evaluation["without_duplicates"]
-    return [
-        ("this model", evaluation, evaluation["interval"]),
-        *([(f"without duplicates ({clean['posts']} posts)", clean, {})] if clean else []),
-        *((name.replace("_", " "), scores, {}) for name, scores in evaluation["controls"].items()),
-        (f"linear probe, {floor.get('kind', 'both')}", floor["probe"], {}),
-        ("model - probe", floor["difference"], floor["interval"]),
-    ]
 
 
 def _settings(config: Config) -> list[tuple[str, Any, Any, bool]]:

@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
+from fusion.evaluation.display import BLUE, GREY, ORANGE
 from fusion.experiments.tables.markdown import Line
 from fusion.experiments.tables.rows import FULL
 from pipeline.common.files import write_bytes
-
-plt.switch_backend("agg")  # figures are files; no window system needed
-
-_BLUE, _ORANGE, _GREY = "#2f6db3", "#d9772b", "#8a8f98"
 
 
 def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) -> bool:
@@ -23,19 +20,20 @@ def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) 
         return False
     data = result["published"]
     own = next((line.row["published"].get(data) for line in lines if line.row["key"] == FULL), None)
-    figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.36 * len(compared)), layout="constrained")
-    axes.axvline(0, color=_GREY, linewidth=1)
+    figure = Figure(figsize=(8.5, 1.2 + 0.36 * len(compared)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=GREY, linewidth=1)
     for place, line in enumerate(compared):
         assert line.difference
         low, high = (100 * end for end in line.difference.interval["accuracy"])
         middle = 100 * line.difference.mean["accuracy"]
-        axes.plot([low, high], [place, place], "-", color=_BLUE, linewidth=2)
-        axes.plot(middle, place, "o", color=_BLUE, label="ours, 95 % interval" if place == 0 else None)
+        axes.plot([low, high], [place, place], "-", color=BLUE, linewidth=2)
+        axes.plot(middle, place, "o", color=BLUE, label="ours, 95 % interval" if place == 0 else None)
         published = line.row["published"].get(data)
         if published and own:
             labelled = any(text == "the paper's" for text in axes.get_legend_handles_labels()[1])
             step = published[0] - own[0]
-            axes.plot(step, place, "D", mfc="none", color=_ORANGE, label=None if labelled else "the paper's")
+            axes.plot(step, place, "D", mfc="none", color=ORANGE, label=None if labelled else "the paper's")
     axes.set_yticks(range(len(compared)), [_as_written(line.row["title"]) for line in compared])
     axes.invert_yaxis()
     axes.set_xlabel("accuracy minus the full model's, points")
@@ -43,7 +41,6 @@ def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) 
     axes.legend(frameon=False, fontsize=9, loc="best")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
-    plt.close(figure)
     write_bytes(path, picture.getvalue())
     return True
 

@@ -15,8 +15,6 @@ from fusion.evaluation.metrics import LEVEL, SCORES, Scores, score
 from fusion.experiments.tables.rows import FULL
 from pipeline.common.markup import escaped
 
-_NAMES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
-
 
 @dataclass(frozen=True)
 class Line:
@@ -112,7 +110,7 @@ def _steps(result: dict[str, Any], lines: Sequence[Line]) -> str:
 def _scores_table(result: dict[str, Any], lines: Sequence[Line]) -> str:
     data = result["published"]
     published = any(data in line.row["published"] for line in lines)
-    head = ["percent", *_NAMES.values(), "validation accuracy", *(["paper: accuracy / F1"] if published else [])]
+    head = ["percent", *SCORES.values(), "validation accuracy", *(["paper: accuracy / F1"] if published else [])]
     head += ["minus full: accuracy", "minus full: weighted F1", "right alone: it / full"]
     rows = [head, ["---"] * len(head)]
     group = lines[0].row["group"]
