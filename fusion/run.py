@@ -67,6 +67,29 @@ class Run:
             raise InputError(f"{self.folder}: an export names no cache; give one with --cache")
         return Path(folder)
 
+    def require_finished(self) -> dict[str, Any]:
+        """The metadata of a run that can be used. Raises InputError if training is not finished."""
+        metadata = self.metadata
+        if not metadata["finished"]:
+            raise InputError(
+                f"{self.folder}: training is not finished; `train ... --out {self.folder} --resume` resumes it"
+            )
+        return metadata
+
+    def open_cache(self, folder: Path | None = None, splits: Path | None = None) -> Cache:
+        """The cache that the run was trained from, or another of the same encoders: the only way from a run to a cache.
+
+        It has the splits of the file `splits`, else the run's own if it holds the posts that the run was trained on,
+        else its own. Raises InputError if the encoders are others.
+        """
+        cache, metadata = Cache(folder or self.cache_folder), self.metadata
+        if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
+            raise InputError(f"{cache.folder}: made by other encoders than those of {self.folder}; {difference}")
+        cache.require_sizes(metadata["dimensions"], self.folder)
+        if splits:
+            return cache.with_splits(splits)
+        return cache.with_splits(self.splits) if cache.manifest_sha256 == metadata["manifest_sha256"] else cache
+
     @property
     def config(self) -> Config:
         return load_config(file=self.folder / "config.yaml")
@@ -202,8 +225,7 @@ class Run:
         path = self.folder / f"evaluation-{split}.json"
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `evaluate {self.folder} --split {split}`")
-        if not self.finished:
-            raise InputError(f"{self.folder}: training is not finished; go on with `train ... --resume`")
+        self.require_finished()
         found = read_json(path, Evaluation)
         if found.split != split:
             raise InputError(f"{path}: damaged, split: is {found.split}, not {split}")

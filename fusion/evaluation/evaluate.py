@@ -14,7 +14,6 @@ from fusion.models.fusion import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS, read_splits
 
 SHUFFLES = 3
@@ -27,19 +26,9 @@ def evaluate(
 
     Raises InputError if the run is not finished, the cache is of other encoders, or the posts were trained on.
     """
-    metadata = run.metadata
-    if not metadata["finished"]:
-        raise InputError(f"{run.folder}: training is not finished; go on with `train ... --out {run.folder} --resume`")
-    if metadata.get("exported"):
+    if run.require_finished().get("exported"):
         raise InputError(f"{run.folder}: an export knows no posts; evaluate the run that it was made of")
-    cache = Cache(cache_folder or run.cache_folder)
-    if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
-        raise InputError(f"{cache.folder}: made by other encoders than the run's; {difference}")
-    cache.require_sizes(metadata["dimensions"], run.folder)
-    if splits:
-        cache = cache.with_splits(splits)
-    elif cache.manifest_sha256 == metadata["manifest_sha256"]:
-        cache = cache.with_splits(run.splits)
+    cache = run.open_cache(cache_folder, splits)
     rows = cache.rows(split)
     _refuse_seen(run, cache, rows, split)
     model = run.load_model(device)

@@ -20,7 +20,7 @@ from fusion.models.fusion import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import first_difference, require_images
+from pipeline.encoders.fingerprint import require_images
 from pipeline.encoders.load import TextEncoder
 from pipeline.posts.manifest import LABELS
 
@@ -139,15 +139,9 @@ def explain_cached(
 
 
 def cache_of(run: Run, folder: Path | None = None) -> Cache:
-    """The cache that a run was made from, or another of the same encoders, to explain posts of. Raises InputError if it
-    is of others, or of texts alone.
-    """
+    """A run's cache, to explain posts of. Raises InputError if it is of other encoders, or of texts alone."""
     require_images(run.metadata["fingerprint"], run.folder, "explaining needs images")
-    cache = Cache(folder or run.cache_folder)
-    if difference := first_difference(run.metadata["fingerprint"], cache.fingerprint):
-        raise InputError(f"{cache.folder}: made by other encoders than those of {run.folder}; {difference}")
-    cache.require_sizes(run.metadata["dimensions"], run.folder)
-    return cache
+    return run.open_cache(folder)
 
 
 def cached_features(cache: Cache, row: int, device: torch.device) -> Features:

@@ -112,8 +112,6 @@ def of_run(
     """`faithfulness` of a run on at most `count` posts of a split, drawn at random with a fixed seed."""
     run = predictor.run
     cache = cache_of(run, cache_folder)
-    if cache.manifest_sha256 == run.metadata["manifest_sha256"]:
-        cache = cache.with_splits(run.splits)
     rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
     posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)
     with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:

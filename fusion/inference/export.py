@@ -33,9 +33,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
 
     Raises InputError if the run is not finished, or with `onnx` if the graph can't be made or is not exact.
     """
-    metadata = run.metadata
-    if not metadata["finished"]:
-        raise InputError(f"{run.folder}: training is not finished; `train ... --out {run.folder} --resume` goes on")
+    metadata = run.require_finished()
     if metadata.get("exported"):
         raise InputError(f"{run.folder}: is an export already; copy the folder")
     config = run.config.model_copy(update={"mlm": False})

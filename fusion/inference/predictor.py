@@ -108,9 +108,7 @@ class Predictor:
 
         Raises InputError if the run is not finished, or an encoder can't be had or is another, naming the field.
         """
-        metadata = run.metadata
-        if not metadata["finished"]:
-            raise InputError(f"{run.folder}: training is not finished; `train ... --out {run.folder} --resume` goes on")
+        metadata = run.require_finished()
         fingerprint, name = metadata["fingerprint"], str(device)
         image = same_image_encoder(fingerprint["image"], name, weights=image_weights, owner=run.folder)
         text = same_text_encoder(fingerprint["text"], name, folder=text_encoder, owner=run.folder)
