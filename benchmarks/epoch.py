@@ -22,7 +22,7 @@ from extract import Encoders, data_sets, load  # the benchmark beside this one
 
 from fusion.config import load_config
 from fusion.data.batches import Batch, collate
-from fusion.data.feature_store import Features
+from fusion.data.feature_store import FeatureStore
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from fusion.models.precision import resolved
@@ -96,7 +96,7 @@ def measure(case: str, folder: Path, count: int, rounds: int, device: torch.devi
     model = FusionModel(config, Dimensions(channels, cache.text_width, text.vocabulary, patches=m)).to(device)
     optimizer = new_optimizer(model, config)
     masked = text.in_precision(resolved(config, device))
-    sources = (Features(cache, cache.rows("train"), device), Encoded(posts, (image, text)))
+    sources = (FeatureStore(cache, cache.rows("train"), device), Encoded(posts, (image, text)))
     seconds: tuple[list[float], list[float]] = ([], [])
     for epoch in range(1, rounds + 2):
         for source, times in zip(sources, seconds, strict=True):

@@ -1,1 +1,1 @@
-"""Stage two: features in, sentiment out. The cross-modal fusion model, trained and evaluated from the cache."""
+"""Stage two: trains and evaluates models from cached features, predicts, explains and serves."""

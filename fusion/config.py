@@ -1,4 +1,4 @@
-"""One validated configuration: presets, YAML files and `key=value` settings in, a checked `Config` out."""
+"""The configuration of a run: presets, YAML files and `key=value` settings, validated together."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self

@@ -1,1 +1,1 @@
-"""Stage one: posts in, features out. Images and texts pass once through frozen encoders into an HDF5 cache."""
+"""Stage one: runs frozen encoders once over images and texts, and keeps their features in an HDF5 cache."""

@@ -9,7 +9,7 @@ from fusion.config import load_config
 from fusion.explanation import attribution
 from fusion.explanation.attribution import (
     METHODS,
-    Features,
+    PostFeatures,
     decisive_rows,
     methods_for,
     roll_out,
@@ -23,7 +23,7 @@ from tests.test_model import BASE, LENGTHS, VARIANTS, batch_of, model_of
 def features_of(batch, post):
     """One post of a batch, without its padding."""
     length = int(batch.text_mask[post].sum())
-    return Features(batch.patches[post], batch.pooled[post], batch.tokens[post, :length])
+    return PostFeatures(batch.patches[post], batch.pooled[post], batch.tokens[post, :length])
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)

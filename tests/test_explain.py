@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fusion.config import load_config
-from fusion.explanation.attribution import METHODS, Features
+from fusion.explanation.attribution import METHODS, PostFeatures
 from fusion.explanation.explain import cached_features, explain_features, explain_posts
 from fusion.explanation.words import join_words, word_pieces
 from fusion.inference.predictor import Predictor, RawPost
@@ -178,7 +178,7 @@ def test_patches_are_laid_out_row_by_row(toy):
     patches = torch.zeros(4, 11)
     patches[1] = 9.0
     (explanation,) = explain_features(
-        model, [Features(patches, patches.mean(dim=0), post.tokens)], [None], lambda _: [], method="rollout"
+        model, [PostFeatures(patches, patches.mean(dim=0), post.tokens)], [None], lambda _: [], method="rollout"
     )
     same = [explanation.heat[0, 0], explanation.heat[1, 0], explanation.heat[1, 1]]
     assert same == pytest.approx([same[0]] * 3)
@@ -189,12 +189,12 @@ def test_an_image_alone_has_heat_and_no_words_and_a_text_alone_words_and_no_heat
     cache, model = toy
     post = cached_features(cache, 1, CPU)
     length = len(post.tokens)
-    (image,) = explain_features(model, [Features(post.patches, post.pooled, None)], [None], lambda _: [])
+    (image,) = explain_features(model, [PostFeatures(post.patches, post.pooled, None)], [None], lambda _: [])
     assert (image.words, image.text_share) == ([], 0)
     assert image.heat.shape == (2, 2)
     text = " ".join("abcdefghi"[: length - 2])
     (alone,) = explain_features(
-        model, [Features(None, None, post.tokens)], [text], lambda given: word_spans(given, {text: length})
+        model, [PostFeatures(None, None, post.tokens)], [text], lambda given: word_spans(given, {text: length})
     )
     assert alone.heat is None
     assert alone.text_share == 1
@@ -232,7 +232,7 @@ def test_unknown_methods_and_crooked_grids_are_refused(toy, tmp_path):
     with pytest.raises(InputError, match="no such method; there are attention, rollout, gradient"):
         explain_features(model, [post], [None], lambda _: [], method="magic")
     with pytest.raises(InputError, match="no square grid"):
-        explain_features(model, [Features(post.patches[:3], post.pooled, post.tokens)], [None], lambda _: [])
+        explain_features(model, [PostFeatures(post.patches[:3], post.pooled, post.tokens)], [None], lambda _: [])
 
 
 def test_a_picture_of_ones_own_is_decoded_within_the_limits_of_extraction(tiny_run, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
-from fusion.explanation.faithfulness import RawPost, faithfulness, hide_patches, table
+from fusion.explanation.faithfulness import EncoderInput, faithfulness, hide_patches, table
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from pipeline.common.errors import InputError
@@ -69,7 +69,7 @@ def posts_of(count, signal):
             pixels[:, row : row + 4, column : column + 4] = np.array([255, 0, 0]).reshape(3, 1, 1)
         words = np.ones(12, bool)
         words[[0, -1]] = False
-        yield RawPost(pixels, ids, words)
+        yield EncoderInput(pixels, ids, words)
 
 
 @pytest.mark.parametrize("settings", [(), ("cross_attention=false",)])
@@ -103,7 +103,7 @@ def test_the_table_has_a_line_for_every_method_and_names_the_best():
 
 
 def test_a_text_without_words_and_no_posts_at_all():
-    empty = RawPost(np.zeros((3, 12, 12), np.uint8), np.array([2, 3]), np.zeros(2, bool))
+    empty = EncoderInput(np.zeros((3, 12, 12), np.uint8), np.array([2, 3]), np.zeros(2, bool))
     result = faithfulness(planted(), [empty], PlantedImage(), PlantedText())
     assert result["posts_by_kind"] == {"patches": 1}
     assert "-" in table(result).splitlines()[2].split()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusion.data.batches import Batch, chunks, read_batch
-from fusion.data.feature_store import Features, _decide
+from fusion.data.feature_store import FeatureStore, _decide
 from pipeline.common.errors import InputError
 from tests.toy import write_cache
 
@@ -22,7 +22,7 @@ def cache(tmp_path_factory):
 def test_every_place_gives_the_batches_that_the_cache_gives(cache, place):
     rows = np.concatenate([cache.rows("val"), cache.rows("train")])
     batches = list(chunks(rows[::-1].copy(), 7))
-    features = Features(cache, rows, CPU, place)
+    features = FeatureStore(cache, rows, CPU, place)
     for found, wanted_rows in zip(features.batches(batches), batches, strict=True):
         wanted = read_batch(cache, wanted_rows, CPU)
         for name, value in vars(wanted).items():
@@ -30,7 +30,7 @@ def test_every_place_gives_the_batches_that_the_cache_gives(cache, place):
 
 
 def test_rows_that_were_not_copied_are_an_error_and_no_other_rows(cache):
-    features = Features(cache, np.array([3, 5, 7]), torch.device("cpu"), "ram")
+    features = FeatureStore(cache, np.array([3, 5, 7]), torch.device("cpu"), "ram")
     (batch,) = features.batches([np.array([7, 3])])
     np.testing.assert_array_equal(batch.pooled.numpy(), np.stack([cache.pooled(7), cache.pooled(3)]))
     for row in (4, -1, 1000):
@@ -41,7 +41,7 @@ def test_rows_that_were_not_copied_are_an_error_and_no_other_rows(cache):
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(cache, monkeypatch):
-    features = Features(cache, cache.rows("train"), CPU)
+    features = FeatureStore(cache, cache.rows("train"), CPU)
     monkeypatch.setattr("fusion.data.feature_store.read_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         list(features.batches([cache.rows("train")[:3]]))
@@ -65,7 +65,7 @@ def test_where_features_go_is_decided_by_what_is_free_and_said(monkeypatch):
 
 def test_features_are_counted_to_the_byte(cache):
     rows = cache.rows("train")
-    features = Features(cache, rows, CPU, "ram")
+    features = FeatureStore(cache, rows, CPU, "ram")
     assert features.bytes == sum(tensor.numel() * tensor.element_size() for tensor in features._stored[:4])
 
 

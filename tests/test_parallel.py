@@ -99,6 +99,6 @@ def test_a_problem_of_the_input_ends_all_ranks_with_its_one_line(tmp_path, cache
 
 def test_the_ranks_shares_are_a_batch_together_even_where_there_are_fewer_posts_than_ranks():
     for posts in (1, 2, 7):
-        shares = [Ranks(rank, 3).share(np.arange(posts)) for rank in range(3)]
+        shares = [Ranks(rank, 3).shard_rows(np.arange(posts)) for rank in range(3)]
         assert sorted(np.concatenate(shares).tolist()) == list(range(posts))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

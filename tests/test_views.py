@@ -11,7 +11,7 @@ from timm.data import create_transform
 
 from fusion.config import load_config
 from fusion.data.batches import chunks, read_batch, sampled_views
-from fusion.data.feature_store import Features
+from fusion.data.feature_store import FeatureStore
 from fusion.evaluation.evaluate import controls
 from fusion.evaluation.predict import predict
 from fusion.inference.predictor import Predictor, RawPost
@@ -118,7 +118,7 @@ def test_a_fingerprint_that_says_nothing_of_views_is_of_one(image_encoder, two_v
 
 
 class ThreeViews(TinyImage):
-    """Features that are the pixels of each view."""
+    """FeatureStore that are the pixels of each view."""
 
     pixels_shape = (3, 3, 2, 2)
     transform = Mirrors()
@@ -234,7 +234,7 @@ def test_which_view_is_seen_is_decided_by_seed_and_epoch_alone():
 def test_batches_show_the_asked_views_wherever_the_features_lie(cache, place):
     rows = np.concatenate([cache.rows("val"), cache.rows("train")])
     views = sampled_views(len(cache), 3, seed=0, epoch=1)
-    features = Features(cache, rows, CPU, place, views=3)
+    features = FeatureStore(cache, rows, CPU, place, views=3)
     batches = list(chunks(rows[::-1].copy(), 7))
     for found, wanted in zip(features.batches(batches, views), batches, strict=True):
         for place_in_batch, row in enumerate(wanted):

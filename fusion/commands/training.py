@@ -102,9 +102,9 @@ def train(
     means = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
     cache = Cache(cache_dir)
     with ranks(chosen) as here:
-        if overwrite and here.first:
+        if overwrite and here.is_main:
             run.clear()
-        here.wait()
+        here.barrier()
         cache = run.resume_or_start(config, cache, splits)
         encoder = training.masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
         result = training.train(
@@ -116,9 +116,9 @@ def train(
             means=means,
             ranks=here,
             quiet=console.quiet,
-            say=console.say if here.first else lambda line: None,
+            say=console.say if here.is_main else lambda line: None,
         )
-    if here.first:
+    if here.is_main:
         console.report(result.summary())
         console.say(f"wrote {out}: best epoch {result.best_epoch} of {result.epochs}")
 

@@ -1,4 +1,4 @@
-"""Features in, padded batches of tensors out; and which posts go into which batch."""
+"""Puts cached features together into padded batches, and decides which posts share one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields

@@ -22,7 +22,7 @@ SHARE_OF_FREE = 0.5  # of the free memory that features may take
 PREFETCH = 2  # batches read while one is worked on
 
 
-class Features:
+class FeatureStore:
     """The features of some rows of a cache, wherever they lie: batches of them on the device.
 
     `map`: read from the mapped shards, which all processes share. `ram`: copied into this process's memory. `device`:

@@ -1,4 +1,4 @@
-"""A cache in, split files of K folds out; and such files in, checked: every post is tested once."""
+"""Split files for K-fold cross-validation: written from a cache, and checked so that every post is tested once."""
 
 import csv
 import io

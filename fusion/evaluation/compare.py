@@ -1,6 +1,4 @@
-"""Answers of two models to the same posts in, what sets them apart out: scores by repeat, the paired difference, its
-interval.
-"""
+"""Compares two models on the same posts: scores by repeat, the paired difference and its interval."""
 
 from dataclasses import dataclass
 

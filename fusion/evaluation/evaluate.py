@@ -1,4 +1,4 @@
-"""A finished run in, what it is worth out: scores with intervals, controls, and the difference to the linear floor."""
+"""Evaluates a finished run: scores with intervals, shuffled-modality controls, the difference to the linear probe."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The linear floor: a cache in, how far logistic regression on averaged features gets for text, image and both.
+"""The linear probe: logistic regression on mean-pooled features of text, image and both, as a baseline.
 
 A fusion model that does not clearly beat `both` has learned nothing from fusion.
 """

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fusion.data.batches import chunks, read_batch
-from fusion.data.feature_store import Features
+from fusion.data.feature_store import FeatureStore
 from fusion.models.fusion import FusionModel
 from fusion.models.precision import precision
 from pipeline.cache.reader import Cache
@@ -20,7 +20,7 @@ def predict(
     *,
     batch_size: int = 64,
     image_rows: np.ndarray | None = None,
-    features: Features | None = None,
+    features: FeatureStore | None = None,
 ) -> np.ndarray:
     """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
 
@@ -31,7 +31,7 @@ def predict(
     model.eval()
     order = np.argsort(cache.lengths[rows], kind="stable")
     batches = list(chunks(order, batch_size))
-    features = features or Features(cache, rows, device, "map")
+    features = features or FeatureStore(cache, rows, device, "map")
     views = cache.views if model.config.views == "sample" else 1
     probabilities = np.zeros((len(rows), len(LABELS)))
     for view in range(views):

@@ -1,4 +1,4 @@
-"""Shares of importance of a sweep's settings in, one PNG out."""
+"""Draws how much each setting of a sweep mattered, as a PNG."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Work in, done by a few processes of this machine: each begins once, and ends when the one that started it does."""
+"""Runs work in a few processes of this machine; each begins once, and ends when the one that started it does."""
 
 import itertools
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A cache and the number of a table in, the table out: what it needs is trained, and each post's answers kept.
+"""Reproduces a table of the paper: trains the missing runs and stores every prediction for the test posts.
 
 A folder for each row and seed (and fold) holds the run and, once it is finished, what it said of the test posts, read
 that one time. A call goes on where a killed one stopped, in the middle of a run too, and uses the runs of other tables.

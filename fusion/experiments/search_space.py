@@ -1,4 +1,4 @@
-"""A space file in, what each trial of a sweep draws from it out: for every setting in it a range or a list of choices.
+"""Reads a search space: a YAML file that gives each setting a range or a list of choices.
 
 lr: {low: 1e-5, high: 1e-3, log: true}
 layers: {low: 1, high: 4}

@@ -1,4 +1,4 @@
-"""A cache and a space of settings in, trials out: a run folder each, a table of all, the best one's configuration.
+"""Searches settings: trains a trial for each draw, and keeps a table of all and the best one's configuration.
 
 Trials are chosen and cut short by validation weighted F1 alone; the test split is never read. All that a killed sweep
 needs to go on stands in its journal (Optuna's) and its run folders: a trial that was cut short draws the same settings

@@ -1,4 +1,4 @@
-"""A sweep's trials in, run by Ray Tune on the machines of a cluster that share one file system.
+"""Runs a sweep's trials by Ray Tune, on the machines of a cluster that share one file system.
 
 Ray Tune places the trials and runs a lost one again; the study decides what each trial samples, when it is
 pruned and how it ended, as in a sweep on one machine, so that either can resume the other's trials.

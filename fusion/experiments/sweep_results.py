@@ -1,4 +1,4 @@
-"""A sweep's study in, what came of it out: a row for each trial, the best one's configuration, a plot of importance."""
+"""Reports a sweep: a row for each trial, the best one's configuration, a plot of importance."""
 
 import csv
 import io

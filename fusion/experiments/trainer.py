@@ -1,4 +1,4 @@
-"""One process's trainings, one after another: run folders and configurations in, finished runs out."""
+"""Runs several trainings in one process; the cache is opened once and each text encoder loaded once."""
 
 from collections.abc import Callable
 from pathlib import Path

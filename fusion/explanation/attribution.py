@@ -1,5 +1,4 @@
-"""A trained model and one post's features in; out: how much each word piece and each image patch weighs, by three
-methods.
+"""Weighs each word piece and each image patch of one post by how it bears on the prediction, by three methods.
 
 The forward pass is written out again here, for one post without padding, because it must show what the fast one hides:
 the attention weights. A test holds it to the model's own rows. All in the parameters' precision, dropout off.
@@ -21,7 +20,7 @@ from pipeline.common.errors import InputError
 
 
 @dataclass(frozen=True)
-class Features:
+class PostFeatures:
     """One post, unpadded: patches (m, C) and pooled (C,), None without an image; tokens (n, D), None without a text."""
 
     patches: Tensor | None
@@ -57,7 +56,7 @@ class Weights:
     patches: Tensor
 
 
-def trace(model: FusionModel, post: Features) -> Pass:
+def trace(model: FusionModel, post: PostFeatures) -> Pass:
     """Pass 1 of one post (eqs 3-4, 6-12, 14-15), with every attention weight."""
     config = model.config
     emb_text = emb_image = text_to_image = image_to_text = None
@@ -100,7 +99,7 @@ def encoder_layer(layer: EncoderLayer, x: Tensor, heads: int) -> tuple[Tensor, T
     return layer.norm2(x + layer.down(F.gelu(layer.up(x)))), weights
 
 
-def cross_modal_attention(model: FusionModel, post: Features, predicted: int) -> Weights:
+def cross_modal_attention(model: FusionModel, post: PostFeatures, predicted: int) -> Weights:
     """The mean attention that a row of the other modality pays (eqs 8 and 10); the class plays no part.
 
     word i: half the mean over image rows j of softmax_text(scores^T)[j, i]
@@ -116,7 +115,7 @@ def cross_modal_attention(model: FusionModel, post: Features, predicted: int) ->
         return Weights(seen.image_to_text.mean(dim=0) / 2, _patches_of(seen.text_to_image.mean(dim=0) / 2))
 
 
-def attention_rollout(model: FusionModel, post: Features, predicted: int) -> Weights:
+def attention_rollout(model: FusionModel, post: PostFeatures, predicted: int) -> Weights:
     """Attention rolled out through the shared Transformer, from the rows that decide, back to words and patches.
 
     Let H be the Transformer's rows, p_k = max_r H[r, k] (eq 14), won by row r_k, and W the head's weights (eq 15), or
@@ -162,7 +161,7 @@ def roll_out(start: Tensor, attention: list[Tensor]) -> Tensor:
     return start
 
 
-def gradient_times_input(model: FusionModel, post: Features, predicted: int) -> Weights:
+def gradient_times_input(model: FusionModel, post: PostFeatures, predicted: int) -> Weights:
     """What each row of the frozen features adds to the log-odds of the predicted class, to first order.
 
     f = logit_c - log sum over the other classes of exp(logit) = log(p_c / (1 - p_c)), which unlike p_c never saturates
@@ -174,14 +173,14 @@ def gradient_times_input(model: FusionModel, post: Features, predicted: int) -> 
     return _normalised(signed_pieces.clamp(min=0), signed_patches.clamp(min=0))
 
 
-def signed_contributions(model: FusionModel, post: Features, predicted: int) -> tuple[Tensor, Tensor]:
+def signed_contributions(model: FusionModel, post: PostFeatures, predicted: int) -> tuple[Tensor, Tensor]:
     """Gradient x input before the cut at 0: pieces (n,), patches (m,)."""
     leaves = [
         None if feature is None else feature.detach().clone().requires_grad_()
         for feature in (post.patches, post.pooled, post.tokens)
     ]
     with torch.enable_grad():
-        logits = trace(model, Features(*leaves)).logits
+        logits = trace(model, PostFeatures(*leaves)).logits
         others = torch.cat([logits[:predicted], logits[predicted + 1 :]])
         odds = logits[predicted] - others.logsumexp(dim=0)
         there = [leaf for leaf in leaves if leaf is not None]
@@ -196,7 +195,7 @@ def signed_contributions(model: FusionModel, post: Features, predicted: int) -> 
     return pieces, ((by_patches + by_pooled / len(patches)) * patches).sum(dim=1).detach()
 
 
-METHODS: dict[str, Callable[[FusionModel, Features, int], Weights]] = {
+METHODS: dict[str, Callable[[FusionModel, PostFeatures, int], Weights]] = {
     "attention": cross_modal_attention,
     "rollout": attention_rollout,
     "gradient": gradient_times_input,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fusion.evaluation.predict import predict
-from fusion.explanation.attribution import METHODS, Features, Weights, trace
+from fusion.explanation.attribution import METHODS, PostFeatures, Weights, trace
 from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor
 from fusion.models.fusion import FusionModel
@@ -82,14 +82,14 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
     for i, one in enumerate(inputs):
         tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
         seen = one.pixels is not None
-        posts.append(Features(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
+        posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
     texts = [one.text for one in inputs]
     return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=answers)
 
 
 def explain_features(
     model: FusionModel,
-    posts: Sequence[Features],
+    posts: Sequence[PostFeatures],
     texts: Sequence[str | None],
     spans: Callable[[str], Spans],
     *,
@@ -110,13 +110,13 @@ def explain_features(
     return explanations
 
 
-def answer_of(model: FusionModel, post: Features) -> np.ndarray:
+def answer_of(model: FusionModel, post: PostFeatures) -> np.ndarray:
     """Class probabilities (3,) float64 of one post (eq 15)."""
     with torch.no_grad():
         return trace(model, post).logits.double().softmax(dim=0).cpu().numpy()
 
 
-def weigh(model: FusionModel, post: Features, predicted: int, method: str) -> Weights:
+def weigh(model: FusionModel, post: PostFeatures, predicted: int, method: str) -> Weights:
     """The weights of a post's word pieces and patches. Raises InputError on a method that is not, or can't serve."""
     if method not in METHODS:
         raise InputError(f"--method {method}: no such method; there are {', '.join(METHODS)}")
@@ -144,13 +144,13 @@ def cache_of(run: Run, folder: Path | None = None) -> Cache:
     return run.open_cache(folder)
 
 
-def cached_features(cache: Cache, row: int, device: torch.device) -> Features:
+def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeatures:
     """A post's features from the cache, in float32."""
     patches, pooled, tokens = (
         torch.from_numpy(np.array(values, np.float32)).to(device)
         for values in (cache.patches(row), cache.pooled(row), cache.tokens(row))
     )
-    return Features(patches, pooled, tokens)
+    return PostFeatures(patches, pooled, tokens)
 
 
 def _explanation(

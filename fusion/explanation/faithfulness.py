@@ -1,4 +1,4 @@
-"""A run and raw posts in; out: how much the predicted class loses when what a method points at is hidden.
+"""Measures explanations: how much the predicted class loses when what a method points at is hidden.
 
 A method that finds what the model goes by costs it more than hiding the same number of words or patches at random.
 What is hidden is raw input: words become [MASK] and the frozen text encoder reads the text again; patches are filled
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fusion.explanation.attribution import Features, methods_for
+from fusion.explanation.attribution import PostFeatures, methods_for
 from fusion.explanation.explain import answer_of, cache_of, weigh
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
@@ -40,7 +40,7 @@ class FrozenImage(Protocol):
 
 
 @dataclass(frozen=True)
-class RawPost:
+class EncoderInput:
     """What the encoders read: pixels (3, S, S) uint8, input_ids (n,), words (n,) True where an id can be hidden."""
 
     pixels: np.ndarray
@@ -48,7 +48,7 @@ class RawPost:
     words: np.ndarray
 
 
-def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: TextEncoder) -> Iterable[RawPost]:
+def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: TextEncoder) -> Iterable[EncoderInput]:
     """The posts of a cache from their sources, one by one; those whose image is not there any more, or has changed, are
     left out.
     """
@@ -59,12 +59,12 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
             continue
         written = sources.posts[row].text or ""
         (ids,), _ = text.tokenize([written])
-        yield RawPost(first_view(image.pixels(picture)), ids, word_pieces(text.spans(written)))
+        yield EncoderInput(first_view(image.pixels(picture)), ids, word_pieces(text.spans(written)))
 
 
 def faithfulness(
     model: FusionModel,
-    posts: Iterable[RawPost],
+    posts: Iterable[EncoderInput],
     image: FrozenImage,
     text: FrozenText,
     *,
@@ -154,8 +154,8 @@ def hide_patches(pixels: np.ndarray, hidden: Sequence[int] | np.ndarray, patches
 
 def _without(
     model: FusionModel,
-    features: Features,
-    post: RawPost,
+    features: PostFeatures,
+    post: EncoderInput,
     kind: str,
     chosen: list[np.ndarray],
     image: FrozenImage,
@@ -166,7 +166,7 @@ def _without(
         ids = np.repeat(post.input_ids[None], len(chosen), axis=0)
         for row, hidden in zip(ids, chosen, strict=True):
             row[hidden] = text.mask_id
-        changed = [Features(features.patches, features.pooled, one) for one in _tokens(text, ids)]
+        changed = [PostFeatures(features.patches, features.pooled, one) for one in _tokens(text, ids)]
     else:
         assert features.patches is not None
         pixels = np.stack([hide_patches(post.pixels, hidden, len(features.patches)) for hidden in chosen])
@@ -175,11 +175,11 @@ def _without(
     return np.stack([answer_of(model, one) for one in changed])
 
 
-def _features(model: FusionModel, patches: np.ndarray, pooled: np.ndarray, tokens: Tensor | None) -> list[Features]:
+def _features(model: FusionModel, patches: np.ndarray, pooled: np.ndarray, tokens: Tensor | None) -> list[PostFeatures]:
     parameter = next(model.parameters())
     arrays = [torch.from_numpy(values).to(parameter) for values in (patches, pooled)]
     texts = [None] * len(patches) if tokens is None else list(tokens.to(parameter))
-    return [Features(*one) for one in zip(*arrays, texts, strict=True)]
+    return [PostFeatures(*one) for one in zip(*arrays, texts, strict=True)]
 
 
 def _tokens(text: FrozenText, ids: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights of word pieces in, weights of the words of the text out, as people read it."""
+"""Turns weights of word pieces into weights of words as people read them."""
 
 import re
 from bisect import bisect_right

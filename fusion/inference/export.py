@@ -1,4 +1,4 @@
-"""A finished run in, a folder that another machine needs to predict out: weights, configuration, fingerprint, a card.
+"""Exports a finished run: a folder with what another machine needs to predict, and a model card.
 
 What only training needs is left behind: the masked-language head, the optimiser, the posts' ids, paths of this machine.
 """

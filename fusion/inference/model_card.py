@@ -1,4 +1,6 @@
-"""A finished run in, its model card out: what it was made of, what it is worth, its limits, and whose the parts are."""
+"""Writes the card of an exported model: what it was trained from, its scores, its limits, and the licences of its
+parts.
+"""
 
 from collections import Counter
 from typing import Any

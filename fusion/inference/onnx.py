@@ -1,4 +1,4 @@
-"""A trained model in, its way from features to logits as an ONNX file out, if onnxruntime gives the same numbers."""
+"""Exports a model, from features to logits, as ONNX, if onnxruntime gives the same numbers."""
 
 import logging
 import warnings

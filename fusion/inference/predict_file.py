@@ -1,4 +1,4 @@
-"""A JSONL file of posts in, a JSONL file of answers out: a line for a line, in order, however many there are.
+"""Predicts a JSONL file of posts of any size, resumably: a line for a line, in order.
 
 Until all are answered they lie in OUT.unfinished, whose first line says by which model and of which posts they are. A
 kill leaves whole lines there and perhaps a torn one, which the same command cuts off before it goes on.

@@ -1,4 +1,4 @@
-"""A run and raw posts in, class probabilities out, through the decoding and the encoders that made the run's features.
+"""Predicts raw posts, through the decoding and the encoders that made the run's features.
 
 `Predictor` holds the run's model and both encoders; prediction, explanation and the page share it. Features are rounded
 to the cache's stored precision, so that a post gets the answer that it would get from the cache.
@@ -168,7 +168,7 @@ class Predictor:
         return batches
 
     def _encode(self, inputs: Sequence[Inputs]) -> tuple[list[Batch], list[tuple[str, ...]], np.ndarray]:
-        """Features (eqs 1, 2, 5) by view, each post's flags, and whether its features are finite (B,).
+        """PostFeatures (eqs 1, 2, 5) by view, each post's flags, and whether its features are finite (B,).
 
         What is missing is zeros, or the tokens of an empty text, which the model then leaves out of its rows.
         """

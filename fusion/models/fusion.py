@@ -1,4 +1,4 @@
-"""The whole model and its two losses (eqs 3-4, 6, 12-16, 20-25): frozen features in, logits or losses out."""
+"""The paper's model and its two losses (eqs 3-4, 6, 12-16, 20-25)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,5 @@
-"""The label rule of MVSA as the output layer: a post's pooled row in, the text's own label, the image's own, and from
-both the post's.
+"""MVSA's label rule as an output layer: predicts the text label and the image label and combines them into the post
+label.
 
 Beyond the paper (`label_rule`). A post's label was never given by anyone: text and image were labelled, and Xu and Mao
 (MultiSentiNet, CIKM 2017) made the post's of the two. So two heads guess these two, and the rule does the rest.

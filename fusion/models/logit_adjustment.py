@@ -1,4 +1,4 @@
-"""Labels of the training posts in, a loss out that does not miss the rare classes among them.
+"""Logit-adjusted cross-entropy for imbalanced classes (Menon et al. 2021).
 
 Beyond the paper (`logit_adjustment`, tau): Menon et al., Long-tail learning via logit adjustment, ICLR 2021. A model
 that minimises the cross-entropy of f + tau log prior has in f alone, at tau 1, what is best for the mean of the

@@ -1,4 +1,4 @@
-"""A configuration and a device in, the arithmetic of training and prediction out, as a context."""
+"""The arithmetic of a run as a context: float32, or autocast to bfloat16."""
 
 import torch
 

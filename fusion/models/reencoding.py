@@ -1,4 +1,4 @@
-"""Masked texts in, their encodings by the frozen text encoder out (eqs 20-21), remembered while they stay the same."""
+"""Encodes masked texts with the frozen text encoder (eqs 20-21), and keeps encodings while they stay the same."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

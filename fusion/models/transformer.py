@@ -1,6 +1,4 @@
-"""The shared Transformer T (eqs 12, 22): rows and a mask in, rows out. Post-norm encoder layers, no positions, no final
-norm.
-"""
+"""The shared Transformer T (eqs 12, 22): post-norm encoder layers, no positions, no final norm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

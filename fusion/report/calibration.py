@@ -1,4 +1,4 @@
-"""Labels and probabilities in, how far the probabilities can be believed out: reliability bins and their error."""
+"""How far probabilities can be believed: reliability bins and their error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Posts and their explanations in, cards for a page out: the picture under its heat map, the words shaded by weight."""
+"""Shows an explained post on a page: the picture under its heat map, the words shaded by weight."""
 
 import base64
 import io

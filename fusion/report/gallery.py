@@ -1,5 +1,5 @@
-"""Posts and one or several runs in; out: a folder with a page that shows where each run looks, as in table 5, the same
-as JSON, and every picture under its heat map as a file.
+"""Writes a page that shows where one or several runs look, as in table 5, with the same as JSON and every picture as a
+file.
 """
 
 from collections.abc import Sequence

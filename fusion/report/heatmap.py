@@ -1,4 +1,4 @@
-"""A picture and the weights of its patches in, the picture under a heat map out: blue, green, yellow, red."""
+"""Draws a heat map over a picture from the weights of its patches: blue, green, yellow, red."""
 
 from collections.abc import Mapping
 from typing import Any

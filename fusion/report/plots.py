@@ -1,4 +1,4 @@
-"""Numbers of a run in, SVG drawings out, to stand inline in a page: its text and lines take the page's own colour."""
+"""Draws a run's curves and calibration as inline SVG, whose text and lines take the page's own colour."""
 
 import io
 import re

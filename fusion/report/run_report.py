@@ -1,4 +1,4 @@
-"""A finished, evaluated run in, one HTML file out that holds everything: opened offline, read on a phone, printed."""
+"""Writes the report of an evaluated run: one HTML file that can be read offline, on a phone, and printed."""
 
 from pathlib import Path
 from typing import Any

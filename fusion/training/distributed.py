@@ -28,11 +28,11 @@ class Ranks:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """The rank that writes files and speaks."""
         return self.rank == 0
 
-    def share(self, rows: Rows) -> Rows:
+    def shard_rows(self, rows: Rows) -> Rows:
         """This rank's part of a batch's rows, or of anything that has one entry a row."""
         return rows[self.rank :: self.size]
 
@@ -52,7 +52,7 @@ class Ranks:
         for parameter, part, owned in zip(trained, sums, anywhere, strict=True):
             parameter.grad = part.view_as(parameter) if owned else None
 
-    def sum(self, values: Tensor) -> None:
+    def all_reduce(self, values: Tensor) -> None:
         """Add up values over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
@@ -66,13 +66,13 @@ class Ranks:
         dist.all_reduce(whole)
         return whole.cpu().numpy()
 
-    def same(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Take the first rank's values."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
             dist.barrier()

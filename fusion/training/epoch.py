@@ -1,4 +1,4 @@
-"""One pass over the training posts: batches in, a better model and the pass's mean losses out."""
+"""Trains over all posts once: batches, losses, gradients over micro-batches and ranks, and the learning rate."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch, length_bucketed_batches, sampled_views
-from fusion.data.feature_store import Features
+from fusion.data.feature_store import FeatureStore
 from fusion.models import fast_losses as fast
 from fusion.models.base import Losses
 from fusion.models.fusion import FusionModel
@@ -47,7 +47,7 @@ class Epoch:
         model: FusionModel,
         optimizer: torch.optim.Optimizer,
         cache: Cache,
-        features: Features,
+        features: FeatureStore,
         reencoder: Reencoder | None,
         ranks: Ranks,
         *,
@@ -71,7 +71,7 @@ class Epoch:
         torch.manual_seed(seed + self._ranks.rank)  # dropout and random masks
         self._model.train()
         batches = list(length_bucketed_batches(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
-        shares = [self._ranks.share(batch) for batch in batches]
+        shares = [self._ranks.shard_rows(batch) for batch in batches]
         sums = np.zeros((2, 3 if config.label_rule else 2))  # of each loss over what it is a mean of, and of this
         unseen: list[tuple[int, Tensor, int]] = []
         lr = config.lr
@@ -118,7 +118,7 @@ class Epoch:
             chance = torch.rand(len(rows), generator=draws)
             words = np.where(keeps_text(chance, config.modality_dropout).numpy(), words, 0)
             if share is not None:
-                share = drop_modalities(share, self._ranks.share(chance), config.modality_dropout)
+                share = drop_modalities(share, self._ranks.shard_rows(chance), config.modality_dropout)
         hidden = int(hidden_counts(words, config.mask_rate).sum()) if self._reencoder else 0
         known = int(self._known[rows].sum())
         means = torch.zeros(3 if config.label_rule else 2, device=self._device)
@@ -131,7 +131,7 @@ class Epoch:
             losses.share(*shares, config).backward()
             means += torch.stack([loss.detach() * share for loss, share in zip(losses.means, shares, strict=False)])
         self._ranks.sum_gradients(self._model.parameters())
-        self._ranks.sum(means)
+        self._ranks.all_reduce(means)
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         self._optimizer.step()

@@ -1,4 +1,4 @@
-"""A run's epochs in, TensorBoard event files out (extra `tensorboard`)."""
+"""Logs a run's epochs as TensorBoard event files (extra `tensorboard`)."""
 
 import io
 import time

@@ -1,5 +1,4 @@
-"""A cache and a config in, a finished run folder out: optimise, validate, keep the best, stop early, checkpoint,
-resume.
+"""Trains a run: optimise, validate, keep the best epoch, stop early, save a state to resume from.
 
 The test split is never read here. An epoch depends on the config, the cache and its own number alone, so a run that was
 killed and resumed ends with the same numbers, on a CPU to the last bit.
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from fusion.config import Config
 from fusion.data.batches import chunks
-from fusion.data.feature_store import Features, Location
+from fusion.data.feature_store import FeatureStore, Location
 from fusion.evaluation.linear_probe import require_all_classes
 from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import predict
@@ -137,21 +136,21 @@ def train(
     trainable = sum(parameter.numel() for parameter in model.parameters())
     frozen = text_encoder.parameters if text_encoder else 0
     views = cache.views if config.views == "sample" else 1
-    features = Features(cache, np.concatenate([train_rows, val_rows]), device, means.cache_in, views=views)
+    features = FeatureStore(cache, np.concatenate([train_rows, val_rows]), device, means.cache_in, views=views)
     say(f"features: {features.why}")
     say(f"precision: {resolved(config, device)}")
     started = time.perf_counter()
-    ranks.wait()  # all look at the folder before the first rank writes
+    ranks.barrier()  # all look at the folder before the first rank writes
     found = run.load_state(model, optimizer) if run.started else None
-    ranks.wait()
-    if not run.started and ranks.first:
+    ranks.barrier()
+    if not run.started and ranks.is_main:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         parameters = {"trainable": trainable, "frozen_in_training": frozen}
         metadata = {"device": str(device), "precision": resolved(config, device), "versions": versions}
         run.start(config, cache, dimensions, {**metadata, "parameters": parameters})
-    ranks.same(model.state_dict().values())
+    ranks.broadcast(model.state_dict().values())
     progress = found or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
-    if ranks.first:
+    if ranks.is_main:
         run.truncate_metrics(progress.epoch)
     for part in model.modules():
         if isinstance(part, Transformer):
@@ -159,8 +158,8 @@ def train(
     reencoder = Reencoder(text_encoder, budget=means.remember) if text_encoder and config.mlm else None
     passes = Epoch(model, optimizer, cache, features, reencoder, ranks, micro_batch=means.micro_batch)
     with (
-        _events(run, means.tensorboard and ranks.first, progress) as write_events,
-        _bar(config.epochs, passes.steps, progress, quiet or not ranks.first) as bar,
+        _events(run, means.tensorboard and ranks.is_main, progress) as write_events,
+        _bar(config.epochs, passes.steps, progress, quiet or not ranks.is_main) as bar,
     ):
         while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
             epoch = progress.epoch + 1
@@ -179,7 +178,7 @@ def train(
             better = line["val_weighted_f1"] > progress.best_score
             scored = {"best_epoch": epoch, "best_score": line["val_weighted_f1"]} if better else {}
             progress = progress.model_copy(update={"epoch": epoch, **scored})
-            if ranks.first:
+            if ranks.is_main:
                 run.append_metrics(line)
                 if better:
                     run.save_model(model)
@@ -187,7 +186,7 @@ def train(
                 write_events(line)
             _tell(say, line, progress)
             on_epoch(line)
-    ranks.wait()  # the first one has written all
+    ranks.barrier()  # the first one has written all
     return _finish(run, progress, trainable, frozen, time.perf_counter() - started, ranks)
 
 
@@ -198,7 +197,7 @@ def _finish(run: Run, progress: TrainingState, trainable: int, frozen: int, wall
     seconds = sum(line["seconds"] for line in lines)
     result = TrainResult(progress.best_epoch, progress.epoch, validation, trainable, frozen, seconds)
     metadata = {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": validation}
-    if ranks.first:
+    if ranks.is_main:
         run.finish({**metadata, "train_seconds": seconds, "wall_seconds_of_last_start": wall})
     return result
 
@@ -219,14 +218,14 @@ def _build(
 def _validate(
     model: FusionModel,
     cache: Cache,
-    features: Features,
+    features: FeatureStore,
     rows: np.ndarray,
     text_encoder: TextEncoder | None,
     ranks: Ranks,
 ) -> dict[str, float]:
     """Scores and sentiment loss on validation, pass 1 only; with `validate_mlm` also the loss of eq 25."""
     device = next(model.parameters()).device
-    ours = predict(model, cache, ranks.share(rows), device, features=features)
+    ours = predict(model, cache, ranks.shard_rows(rows), device, features=features)
     probabilities = ranks.gather(ours, len(rows), device)
     truth = cache.labels[rows].astype(np.int64)
     loss = F.nll_loss(torch.from_numpy(probabilities).log(), torch.from_numpy(truth))

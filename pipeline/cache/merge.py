@@ -1,4 +1,4 @@
-"""Parts of a cache in, one cache out: `extract --part i/n` made them, on one machine or on many."""
+"""Merges the parts of a cache that `extract --part i/n` made, on one machine or on many."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""A finished cache folder in, its features out, as views of the mapped bytes that many processes share.
+"""Reads a finished cache: features as views of the mapped bytes, which many processes share.
 
 Opening reads the index alone, and checks all of its claims; a shard is mapped on first use, and nothing of it but the
 bytes of its arrays is relied on. The files themselves are the matter of `pipeline.cache.hdf5`.

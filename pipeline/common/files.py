@@ -1,4 +1,4 @@
-"""Files that are complete or absent: in comes a final path, out comes that path holding everything, or nothing."""
+"""Reads ordinary files only, and writes files that are complete or absent."""
 
 import errno
 import hashlib

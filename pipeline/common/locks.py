@@ -1,4 +1,4 @@
-"""One writer at a time: a cache folder in, held while a block runs. Readers take no lock.
+"""One writer at a time in a folder. Readers take no lock.
 
 The lock is a small file that names its holder. It appears under its name whole or not at all, by a hard link, which
 network file systems make exclusively too.

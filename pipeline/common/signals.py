@@ -1,4 +1,4 @@
-"""Signals in, a wish to stop out: the first SIGTERM or SIGINT asks to finish the work in hand, the second ends it."""
+"""Graceful shutdown: the first SIGTERM or SIGINT finishes the current work, the second exits immediately."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Draws the demonstration data set: a number of posts and a seed come in, an ordinary MVSA folder goes out.
+"""Draws the demonstration data set, an ordinary MVSA folder.
 
 The text and the image of a post each have a mood of their own, and the label rule merges the two into the post's label.
 A mood reaches the pixels only through what is drawn and the words only through what is said: sizes, lengths, frames,

@@ -1,4 +1,4 @@
-"""A pen for the drawn pictures: an image in, shapes drawn on it in units that scale with the picture."""
+"""Draws shapes in units that scale with the picture."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Draws one picture: a mood comes in, a framed picture whose mood shows goes out.
+"""Draws one framed picture whose mood shows.
 
 Six motifs, each drawn in any of the three moods. The mood reaches the pixels only through what is drawn: sizes, frames,
 camera and JPEG quality are drawn without looking at it.

@@ -1,4 +1,4 @@
-"""A fingerprint in, the encoders that it speaks of out: from where they came, or from where they lie now.
+"""Reloads the encoders recorded in a fingerprint, from their original source or from given local files.
 
 Whoever goes on with features that are there already (masking, checking, predicting) needs the same encoders again, and
 is refused others, by field.

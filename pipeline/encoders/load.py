@@ -1,4 +1,4 @@
-"""Which encoders there are, and how they are had: names or local files in, the two frozen encoders out.
+"""Loads the frozen image and text encoders by name or from local files.
 
 timm and transformers are imported only when an encoder is loaded.
 """

@@ -1,4 +1,4 @@
-"""Where encoders' weights come from: the name of a local file, an installed package or the hub in, tensors out.
+"""Reads encoder weights from a local file, an installed package or the hub.
 
 Nothing is unpickled but tensors.
 """

@@ -1,4 +1,4 @@
-"""Image files in, pixels in shared memory out: worker processes read, hash, decode, resize and crop.
+"""Decodes image files to pixels in shared memory: worker processes read, hash, decode, resize and crop.
 
 Shared memory is a ring of buffers, each for one batch, so that a million posts need no more of it than a hundred. Each
 picture is decoded within limits of processor time and memory; one that exceeds them is a failed file, and so is one

@@ -1,4 +1,4 @@
-"""The surroundings in, what a command would find there out: weights, devices, memory, disk."""
+"""Checks in advance whether all that `extract` needs is here: weights, devices, memory, disk."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""One shard's posts in, its features out: its own batches of images and of texts, each encoded on its own.
+"""Encodes one shard's posts: its own batches of images and of texts.
 
 A shard's features depend on its list of posts alone. A failed post keeps its slot in its batch, so that its neighbours'
 features don't depend on it, and batches share nothing, so that any number of threads may encode them in any order.

@@ -1,4 +1,4 @@
-"""A manifest and two encoders in, a feature cache out: decode, encode and write, overlapped, shard by shard.
+"""Extracts features: decodes, encodes and writes, overlapped, shard by shard, resumably.
 
 Worker processes decode; as many threads as the processor gives encode, each a batch at a time on one core, so that none
 waits for another; one thread writes. At most a few shards are in memory at once, however many posts there are.

@@ -1,4 +1,4 @@
-"""What an extraction has to do: posts and what lies in the cache folder in, the shards to make out.
+"""Plans an extraction: which shards are to be made, given the posts and what is in the cache folder.
 
 Shards are numbered over the whole manifest, so part 2 of 3 makes the very shards that one process would have made.
 """

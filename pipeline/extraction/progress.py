@@ -1,4 +1,4 @@
-"""Finished shards in, what people see of it out: a bar, and after the first shard how long the rest will take."""
+"""Shows the progress of an extraction: a bar, and after the first shard how long the rest will take."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A plan in, its shards out, made by workers of a Ray cluster on one file system.
+"""Makes the shards of a plan on the workers of a Ray cluster that share one file system.
 
 Each worker loads the encoders once and makes one shard after the other, as the plain command would, byte for byte. When
 a worker is lost, its shard goes to another one, and a new worker takes its place.

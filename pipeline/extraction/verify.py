@@ -1,4 +1,4 @@
-"""A cache and its encoders in, what is wrong with its features out: some posts encoded again and compared."""
+"""Verifies a cache against its encoders: encodes some posts again and compares."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A CSV file of texts without images in, labelled and split posts out, with the summary that an MVSA folder gets.
+"""Reads a CSV file of texts without images as labelled and split posts.
 
 The header names `id` and `text`, and `label` and `split` where they are known; a cell of these two may be empty.
 """

@@ -1,4 +1,4 @@
-"""Posts and the files that list them: a manifest (JSONL) or a split file (CSV) in, checked records out.
+"""Posts and the files that list them: manifests (JSONL) and split files (CSV), read with every field checked.
 
 Anything wrong is named by file, line and field, because these are the files that people write by hand.
 """

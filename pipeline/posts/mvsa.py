@@ -1,4 +1,4 @@
-"""An MVSA folder in, labelled and split posts out, with a summary of what was kept, merged and dropped, and why.
+"""Reads an MVSA folder as labelled and split posts, and counts what was kept, merged and dropped, and why.
 
 An MVSA folder holds `data/ID.jpg`, `data/ID.txt` and `labelResultAll.txt` (tab-separated, header first). MVSA-Single
 has one `text,image` pair of labels a row, MVSA-Multiple three, one per annotator.

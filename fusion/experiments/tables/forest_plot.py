@@ -1,4 +1,4 @@
-"""A table's lines in, one PNG out: each row's difference to the full model, with its interval and the paper's."""
+"""Draws a table's comparison as a PNG: each row's difference to the full model, its interval, and the paper's."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A table's JSON in, the table for people out: Markdown with intervals, and sentences that say what the posts support.
+"""Shows a table to people: Markdown with intervals, and sentences that say what the posts support.
 
 Nothing is trained or read beside the JSON, so a table can be made again, and looked at in other ways, at any time.
 """

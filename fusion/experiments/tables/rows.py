@@ -1,4 +1,4 @@
-"""A table's number and a base configuration in, its rows out: what each is called, trains and stands for in the paper.
+"""The rows of the paper's tables: what each is called, which settings it trains, what the paper published for it.
 
 The published figures are those of Liu et al. (2024), tables 2, 3 and 4, in percent: accuracy and F1, by data set.
 """

@@ -1,4 +1,4 @@
-"""A table's JSON in, its Markdown and its figure out, as files."""
+"""Writes a table's Markdown and its figure."""
 
 from pathlib import Path
 from typing import Any

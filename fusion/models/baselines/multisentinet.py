@@ -1,4 +1,4 @@
-"""MultiSentiNet (Xu and Mao, CIKM 2017): an LSTM's states, weighed by the image. A batch in, logits out.
+"""MultiSentiNet (Xu and Mao, CIKM 2017): an LSTM's states, weighed by the image.
 
 From the source (the authors' code, github.com/xunan0812/MultiSentiNet): an LSTM over the words; a dense layer
 over the image's object vector; word attention u_t = tanh(W h_t + W_o o + b), a = softmax(u_t . u); [image;
