@@ -18,10 +18,10 @@ from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, loa
 from pipeline.extraction.extract import extract
 from pipeline.posts import mvsa
 from pipeline.posts.manifest import Post
-from tests.browser import Window, chromium, visit, window
-from tests.hostile import Commands, forking
-from tests.processes import in_this_process
-from tests.server import Server, serving
+from tests.helpers.browser import Window, chromium, visit, window
+from tests.helpers.hostile import Commands, forking
+from tests.helpers.processes import in_this_process
+from tests.helpers.server import Server, serving
 
 CPU = torch.device("cpu")
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")

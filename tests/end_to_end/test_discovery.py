@@ -1,0 +1,73 @@
+"""A new file is a new model: no list, no option and no document of names is edited."""
+
+import textwrap
+
+import pytest
+import torch
+
+import fusion.models.baselines
+from fusion.config import load_config
+from fusion.experiments.tables.rows import rows_of
+from fusion.names import model_modules
+from fusion.run import Run
+from pipeline.common.discovery import offered
+from pipeline.common.errors import InputError
+from tests.helpers.commands import SETTINGS, invoke
+from tests.helpers.toy import write_cache
+
+MODEL = '''
+"""The mean of the words, and nothing else."""
+
+from torch import Tensor, nn
+
+from fusion.models.base import Model
+
+
+class MeanWords(Model):
+    title = "mean of the words"
+
+    def __init__(self, config, dimensions) -> None:
+        super().__init__(config, dimensions)
+        self.head = nn.Linear(dimensions.text_width, dimensions.classes)
+
+    def forward(self, batch) -> Tensor:
+        words = batch.tokens * batch.text_mask[:, :, None]
+        return self.head(words.sum(dim=1) / batch.text_mask.sum(dim=1, keepdim=True).clamp(min=1))
+'''
+
+
+@pytest.fixture
+def new_model(tmp_path, monkeypatch):
+    """A file in a folder that is part of the package, as a file in the package would be."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / "mean_words.py").write_text(textwrap.dedent(MODEL))
+    (folder / "parts_of_it.py").write_text("def useful(): pass\n")
+    monkeypatch.setattr(fusion.models.baselines, "__path__", [*fusion.models.baselines.__path__, str(folder)])
+    monkeypatch.setattr(
+        fusion.models.baselines.__spec__, "submodule_search_locations", fusion.models.baselines.__path__
+    )
+    return "mean-words"
+
+
+def test_a_new_file_is_a_model_that_can_be_trained_evaluated_and_compared(new_model, tmp_path):
+    assert model_modules()[new_model] == "fusion.models.baselines.mean_words"
+    assert "parts-of-it" not in model_modules()
+    cache = write_cache(tmp_path / "cache", posts=90)
+    invoke("train", cache.folder, "--out", tmp_path / "run", *SETTINGS, "--model", new_model, "--device", "cpu")
+    assert "accuracy" in invoke("evaluate", tmp_path / "run", "--device", "cpu")
+    assert type(Run(tmp_path / "run").load_model(torch.device("cpu"))).__name__ == "MeanWords"
+    rows = rows_of("2", load_config("packaged"), with_baselines=True)
+    assert (rows[-1].key, rows[-1].title, rows[-1].published) == (new_model, "mean of the words", {})
+
+
+def test_without_its_file_a_model_is_refused_by_name(tmp_path):
+    for name in ("mean-words", "attention", "base", "../fusion", "fusion.py", ""):
+        with pytest.raises(InputError, match=r"config, model: there is no such model; known are fusion, .*clmlf"):
+            load_config(settings=(f"model={name!r}",))
+
+
+def test_files_without_a_model_are_none():
+    names = offered("fusion.models", r"^class \w+\(Model\)")
+    assert names == {"fusion": "fusion.models.fusion"}
+    assert offered("fusion.no_such_package", ".") == {}

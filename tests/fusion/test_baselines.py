@@ -1,0 +1,232 @@
+"""The ten baselines: against loops in float64, alone and in batches, through training, evaluation and the commands."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli import cli
+from fusion.config import load_config
+from fusion.evaluation.evaluate import evaluate
+from fusion.evaluation.predict import predict
+from fusion.models.base import Dimensions
+from fusion.models.baselines.clmlf import label_contrastive
+from fusion.models.baselines.itignn import interaction_graph
+from fusion.models.baselines.mvcn import sparsemax
+from fusion.models.baselines.parts import supervised_contrastive
+from fusion.models.precision import precision
+from fusion.models.registry import build_model, model_class
+from fusion.names import baselines, model_modules
+from fusion.run import Run
+from fusion.training.train import train
+from pipeline.common.errors import InputError
+from tests.end_to_end.test_house import imported
+from tests.fusion.test_model import BASE, CHANNELS, EXACT, LENGTHS, PATCHES, TEXT_WIDTH, batch_of, select
+from tests.helpers import baseline_oracle, oracle
+from tests.helpers.baseline_parts import Post
+from tests.helpers.commands import SMALL
+from tests.helpers.toy import write_cache
+
+BASELINES = baselines()
+CPU = torch.device("cpu")
+DIMENSIONS = Dimensions(CHANNELS, TEXT_WIDTH, vocabulary=0, patches=PATCHES)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "baselines.md"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("baselines") / "cache", posts=75, strength=3.0)
+
+
+def model_of(name, *settings, seed=0):
+    """A float64 model with random weights everywhere, biases too."""
+    model = build_model(load_config(settings=(*BASE, f"model={name}", *settings)), DIMENSIONS).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+    return model
+
+
+def labelled(batch, *labels):
+    return replace(batch, labels=torch.tensor(labels))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_logits_losses_and_gradients_agree_with_the_loops(name):
+    model, batch = model_of(name), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    parameters = {key: value.detach().clone().requires_grad_() for key, value in model.named_parameters()}
+    settings = oracle.Settings(layers=model.config.layers, heads=model.config.heads)
+    posts = [
+        Post(batch.patches[i], batch.pooled[i], batch.tokens[i, :n], int(batch.labels[i]))
+        for i, n in enumerate(LENGTHS)
+    ]
+    logits = baseline_oracle.LOGITS[name]
+    expected = torch.stack([logits(parameters, settings, post) for post in posts])
+    torch.testing.assert_close(model(batch), expected, **EXACT)
+
+    losses = model.losses(batch)
+    sentiment = baseline_oracle.plain_total(logits, parameters, settings, posts)
+    total_of = baseline_oracle.TOTALS.get(name)
+    total = total_of(parameters, settings, posts) if total_of else sentiment
+    torch.testing.assert_close(losses.sentiment, sentiment, **EXACT)
+    torch.testing.assert_close(losses.total, total, **EXACT)
+    assert (float(losses.mlm), losses.hidden) == (0.0, 0)
+
+    losses.total.backward()
+    total.backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        torch.testing.assert_close(parameter.grad, parameters[key].grad, **EXACT, msg=key)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_posts_logits_depend_on_its_own_words_and_image_alone(name):
+    """Neither on the posts beside it, nor on their order, nor on what stands in the padding or how much there is."""
+    model, batch = model_of(name), batch_of(LENGTHS)
+    logits = model(batch)
+    for i in range(len(LENGTHS)):
+        torch.testing.assert_close(model(select(batch, [i])), logits[[i]], **EXACT)
+    torch.testing.assert_close(model(select(batch, [2, 0, 3, 1])), logits[[2, 0, 3, 1]], **EXACT)
+    noise = torch.where(batch.text_mask[:, :, None], batch.tokens, 1e3 * torch.randn_like(batch.tokens))
+    torch.testing.assert_close(model(replace(batch, tokens=noise)), logits, **EXACT)
+    pad = torch.nn.functional.pad
+    longer = replace(
+        batch,
+        tokens=pad(noise, (0, 0, 0, 11), value=17.0),
+        input_ids=pad(batch.input_ids, (0, 11)),
+        text_mask=pad(batch.text_mask, (0, 11), value=False),
+    )
+    torch.testing.assert_close(model(longer), logits, **EXACT)
+    for change in ({"tokens": batch.tokens + 0.5}, {"patches": batch.patches + 0.5, "pooled": batch.pooled + 0.5}):
+        assert not torch.allclose(model(replace(batch, **change)), logits, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("labels", [(1,), (0, 1, 2), (1, 1)], ids=["one post", "no two of a label", "one label"])
+def test_losses_and_gradients_are_finite_in_awkward_batches(name, labels):
+    """Texts without a word among them, and batches in which a contrast has no positive or no negative."""
+    model, batch = model_of(name).train(), labelled(batch_of([2, 5, 2][: len(labels)]), *labels)
+    losses = model.losses(batch)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_it_trains_evaluates_and_reloads_to_the_same_predictions(name, cache, tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    config = load_config(settings=(*SMALL, f"model={name}", "lr=1e-2", "epochs=6", "patience=6"))
+    kept = {}
+    monkeypatch.setattr(Run, "save_model", keep_predictions(Run.save_model, cache, kept))
+    result = train(cache, config, run, CPU, quiet=True)
+    losses = [line["loss_sentiment"] for line in run.metrics()]
+    assert losses[-1] < 0.9 * losses[0]
+    assert result.validation["accuracy"] > 0.5  # a third by chance
+    model = run.load_model(CPU)
+    assert type(model) is model_class(name)
+    assert (predict(model, cache, cache.rows("val"), CPU) == kept["last"]).all()
+    scores = evaluate(run, CPU, split="val")
+    assert scores["accuracy"] == pytest.approx(result.validation["accuracy"])
+
+
+def keep_predictions(save_model, cache, kept):
+    """save_model that also notes what the model it saves predicts for validation."""
+
+    def save(self, model):
+        kept["last"] = predict(model, cache, cache.rows("val"), CPU)
+        save_model(self, model)
+
+    return save
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_bfloat16_stays_close_to_float32(name):
+    torch.manual_seed(0)
+    model = build_model(load_config(settings=(*BASE, f"model={name}", "precision=bfloat16")), DIMENSIONS).eval()
+    batch = labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    batch = replace(batch, **{key: getattr(batch, key).float() for key in ("tokens", "patches", "pooled")})
+    with precision(model.config, CPU):
+        losses = model.losses(batch)
+        logits = model(batch)
+    losses.total.backward()
+    torch.testing.assert_close(logits.float(), model(batch), atol=0.05, rtol=0.05)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_a_baseline_hides_no_words_and_has_no_settings_of_the_fusion_model():
+    assert load_config("packaged", settings=("model=clmlf",)).mlm is False
+    assert load_config(settings=("model=clmlf", "mlm=true")).mlm is False
+    assert load_config(settings=("model=fusion",)).mlm is True
+    with pytest.raises(InputError, match=r"cross_attention: only the fusion model has it, not cmcn; leave it out"):
+        load_config(settings=("model=cmcn", "cross_attention=false"))
+    with pytest.raises(InputError, match=r"config, model: .*dnn-lr.* \(given 'clip' in --set\)"):
+        load_config(settings=("model=clip",))
+
+
+def test_every_name_of_the_config_has_its_class_and_only_that_is_imported():
+    assert model_modules()["fusion"] == "fusion.models.fusion"
+    assert len({model_class(name).title for name in BASELINES}) == len(BASELINES) == 10
+    loaded = imported("from fusion.models.registry import model_class; model_class('fenet')")
+    assert "fusion.models.baselines.fenet" in loaded
+    assert "fusion.models.baselines.clmlf" not in loaded
+
+
+def test_the_command_takes_a_models_name(cache, tmp_path):
+    small = [part for text in SMALL for part in ("--set", text)]
+    arguments = ["train", str(cache.folder), "--out", str(tmp_path / "run"), "--device", "cpu", "--quiet", *small]
+    result = CliRunner().invoke(cli, [*arguments, "--model", "cnn-multi", "--set", "epochs=1"])
+    assert (result.exit_code, result.output) == (0, "")
+    assert Run(tmp_path / "run").config.model == "cnn-multi"
+    refused = CliRunner().invoke(cli, [*arguments, "--model", "cnn", "--overwrite"])
+    assert refused.exit_code == 1
+    assert "cnn-multi" in refused.output
+
+
+def test_sparsemax_as_worked_out_by_hand():
+    scores = torch.tensor([[1.0, 0.8, 0.1], [3.0, 0.5, 1.0], [0.2, 0.2, 0.2]])
+    # threshold (1 + 0.8 - 1) / 2 = 0.4 on the first two; the second's lead is over 1; the third is even
+    expected = torch.tensor([[0.6, 0.4, 0.0], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
+    torch.testing.assert_close(sparsemax(scores), expected)
+
+
+def test_contrasts_as_worked_out_by_hand():
+    vectors = torch.tensor([[3.0, 0.0], [0.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    labels = torch.tensor([1, 1, 0])
+    # both anchors of label 1: scores 1 / 0.5 to the positive, 0 to the other; the third has no positive
+    expected = torch.log(1 + torch.exp(torch.tensor(-2.0, dtype=torch.float64)))
+    torch.testing.assert_close(supervised_contrastive(vectors, labels, 0.5), expected)
+    # without scaling: rows 9, 1.5, 0 and 1.5, 0.25, 0 and 0, 0, 4; pairs 00 01 10 11 22
+    rows = [torch.tensor(row, dtype=torch.float64).log_softmax(0) for row in ([9, 1.5, 0], [1.5, 0.25, 0], [0, 0, 4])]
+    pairs = rows[0][0] + rows[0][1] + rows[1][0] + rows[1][1] + rows[2][2]
+    torch.testing.assert_close(label_contrastive(vectors, labels), -pairs / 5 / 0.07)
+
+
+def test_no_positive_means_no_contrast():
+    vectors = torch.randn(3, 5, requires_grad=True)
+    for labels, chosen in (([0, 1, 2], vectors), ([1], vectors[:1])):
+        loss = supervised_contrastive(chosen, torch.tensor(labels), 0.07)
+        (gradient,) = torch.autograd.grad(loss, vectors)
+        assert float(loss.detach()) == 0.0
+        assert not gradient.any()
+
+
+def test_the_interaction_graph_of_two_short_texts():
+    edges = interaction_graph(torch.tensor([[True] * 4, [True, True, False, False]]), 3)  # two patches and the pooled
+    rows = ["".join("x" if edge else "." for edge in row) for row in edges[0].tolist()]
+    assert rows == ["xxx.xxx", "xxxxxxx", "xxxxxxx", ".xxxxxx", "xxxxx.x", "xxxx.xx", "xxxxxxx"]
+    rows = ["".join("x" if edge else "." for edge in row) for row in edges[1].tolist()]
+    assert rows == ["xx..xxx", "xx..xxx", "..x....", "...x...", "xx..x.x", "xx...xx", "xx..xxx"]
+
+
+def test_the_documents_parameter_counts_are_the_models():
+    """The table of docs/baselines.md: packaged encoders and preset."""
+    dimensions = Dimensions(channels=1280, text_width=384, vocabulary=0, patches=49)
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d,]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == BASELINES
+    for name, written in rows:
+        model = build_model(load_config("packaged", settings=(f"model={name}",)), dimensions)
+        assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == written, name

@@ -1,0 +1,242 @@
+"""The model against the oracle: logits, hidden words, both losses and every gradient, in float64, for every option."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies
+
+from fusion.config import Config, load_config
+from fusion.data.batches import Batch
+from fusion.models.base import Dimensions
+from fusion.models.fusion import FusionModel
+from tests.helpers import oracle
+from tests.helpers.toy import MASK, VOCABULARY, ToyText, random_batch
+
+CHANNELS, TEXT_WIDTH, PATCHES = 13, 7, 5
+BASE = ("width=14", "heads=2", "layers=2", "feedforward=11", "dropout=0.0", "mask_rate=0.3")
+LENGTHS = [7, 2, 3, 5]  # one text has no word at all
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+VARIANTS = {
+    "the paper": (),
+    "without MLM": ("mlm=false",),
+    "without cross-modal attention": ("cross_attention=false",),
+    "without both": ("mlm=false", "cross_attention=false"),
+    "two Transformers": ("share_transformer=false",),
+    "text alone": ("modalities=text", "mlm=false"),
+    "image alone": ("modalities=image", "mlm=false"),
+    "scaled attention": ("attention_scale=true",),
+    "segments": ("segment_embeddings=true",),
+    "segments without cross-modal attention": ("segment_embeddings=true", "cross_attention=false"),
+    "cross-modal attention from the masked text": ("mlm_cross=masked",),
+    "tied head": ("tie_mlm_head=true",),
+    "tied head of equal width": ("tie_mlm_head=true", "width=7", "heads=7"),
+    "eq 21 to the letter": ("mask_projection=false", "width=7", "heads=1"),
+    "half the words": ("mask_rate=0.5", "mlm_weight=0.37"),
+    "label rule": ("label_rule=true", "auxiliary_weight=0.7"),
+    "logit adjustment": ("logit_adjustment=1.3",),
+    "both of them": ("label_rule=true", "logit_adjustment=0.8", "share_transformer=false"),
+    "much at once": ("segment_embeddings=true", "attention_scale=true", "mlm_cross=masked", "share_transformer=false"),
+}
+TEXT = ToyText(TEXT_WIDTH, torch.float64)
+PRIOR = (0.6, 0.1, 0.3)  # classes' shares, for logit_adjustment
+
+
+def model_of(config: Config, seed: int = 0) -> FusionModel:
+    """A float64 model with random weights everywhere, norms and biases too."""
+    words = TEXT.word_embeddings if config.tie_mlm_head else None
+    dimensions = Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY)
+    prior = torch.tensor(PRIOR, dtype=torch.float64).log()
+    model = FusionModel(config, dimensions, word_embeddings=words, log_prior=prior).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+    return model
+
+
+def batch_of(lengths: list[int], seed: int = 0) -> Batch:
+    return random_batch(lengths, m=PATCHES, channels=CHANNELS, width=TEXT_WIDTH, seed=seed)
+
+
+def oracle_of(model: FusionModel, batch: Batch):
+    """The oracle's parameters and settings, and the batch's posts without their padding."""
+    names = [field.name for field in fields(oracle.Settings) if field.name != "prior"]
+    options = oracle.Settings(**{name: getattr(model.config, name) for name in names}, prior=PRIOR)
+    parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    posts = [
+        oracle.Post(batch.patches[i], batch.tokens[i, :n], batch.input_ids[i, :n], int(batch.labels[i]), own)
+        for i, (n, own) in enumerate(
+            zip(batch.text_mask.sum(dim=1).tolist(), map(tuple, batch.modality_labels.tolist()), strict=True)
+        )
+    ]
+    return parameters, options, posts
+
+
+def reencode(ids: torch.Tensor) -> torch.Tensor:
+    """One text's ids to its tokens, as the oracle asks for them."""
+    return TEXT.encode(ids[None], torch.ones(1, len(ids), dtype=torch.bool))[0]
+
+
+def select(batch: Batch, order: list[int]) -> Batch:
+    """The batch's posts in another order, or some of them."""
+    longest = int(batch.text_mask[order].sum(dim=1).max())
+    chosen = {field.name: getattr(batch, field.name)[order] for field in fields(Batch)}
+    return Batch(**{**chosen, **{name: chosen[name][:, :longest] for name in ("tokens", "input_ids", "text_mask")}})
+
+
+def assert_agrees(model: FusionModel, batch: Batch) -> None:
+    """Logits, hidden words, losses and gradients of model and oracle."""
+    parameters, options, posts = oracle_of(model, batch)
+    with torch.no_grad():
+        expected = torch.stack([oracle.logits(parameters, options, post) for post in posts])
+        sentiment = oracle.sentiment_loss(parameters, options, posts)
+    found = model(batch)
+    torch.testing.assert_close(found.log_softmax(dim=1) if options.label_rule else found, expected, **EXACT)
+
+    losses = model.losses(batch, TEXT)
+    total = oracle.total_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
+    torch.testing.assert_close(losses.sentiment, sentiment, **EXACT)
+    torch.testing.assert_close(losses.total, total, **EXACT)
+    if options.mlm:
+        hidden = model.choose_hidden(batch, *model.embed(batch))
+        found = [row.nonzero()[:, 0].tolist() for row in hidden]
+        assert found == [oracle.hidden_positions(parameters, options, post) for post in posts]
+        assert losses.hidden == sum(map(len, found))
+        with torch.no_grad():
+            mlm = oracle.mlm_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
+        torch.testing.assert_close(losses.mlm, mlm, **EXACT)
+
+    losses.total.backward()
+    total.backward()
+    for name, parameter in model.named_parameters():
+        ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        theirs = parameters[name].grad
+        torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs, **EXACT, msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_model_losses_and_gradients_agree_with_the_oracle(variant):
+    layers = () if variant in ("the paper", "two Transformers") else ("layers=1",)
+    assert_agrees(model_of(load_config(settings=(*BASE, *layers, *VARIANTS[variant]))), batch_of(LENGTHS))
+
+
+@given(
+    lengths=strategies.lists(strategies.integers(2, 7), min_size=1, max_size=3),
+    variant=strategies.sampled_from(list(VARIANTS)),
+    seed=strategies.integers(0, 2**16),
+)
+@settings(max_examples=7, deadline=None)
+def test_they_agree_on_random_texts_weights_and_options(lengths, variant, seed):
+    small = ("layers=1", *VARIANTS[variant])
+    assert_agrees(model_of(load_config(settings=(*BASE, *small)), seed), batch_of(lengths, seed))
+
+
+@pytest.mark.parametrize("order", [[3, 1, 0, 2], [0, 1, 2, 3, 3, 2, 1, 0], [1], [2, 2, 2]])
+def test_logits_and_hidden_words_depend_neither_on_batch_nor_order(order):
+    model, batch = model_of(load_config(settings=BASE)), batch_of(LENGTHS)
+    part = select(batch, order)
+    torch.testing.assert_close(model(part), model(batch)[order], **EXACT)
+    hidden = model.choose_hidden(batch, *model.embed(batch))[order][:, : part.text_mask.shape[1]]
+    assert torch.equal(model.choose_hidden(part, *model.embed(part)), hidden)
+
+
+def test_padding_changes_nothing():
+    """Whatever stands in padded positions: logits, losses and gradients are the same."""
+    config = load_config(settings=BASE)
+    plain, changed = model_of(config), model_of(config)
+    batch = batch_of(LENGTHS)
+    padding = ~batch.text_mask
+    other = replace(
+        batch,
+        tokens=batch.tokens.masked_fill(padding[:, :, None], 1e3),
+        input_ids=batch.input_ids.masked_fill(padding, 29),
+    )
+    torch.testing.assert_close(changed(other), plain(batch), **EXACT)
+    plain.losses(batch, TEXT).total.backward()
+    changed.losses(other, TEXT).total.backward()
+    for ours, theirs in zip(changed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **EXACT)
+
+
+def test_a_post_without_one_modality_is_the_other_ones_block_alone():
+    model, batch = model_of(load_config(settings=BASE)), batch_of(LENGTHS)
+    parameters, options, posts = oracle_of(model, batch)
+    missing = replace(
+        batch, has_image=torch.tensor([True, False, False, True]), has_text=torch.tensor([True] * 3 + [False])
+    )
+    found = model(missing)
+    kinds = ("both", "text", "text", "image")
+    for i, kind in enumerate(kinds):
+        alone = oracle.logits(parameters, replace(options, modalities=kind), posts[i])
+        torch.testing.assert_close(found[i], alone, **EXACT)
+    assert not model.choose_hidden(missing, *model.embed(missing))[3].any()
+
+
+def test_a_batch_without_words_has_no_masked_language_loss():
+    losses = model_of(load_config(settings=BASE)).losses(batch_of([2, 2, 2]), TEXT)
+    assert (float(losses.mlm), losses.hidden) == (0.0, 0)
+    torch.testing.assert_close(losses.total, losses.sentiment)
+
+
+def test_the_loss_is_a_mean_over_hidden_words_not_over_posts():
+    """Posts with more words weigh more: the two-post loss is the count-weighted mean of the single ones."""
+    model, batch = model_of(load_config(settings=(*BASE, "mask_rate=0.5"))), batch_of([7, 4])
+    both = model.losses(batch, TEXT)
+    alone = [model.losses(select(batch, [i]), TEXT) for i in range(2)]
+    assert [part.hidden for part in alone] == [2, 1]
+    torch.testing.assert_close(both.mlm, (2 * alone[0].mlm + 1 * alone[1].mlm) / 3, **EXACT)
+
+
+def test_random_masking_hides_as_many_words_elsewhere():
+    config = load_config(settings=(*BASE, "mask_choice=random"))
+    model, batch = model_of(config), batch_of([7] * 31)
+    torch.manual_seed(0)
+    hidden = model.choose_hidden(batch, *model.embed(batch))
+    assert hidden.sum(dim=1).tolist() == [1] * 31
+    assert hidden.any(dim=0).tolist() == [False, True, True, True, True, True, False]
+    torch.manual_seed(0)
+    assert torch.equal(model.choose_hidden(batch, *model.embed(batch)), hidden)
+
+
+def test_masking_in_cross_attention_keeps_the_hidden_words_out_of_pass_2():
+    """With mlm_cross unmasked, the hidden words reach the pass that must guess them; masked, they don't."""
+    for choice, leaks in (("unmasked", True), ("masked", False)):
+        model = model_of(load_config(settings=(*BASE, f"mlm_cross={choice}", "mask_rate=0.2")))
+        batch = batch_of([7])
+        tokens = batch.tokens.clone().requires_grad_()
+        model.losses(replace(batch, tokens=tokens), TEXT).mlm.backward()
+        assert (tokens.grad is not None and bool(tokens.grad.abs().sum() > 0)) == leaks
+
+
+def test_sharing_the_transformer_saves_one():
+    sizes = [
+        sum(parameter.numel() for parameter in model_of(load_config(settings=(*BASE, setting))).parameters())
+        for setting in ("share_transformer=true", "share_transformer=false")
+    ]
+    one = sum(p.numel() for p in model_of(load_config(settings=BASE)).transformer.parameters())
+    assert sizes[1] == sizes[0] + one
+
+
+def test_the_literal_eq_21_needs_equal_widths():
+    config = load_config(settings=(*BASE, "mask_projection=false"))
+    with pytest.raises(ValueError, match="needs width 7, the text encoder's, not 14"):
+        FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY))
+
+
+def test_dropout_acts_in_training_only():
+    model = model_of(load_config(settings=(*BASE, "dropout=0.5")))
+    batch = batch_of(LENGTHS)
+    torch.testing.assert_close(model(batch), model(batch), rtol=0, atol=0)
+    model.train()
+    assert not torch.equal(model(batch), model(batch))
+
+
+def test_segment_vectors_begin_far_smaller_than_the_rows_they_are_added_to():
+    torch.manual_seed(0)
+    config = load_config(settings=(*BASE, "segment_embeddings=true", "width=64"))
+    model = FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY, patches=PATCHES))
+    rows, _ = model.embed(random_batch(LENGTHS, m=PATCHES, channels=CHANNELS, width=TEXT_WIDTH, dtype=torch.float32))
+    assert 0.01 < model.segments.weight.std() < 0.03
+    assert model.segments.weight.std() < rows.std() / 5

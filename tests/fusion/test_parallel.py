@@ -1,0 +1,104 @@
+"""Training by two processes under torchrun: the numbers of one process, resumption, and an end when a rank ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.config import load_config
+from fusion.run import Run
+from fusion.training.distributed import Ranks
+from fusion.training.train import train
+from tests.fusion.test_train import lines_of
+from tests.helpers.commands import ROOT
+from tests.helpers.processes import lines_in, wait_until
+from tests.helpers.toy import write_cache
+
+SMALL = ("width=8", "heads=2", "layers=2", "lr=3e-3", "epochs=3", "patience=40", "batch_size=7", "dropout=0")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+SECONDS = 180  # how long a command may take before the test gives it up
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("parallel") / "cache")  # 36 training posts: the last batch of 7 is one
+
+
+def command(cache, out, *settings):
+    """`train` on the CPU by two processes."""
+    options = [part for text in (*SMALL, *settings) for part in ("--set", text)]
+    return [*TORCHRUN, "cli.py", "train", str(cache.folder), "--out", str(out), "--device", "cpu", "--quiet", *options]
+
+
+def by_two(cache, out, *settings):
+    subprocess.run(command(cache, out, *settings), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=SECONDS)
+    return Run(out)
+
+
+def by_one(cache, out, *settings, text_encoder=None):
+    config = load_config(settings=(*SMALL, *settings))
+    train(cache, config, Run(out), torch.device("cpu"), text_encoder=text_encoder, quiet=True)
+    return Run(out)
+
+
+def assert_same_numbers(run, other):
+    for line, expected in zip(lines_of(run), lines_of(other), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.long
+def test_two_processes_train_as_one_does(tmp_path, cache):
+    """Also where they know unequal shares of a batch's labels of texts and images."""
+    settings = ("mlm=false", "modality_dropout=0.3", "label_rule=true", "logit_adjustment=0.7")
+    assert_same_numbers(by_two(cache, tmp_path / "two", *settings), by_one(cache, tmp_path / "one", *settings))
+
+
+def test_two_processes_train_as_one_does_with_the_masked_language_loss(tmp_path, text_encoder):
+    marks = {"image": {"name": "toy"}, "text": text_encoder.fingerprint, "stored_dtype": "float32"}
+    cache = write_cache(tmp_path / "cache", width=384, fingerprint=marks)
+    one = by_one(cache, tmp_path / "one", text_encoder=text_encoder)
+    two = by_two(cache, tmp_path / "two")
+    assert_same_numbers(two, one)
+    assert min(line["hidden"] for line in two.metrics()) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks' process numbers under /proc")
+def test_a_lost_rank_ends_the_command_and_the_run_goes_on_later(tmp_path, cache):
+    settings = ("mlm=false", "epochs=13", "lr=1e-3")
+    torchrun = subprocess.Popen(command(cache, tmp_path / "lost", *settings), cwd=ROOT, env=ENVIRONMENT)
+    metrics = tmp_path / "lost" / "metrics.jsonl"
+    wait_until(lambda: lines_in(metrics) >= 2)
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    ranks = [pid for pid in children if b"cli.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    assert torchrun.wait(timeout=SECONDS) != 0
+    assert not Run(tmp_path / "lost").finished
+    resumed = by_two(cache, tmp_path / "lost", *settings)
+    assert_same_numbers(resumed, by_one(cache, tmp_path / "one", *settings))
+
+
+@pytest.mark.long
+def test_a_problem_of_the_input_ends_all_ranks_with_its_one_line(tmp_path, cache):
+    ended = subprocess.run(
+        command(cache, tmp_path / "run", "mlm=false", "lr=1e30", "clip_norm=null"),
+        cwd=ROOT, env=ENVIRONMENT, timeout=SECONDS, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "the loss is" in ended.stderr
+    assert "lower lr" in ended.stderr
+
+
+def test_the_ranks_shares_are_a_batch_together_even_where_there_are_fewer_posts_than_ranks():
+    for posts in (1, 2, 7):
+        shares = [Ranks(rank, 3).shard_rows(np.arange(posts)) for rank in range(3)]
+        assert sorted(np.concatenate(shares).tolist()) == list(range(posts))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -1,0 +1,54 @@
+"""The linear floor: what it sees, how it chooses, and that the test split has no say."""
+
+import numpy as np
+import pytest
+
+from fusion.evaluation.linear_probe import STRENGTHS, features_of, probe
+from pipeline.common.errors import InputError
+from tests.helpers.toy import write_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("cache"), posts=150, strength=3.0)
+
+
+def test_features_are_the_mean_of_the_tokens_beside_the_pooled_patches(cache):
+    features = features_of(cache, np.array([4, 9]), "both")
+    assert features.shape == (2, 7 + 11)
+    np.testing.assert_allclose(features[1, :7], cache.tokens(9).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(features[1, 7:], cache.patches(9).mean(axis=0), rtol=1e-5)
+
+
+def test_strengths_are_half_decades_from_a_ten_thousandth_to_a_tenth():
+    np.testing.assert_allclose(STRENGTHS, [1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
+
+
+def test_the_modality_that_tells_more_scores_more(cache):
+    """In the toy cache the image tells all three classes apart, the text one of them."""
+    scores = {kind: probe(cache, kind).test_accuracy for kind in ("text", "image", "both")}
+    assert scores["image"] > 0.8
+    assert scores["text"] < scores["image"] - 0.1
+    assert scores["both"] > scores["text"]
+
+
+def test_test_labels_change_the_score_but_not_the_choice(cache, tmp_path):
+    splits = tmp_path / "splits.csv"
+    names = ("positive", "neutral", "negative")
+    lines = []
+    for row, id_ in enumerate(cache.ids):
+        turn = 1 if cache.splits[row] == 2 else 0  # every test label is made wrong
+        lines.append(f"{id_},{names[(cache.labels[row] + turn) % 3]},{('train', 'val', 'test')[cache.splits[row]]}\n")
+    splits.write_text("id,label,split\n" + "".join(lines))
+    honest, wronged = probe(cache, "image"), probe(cache.with_splits(splits), "image")
+    assert (honest.strength, honest.val_accuracy) == (wronged.strength, wronged.val_accuracy)
+    np.testing.assert_array_equal(honest.test_predictions, wronged.test_predictions)
+    assert wronged.test_accuracy < 0.2 < honest.test_accuracy
+
+
+def test_a_cache_without_a_split_is_refused(cache, tmp_path):
+    splits = tmp_path / "splits.csv"
+    rows = (f"{id_},{'train' if row < 90 else 'test'}\n" for row, id_ in enumerate(cache.ids))
+    splits.write_text("id,split\n" + "".join(rows))
+    with pytest.raises(InputError, match="no post of split 'val'"):
+        probe(cache.with_splits(splits), "text")
