@@ -19,8 +19,8 @@ from pipeline.common.errors import InputError
 from pipeline.common.locks import LOCK
 from pipeline.extraction.extract import extract
 from pipeline.posts.manifest import read_manifest, write_manifest
+from tests.helpers.extraction import SHARD, shard_bytes, write_posts
 from tests.helpers.processes import wait_until
-from tests.pipeline.test_extract import SHARD, shard_bytes, write_posts
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 9

@@ -1,11 +1,11 @@
 """The rules of the house that a machine can check: equations named, imports one way, lazy where promised."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.commands import imported
 
 ROOT = Path(__file__).parents[2]
 CODE = [*sorted((ROOT / "pipeline").rglob("*.py")), *sorted((ROOT / "fusion").rglob("*.py"))]
@@ -30,16 +30,6 @@ def test_each_equation_of_the_paper_is_named_where_it_is_computed(number):
 
 def test_equation_lists_are_read_as_people_write_them():
     assert equations("eqs 7-9, 14 and 22; eq 3") == {7, 8, 9, 14, 22, 3}
-
-
-def imported(statement):
-    """What is loaded after a statement, in a fresh interpreter."""
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.split()
-    )
 
 
 def test_the_cache_needs_no_torch():

@@ -17,7 +17,7 @@ from fusion.explanation.attribution import (
     trace,
 )
 from pipeline.common.errors import InputError
-from tests.fusion.test_model import BASE, LENGTHS, VARIANTS, batch_of, model_of
+from tests.helpers.models import BASE, LENGTHS, VARIANTS, batch_of, model_of
 
 
 def features_of(batch, post):

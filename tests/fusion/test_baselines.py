@@ -23,11 +23,10 @@ from fusion.names import baselines, model_modules
 from fusion.run import Run
 from fusion.training.train import train
 from pipeline.common.errors import InputError
-from tests.end_to_end.test_house import imported
-from tests.fusion.test_model import BASE, CHANNELS, EXACT, LENGTHS, PATCHES, TEXT_WIDTH, batch_of, select
 from tests.helpers import baseline_oracle, oracle
 from tests.helpers.baseline_parts import Post
-from tests.helpers.commands import SMALL
+from tests.helpers.commands import SMALL, imported
+from tests.helpers.models import BASE, CHANNELS, EXACT, LENGTHS, PATCHES, TEXT_WIDTH, batch_of, select
 from tests.helpers.toy import write_cache
 
 BASELINES = baselines()

@@ -15,8 +15,8 @@ from fusion.evaluation.metrics import bootstrap, score, scores_of_counts
 from fusion.evaluation.predict import predict
 from fusion.run import Run
 from pipeline.common.errors import InputError
-from tests.fusion.test_train import run_of
 from tests.helpers.toy import FINGERPRINT, write_cache
+from tests.helpers.training import run_of
 
 CPU = torch.device("cpu")
 

@@ -23,8 +23,8 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
 from tests.conftest import CPU
-from tests.fusion.test_predict import raw, values
 from tests.helpers.commands import invoke, refused
+from tests.helpers.predictions import raw, values
 from tests.helpers.toy import FINGERPRINT, ToyText, random_batch, write_cache
 
 CHANNELS, WIDTH = 11, 7

@@ -10,8 +10,8 @@ from fusion.models import fast_losses as fast
 from fusion.models.fusion import FusionModel
 from fusion.models.masking import hidden_count, hidden_counts, maskable_tokens, masked_ids
 from fusion.training.epoch import drop_modalities
-from tests.fusion.test_model import BASE, EXACT, LENGTHS, TEXT, VARIANTS, batch_of, model_of, oracle_of, reencode
 from tests.helpers import oracle
+from tests.helpers.models import BASE, EXACT, LENGTHS, TEXT, VARIANTS, batch_of, model_of, oracle_of, reencode
 from tests.helpers.toy import MASK
 
 

@@ -20,11 +20,11 @@ from pipeline.posts.manifest import LABELS
 from pipeline.posts.mvsa import merge_labels
 from tests.fusion.test_attribution import features_of
 from tests.fusion.test_fast import assert_equals_the_clear_path, encode
-from tests.fusion.test_model import BASE, EXACT, LENGTHS, batch_of, model_of, select
-from tests.fusion.test_train import CPU, lines_of, run_of
 from tests.helpers.commands import SMALL
+from tests.helpers.models import BASE, EXACT, LENGTHS, batch_of, model_of, select
 from tests.helpers.oracle import rule
 from tests.helpers.toy import write_cache
+from tests.helpers.training import CPU, lines_of, run_of
 
 RULE = (*BASE, "label_rule=true")
 ON = ("label_rule=true", "logit_adjustment=0.7")

@@ -12,9 +12,9 @@ from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from fusion.models.logit_adjustment import adjusted_loss, training_log_prior
 from pipeline.common.errors import InputError
-from tests.fusion.test_model import BASE, EXACT, LENGTHS, PRIOR, TEXT, batch_of, model_of
-from tests.fusion.test_train import lines_of, run_of
+from tests.helpers.models import BASE, EXACT, LENGTHS, PRIOR, TEXT, batch_of, model_of
 from tests.helpers.toy import write_cache
+from tests.helpers.training import lines_of, run_of
 
 
 @pytest.fixture(scope="module")

@@ -1,89 +1,32 @@
 """The model against the oracle: logits, hidden words, both losses and every gradient, in float64, for every option."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from fusion.config import Config, load_config
+from fusion.config import load_config
 from fusion.data.batches import Batch
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from tests.helpers import oracle
-from tests.helpers.toy import MASK, VOCABULARY, ToyText, random_batch
-
-CHANNELS, TEXT_WIDTH, PATCHES = 13, 7, 5
-BASE = ("width=14", "heads=2", "layers=2", "feedforward=11", "dropout=0.0", "mask_rate=0.3")
-LENGTHS = [7, 2, 3, 5]  # one text has no word at all
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
-
-VARIANTS = {
-    "the paper": (),
-    "without MLM": ("mlm=false",),
-    "without cross-modal attention": ("cross_attention=false",),
-    "without both": ("mlm=false", "cross_attention=false"),
-    "two Transformers": ("share_transformer=false",),
-    "text alone": ("modalities=text", "mlm=false"),
-    "image alone": ("modalities=image", "mlm=false"),
-    "scaled attention": ("attention_scale=true",),
-    "segments": ("segment_embeddings=true",),
-    "segments without cross-modal attention": ("segment_embeddings=true", "cross_attention=false"),
-    "cross-modal attention from the masked text": ("mlm_cross=masked",),
-    "tied head": ("tie_mlm_head=true",),
-    "tied head of equal width": ("tie_mlm_head=true", "width=7", "heads=7"),
-    "eq 21 to the letter": ("mask_projection=false", "width=7", "heads=1"),
-    "half the words": ("mask_rate=0.5", "mlm_weight=0.37"),
-    "label rule": ("label_rule=true", "auxiliary_weight=0.7"),
-    "logit adjustment": ("logit_adjustment=1.3",),
-    "both of them": ("label_rule=true", "logit_adjustment=0.8", "share_transformer=false"),
-    "much at once": ("segment_embeddings=true", "attention_scale=true", "mlm_cross=masked", "share_transformer=false"),
-}
-TEXT = ToyText(TEXT_WIDTH, torch.float64)
-PRIOR = (0.6, 0.1, 0.3)  # classes' shares, for logit_adjustment
-
-
-def model_of(config: Config, seed: int = 0) -> FusionModel:
-    """A float64 model with random weights everywhere, norms and biases too."""
-    words = TEXT.word_embeddings if config.tie_mlm_head else None
-    dimensions = Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY)
-    prior = torch.tensor(PRIOR, dtype=torch.float64).log()
-    model = FusionModel(config, dimensions, word_embeddings=words, log_prior=prior).double().eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
-    return model
-
-
-def batch_of(lengths: list[int], seed: int = 0) -> Batch:
-    return random_batch(lengths, m=PATCHES, channels=CHANNELS, width=TEXT_WIDTH, seed=seed)
-
-
-def oracle_of(model: FusionModel, batch: Batch):
-    """The oracle's parameters and settings, and the batch's posts without their padding."""
-    names = [field.name for field in fields(oracle.Settings) if field.name != "prior"]
-    options = oracle.Settings(**{name: getattr(model.config, name) for name in names}, prior=PRIOR)
-    parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
-    posts = [
-        oracle.Post(batch.patches[i], batch.tokens[i, :n], batch.input_ids[i, :n], int(batch.labels[i]), own)
-        for i, (n, own) in enumerate(
-            zip(batch.text_mask.sum(dim=1).tolist(), map(tuple, batch.modality_labels.tolist()), strict=True)
-        )
-    ]
-    return parameters, options, posts
-
-
-def reencode(ids: torch.Tensor) -> torch.Tensor:
-    """One text's ids to its tokens, as the oracle asks for them."""
-    return TEXT.encode(ids[None], torch.ones(1, len(ids), dtype=torch.bool))[0]
-
-
-def select(batch: Batch, order: list[int]) -> Batch:
-    """The batch's posts in another order, or some of them."""
-    longest = int(batch.text_mask[order].sum(dim=1).max())
-    chosen = {field.name: getattr(batch, field.name)[order] for field in fields(Batch)}
-    return Batch(**{**chosen, **{name: chosen[name][:, :longest] for name in ("tokens", "input_ids", "text_mask")}})
+from tests.helpers.models import (
+    BASE,
+    CHANNELS,
+    EXACT,
+    LENGTHS,
+    PATCHES,
+    TEXT,
+    TEXT_WIDTH,
+    VARIANTS,
+    batch_of,
+    model_of,
+    oracle_of,
+    reencode,
+    select,
+)
+from tests.helpers.toy import MASK, VOCABULARY, random_batch
 
 
 def assert_agrees(model: FusionModel, batch: Batch) -> None:

@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from fusion.inference.predictor import RawPost
-from tests.fusion.test_predict import raw
 from tests.helpers.browser import answers, fill, needs_chromium, png, problem, shown, submit
+from tests.helpers.predictions import raw
 
 pytestmark = needs_chromium
 # Another number of threads sums in another order and moves a float16 feature by a step now and then: 1.2e-5 was seen.

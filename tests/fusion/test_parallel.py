@@ -14,10 +14,10 @@ from fusion.config import load_config
 from fusion.run import Run
 from fusion.training.distributed import Ranks
 from fusion.training.train import train
-from tests.fusion.test_train import lines_of
 from tests.helpers.commands import ROOT
 from tests.helpers.processes import lines_in, wait_until
 from tests.helpers.toy import write_cache
+from tests.helpers.training import lines_of
 
 SMALL = ("width=8", "heads=2", "layers=2", "lr=3e-3", "epochs=3", "patience=40", "batch_size=7", "dropout=0")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

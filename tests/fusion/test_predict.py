@@ -19,25 +19,13 @@ from pipeline.encoders.weights import package_folder
 from pipeline.posts.manifest import LABELS
 from tests.conftest import CPU, trained
 from tests.helpers.commands import invoke, refused
-
-# The cache and a raw post differ by the batch that they were encoded in, which moves a float16 feature by a step now
-# and then. 2e-5 was seen.
-TOLERANCE = 1e-3
-
-
-def raw(post):
-    return RawPost(post.id, post.text, post.image.read_bytes())
+from tests.helpers.predictions import TOLERANCE, raw, values
 
 
 def jpeg(**options):
     data = io.BytesIO()
     Image.effect_noise((61, 47), 50).convert("RGB").save(data, "JPEG", **options)
     return data.getvalue()
-
-
-def values(answers):
-    assert [answer.reason for answer in answers] == [""] * len(answers)
-    return np.array([[answer.probabilities[label] for label in LABELS] for answer in answers])
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(1, 5), (7, 31)])

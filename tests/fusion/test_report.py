@@ -24,9 +24,9 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_of_file, write_json
 from pipeline.posts.manifest import LABELS, Post
-from tests.fusion.test_train import run_of
 from tests.helpers.commands import invoke, refused
 from tests.helpers.toy import write_cache
+from tests.helpers.training import run_of
 
 CPU = torch.device("cpu")
 MARKS = {

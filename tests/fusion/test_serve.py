@@ -22,8 +22,8 @@ from fusion.serving.limits import Limits, Refusal
 from pipeline.common.errors import InputError
 from pipeline.common.worker import Worker
 from pipeline.posts.manifest import LABELS
-from tests.fusion.test_predict import raw
 from tests.helpers import hostile_pictures
+from tests.helpers.predictions import raw
 from tests.helpers.processes import wait_until
 
 LIMITS = Limits(bytes=300_000, pixels=1_000_000, characters=401, requests=3, held_bytes=500_000)

@@ -18,8 +18,8 @@ from fusion.config import Config
 from fusion.inference.predict_file import answer_file, clear, unfinished
 from fusion.inference.predictor import Answer
 from pipeline.common.errors import InputError
-from tests.fusion.test_predict import TOLERANCE, raw, values
 from tests.helpers.commands import invoke, refused
+from tests.helpers.predictions import TOLERANCE, raw, values
 from tests.helpers.processes import lines_in, wait_until
 from tests.helpers.transforms import SHRINK
 

@@ -15,34 +15,20 @@ import torch
 from fusion.config import load_config
 from fusion.run import Run
 from fusion.training.epoch import drop_modalities, learning_rate
-from fusion.training.train import ExecutionOptions, train
+from fusion.training.train import ExecutionOptions
 from pipeline.cache import reader as cache_module
 from pipeline.common.errors import InputError
 from tests.helpers.commands import SMALL, invoke
 from tests.helpers.processes import lines_in, wait_until
-from tests.helpers.toy import ToyText, random_batch, write_cache
+from tests.helpers.toy import random_batch, write_cache
+from tests.helpers.training import CPU, lines_of, run_of
 
-CPU = torch.device("cpu")
-PLAIN = ExecutionOptions()
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("cache"))
-
-
-def run_of(folder, cache, *settings, means=PLAIN, **options):
-    run = Run(folder)
-    config = load_config(settings=(*SMALL, *settings))
-    encoder = ToyText(7) if config.mlm else None
-    result = train(cache, config, run, CPU, text_encoder=encoder, means=means, quiet=True, **options)
-    return run, result
-
-
-def lines_of(run):
-    """What an epoch measured, without how long it took."""
-    return [{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in run.metrics()]
 
 
 def test_it_learns_what_the_features_tell(tmp_path):

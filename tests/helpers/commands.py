@@ -1,5 +1,7 @@
 """Commands run in this process, and settings of a model that is small enough for tests."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -23,3 +25,13 @@ def refused(*arguments):
     assert len(lines) == 1
     assert lines[0].startswith("Error: ")
     return lines[0]
+
+
+def imported(statement):
+    """What is loaded after a statement, in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+    )

@@ -12,9 +12,8 @@ from PIL import Image
 
 from pipeline.cache import hdf5
 from pipeline.extraction.extract import extract
-from tests.pipeline.test_extract import SHARD
-from tests.pipeline.test_fuzz import TinyImage, TinyText
-from tests.pipeline.test_interrupted import tiny_posts
+from tests.helpers.extraction import SHARD, tiny_posts
+from tests.helpers.tiny_encoders import TinyImage, TinyText
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text(encoding="utf-8")
 POSTS, M, C, D = 2 * SHARD + 3, 4, 3, 1

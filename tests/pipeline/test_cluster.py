@@ -11,7 +11,7 @@ import pytest
 from pipeline.posts.manifest import write_manifest
 from tests.end_to_end.test_crash import ROOT
 from tests.helpers.commands import invoke
-from tests.pipeline.test_extract import SHARD, shard_bytes, write_posts
+from tests.helpers.extraction import SHARD, shard_bytes, write_posts
 
 pytest.importorskip("ray", reason="the package ray (extra `ray`) is not installed")
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # Ray's own threads and sockets warn

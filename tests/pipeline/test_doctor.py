@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.extraction import doctor
 from pipeline.posts.manifest import write_manifest
 from tests.helpers.commands import invoke
-from tests.pipeline.test_extract import write_posts
+from tests.helpers.extraction import write_posts
 
 
 @pytest.fixture

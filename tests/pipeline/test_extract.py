@@ -26,28 +26,9 @@ from pipeline.extraction.plan import Changes, Part
 from pipeline.extraction.verify import encode_again
 from pipeline.posts.manifest import Post, write_manifest
 from tests.helpers.commands import invoke, refused
+from tests.helpers.extraction import SHARD, shard_bytes, write_posts
 from tests.helpers.transforms import DEADLY, Moody
 from tests.pipeline.test_images import encoded
-
-SHARD = 7
-
-
-def write_posts(folder: Path, count: int) -> list[Post]:
-    """Good posts with pictures and texts of different sizes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(5)
-    posts = []
-    for number in range(count):
-        image = folder / f"{number}.jpg"
-        side = 60 + 13 * (number % 5)
-        Image.fromarray(random.integers(0, 256, (side, 83, 3), np.uint8)).save(image)
-        text = " ".join(["word", "sky", "sad", "sun"][(number + i) % 4] for i in range(number * 7 % 23))
-        posts.append(Post(str(number), text, image, "positive", "train"))
-    return posts
-
-
-def shard_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.h5"))}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_
 from pipeline.encoders.weights import package_folder
 from pipeline.extraction.extract import cache_fingerprint, extract
 from pipeline.posts import images
-from tests.pipeline.test_extract import SHARD, write_posts
+from tests.helpers.extraction import SHARD, write_posts
 
 
 @pytest.fixture

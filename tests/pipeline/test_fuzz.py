@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,40 +17,13 @@ from pipeline.extraction.extract import extract
 from pipeline.posts.images import ImageProblem, to_rgb
 from pipeline.posts.manifest import read_manifest
 from pipeline.posts.mvsa import prepare
+from tests.helpers.tiny_encoders import TinyImage, TinyText
 from tests.helpers.transforms import SHRINK
 
 KINDS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 MODES = ("RGB", "L", "RGBA", "P", "1", "I;16", "CMYK", "LA", "F")
 POSTS, LONG_POSTS = 32, 128
 LONG_INPUTS = 12_000
-
-
-class TinyImage:
-    """Features that are the pixels, so that a shifted row shows."""
-
-    device = torch.device("cpu")
-    pixels_shape = (3, 2, 2)
-    patches_shape = (4, 3)
-    transform = SHRINK
-    fingerprint = {"name": "tiny"}  # noqa: RUF012
-
-    def encode(self, pixels):
-        patches = pixels.reshape(len(pixels), 3, 4).transpose(0, 2, 1).astype(np.float32)
-        return patches, patches.mean(axis=1)
-
-
-class TinyText:
-    """Tokens that are the text's first bytes."""
-
-    width = 1
-    fingerprint = {"name": "tiny"}  # noqa: RUF012
-
-    def tokenize(self, texts):
-        rows = [np.frombuffer(text.encode()[:9], np.uint8).astype(np.int32) for text in texts]
-        return [np.concatenate([[2], row, [3]]).astype(np.int32) for row in rows], [len(t) > 9 for t in texts]
-
-    def encode(self, ids, mask):
-        return ids[:, :, None].float()
 
 
 def hostile_image(draw: random.Random) -> bytes:

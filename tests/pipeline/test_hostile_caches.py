@@ -16,8 +16,8 @@ from pipeline.posts.manifest import Post
 from tests.helpers.commands import SETTINGS, invoke
 from tests.helpers.hostile import snapshot
 from tests.helpers.hostile_caches import INDEX, SHARDS
+from tests.helpers.tiny_encoders import TinyImage, TinyText
 from tests.helpers.toy import write_cache
-from tests.pipeline.test_fuzz import TinyImage, TinyText
 
 pytestmark = pytest.mark.apart
 

@@ -2,16 +2,13 @@
 
 import errno
 import os
-import signal
 import time
 import weakref
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pipeline.cache import hdf5
 from pipeline.cache.hdf5 import shard_name
@@ -21,8 +18,8 @@ from pipeline.extraction.encode import ShardJob
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part
 from pipeline.posts.manifest import Post
-from tests.pipeline.test_extract import SHARD, shard_bytes
-from tests.pipeline.test_fuzz import TinyImage, TinyText
+from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
+from tests.helpers.tiny_encoders import TinyImage, TinyText
 
 
 @pytest.fixture(autouse=True)
@@ -32,29 +29,6 @@ def small_shards(monkeypatch):
 
 def make(posts, out, *, image=None, **options):
     return extract(posts, out, image or TinyImage(), TinyText(), **{"batch_size": 3, "quiet": True, **options})
-
-
-def tiny_posts(folder: Path, count: int) -> list[Post]:
-    """Posts with pictures of 2 x 2 pixels, no two alike."""
-    folder.mkdir(exist_ok=True)
-    random = np.random.default_rng(3)
-    posts = [Post(str(number), f"text {number}", folder / f"{number}.png") for number in range(count)]
-    for post in posts:
-        Image.fromarray(random.integers(0, 256, (2, 2, 3), np.uint8)).save(post.image)
-    return posts
-
-
-def stop_after(shards: int, monkeypatch) -> None:
-    """SIGTERM arrives while shard number `shards` (of those made, from 1) is written."""
-    write, count = hdf5.write_shard, []
-
-    def watched(path, *rest):
-        count.append(path)
-        if len(count) == shards:
-            os.kill(os.getpid(), signal.SIGTERM)
-        write(path, *rest)
-
-    monkeypatch.setattr(hdf5, "write_shard", watched)
 
 
 def test_a_retry_that_is_stopped_says_so_and_goes_on(tmp_path, monkeypatch):

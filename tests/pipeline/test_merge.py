@@ -11,8 +11,8 @@ from pipeline.common.errors import InputError
 from pipeline.common.locks import only_writer
 from pipeline.extraction.plan import Part
 from tests.helpers.commands import refused
-from tests.pipeline.test_extract import SHARD, shard_bytes
-from tests.pipeline.test_interrupted import make, tiny_posts
+from tests.helpers.extraction import SHARD, shard_bytes, tiny_posts
+from tests.pipeline.test_interrupted import make
 
 
 @pytest.fixture

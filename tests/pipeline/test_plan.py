@@ -11,8 +11,8 @@ from pipeline.cache.hdf5 import PostRecord, ShardFeatures, shard_name, write_ind
 from pipeline.common.errors import InputError
 from pipeline.extraction.plan import WHOLE, Plan, feature_bytes, record_bytes, require_space
 from pipeline.posts.manifest import Post
+from tests.helpers.tiny_encoders import TinyImage, TinyText
 from tests.helpers.toy import FINGERPRINT
-from tests.pipeline.test_fuzz import TinyImage, TinyText
 
 M, C = TinyImage.patches_shape
 

@@ -1,0 +1,25 @@
+"""Trainings of small models on small caches."""
+
+import torch
+
+from fusion.config import load_config
+from fusion.run import Run
+from fusion.training.train import ExecutionOptions, train
+from tests.helpers.commands import SMALL
+from tests.helpers.toy import ToyText
+
+PLAIN = ExecutionOptions()
+CPU = torch.device("cpu")
+
+
+def run_of(folder, cache, *settings, means=PLAIN, **options):
+    run = Run(folder)
+    config = load_config(settings=(*SMALL, *settings))
+    encoder = ToyText(7) if config.mlm else None
+    result = train(cache, config, run, CPU, text_encoder=encoder, means=means, quiet=True, **options)
+    return run, result
+
+
+def lines_of(run):
+    """What an epoch measured, without how long it took."""
+    return [{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in run.metrics()]
