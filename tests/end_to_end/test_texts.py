@@ -24,9 +24,9 @@ from pipeline.posts.csv_texts import prepare
 from pipeline.posts.manifest import LABELS, Post, read_manifest, write_manifest
 from tests.conftest import CPU, trained
 from tests.helpers.commands import invoke, refused
+from tests.helpers.data import needs_multiple
 from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
 from tests.helpers.tiny_encoders import TinyText
-from tests.pipeline.test_mvsa import needs_multiple
 
 POSITIVE, NEUTRAL, NEGATIVE = LABELS
 

@@ -9,7 +9,7 @@ from fusion.config import load_config
 from fusion.models import fast_losses as fast
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
-from tests.fusion.test_fast import encode
+from tests.helpers.fast import encode
 from tests.helpers.toy import VOCABULARY, random_batch
 
 SMALL = ("width=6", "heads=2", "layers=2", "feedforward=11", "mask_rate=0.5")

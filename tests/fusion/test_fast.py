@@ -7,41 +7,12 @@ from hypothesis import given, settings, strategies
 
 from fusion.config import load_config
 from fusion.models import fast_losses as fast
-from fusion.models.fusion import FusionModel
-from fusion.models.masking import hidden_count, hidden_counts, maskable_tokens, masked_ids
+from fusion.models.masking import hidden_count, hidden_counts, maskable_tokens
 from fusion.training.epoch import drop_modalities
 from tests.helpers import oracle
+from tests.helpers.fast import assert_equals_the_clear_path, encode, gradients
 from tests.helpers.models import BASE, EXACT, LENGTHS, TEXT, VARIANTS, batch_of, model_of, oracle_of, reencode
 from tests.helpers.toy import MASK
-
-
-def encode(batch, hidden):
-    return TEXT.encode(masked_ids(batch.input_ids, hidden, MASK), batch.text_mask)
-
-
-def gradients(model: FusionModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-    }
-
-
-def assert_equals_the_clear_path(model: FusionModel, batch) -> None:
-    seed = int(torch.randint(2**30, ()))
-    torch.manual_seed(seed)  # for words hidden at random
-    clear = model.losses(batch, TEXT)
-    expected = gradients(model, clear.total)
-    torch.manual_seed(seed)
-    quick = fast.losses(model, batch, encode if model.config.mlm else None)
-    found = gradients(model, quick.total)
-    assert quick.hidden == clear.hidden
-    assert (quick.auxiliary is not None) == (clear.auxiliary is not None) == model.config.label_rule
-    torch.testing.assert_close([*quick.means, quick.total], [*clear.means, clear.total], **EXACT)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, **EXACT, msg=name)
-
 
 AT_RANDOM = (("mask_choice=random",), ("modalities=text", "mask_choice=random"))
 LAYERS = ("layers=1", "layers=2", "layers=3")

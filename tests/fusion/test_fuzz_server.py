@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from fusion.serving.app import build_app
 from fusion.serving.guard import Guard
 from fusion.serving.handler import RequestHandler
-from tests.fusion.test_serve import BOUNDARY, FORM, HOME, LIMITS
+from tests.helpers.requests import BOUNDARY, FORM, HOME, LIMITS
 
 REFUSALS = {400, 403, 404, 405, 413, 415, 422, 503}
 ROUTES = st.sampled_from(["/predict", "/explain", "/health", "/model", "/examples", "/openapi.json", "/", "/page.js"])

@@ -25,11 +25,7 @@ from pipeline.posts.manifest import LABELS
 from tests.helpers import hostile_pictures
 from tests.helpers.predictions import raw
 from tests.helpers.processes import wait_until
-
-LIMITS = Limits(bytes=300_000, pixels=1_000_000, characters=401, requests=3, held_bytes=500_000)
-HOME = "http://127.0.0.1"
-# Another number of threads sums in another order and moves a float16 feature by a step now and then: 1.2e-5 was seen.
-EQUAL = 1e-4
+from tests.helpers.requests import BOUNDARY, EQUAL, FORM, HOME, LIMITS, ask
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +38,6 @@ def handler(predictor):
 def client(handler):
     with TestClient(Guard(build_app(handler, "a <run>"), LIMITS, ["box.lan"]), base_url=HOME) as client:
         yield client
-
-
-def ask(client, image=None, text=None, address="", route="/predict"):
-    files = {} if image is None else {"image": ("photo.jpg", image)}
-    files |= {} if text is None else {"text": (None, text)}
-    return client.post(f"{address}{route}", files=files or {"text": (None, "")})
 
 
 def png(width, height):
@@ -163,7 +153,6 @@ def test_what_is_no_post_gets_a_422_with_the_reason(route, image, text, part, cl
     assert "\n" not in response.json()["detail"]
 
 
-FORM, BOUNDARY = "multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name="
 WRONG = [
     ("application/x-www-form-urlencoded", b"text=a", 415, "send multipart/form-data"),
     ("", b"", 415, "send multipart/form-data"),

@@ -13,12 +13,12 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
-from tests.fusion.test_serve import EQUAL, FORM, ask
 from tests.helpers import hostile_pictures
 from tests.helpers.commands import refused
 from tests.helpers.hostile import snapshot
 from tests.helpers.predictions import raw
 from tests.helpers.processes import memory, tree, wait_until
+from tests.helpers.requests import EQUAL, FORM, ask
 from tests.helpers.server import serving
 
 CLIENTS = 8

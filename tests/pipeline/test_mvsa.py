@@ -16,13 +16,11 @@ from pipeline.posts.manifest import LABELS, Post
 from pipeline.posts.mvsa import merge_labels, prepare
 from pipeline.posts.splits import stratified_split
 from tests.helpers.commands import invoke, refused
+from tests.helpers.data import needs_multiple
 
 POSITIVE, NEUTRAL, NEGATIVE = LABELS
 
 needs_single = pytest.mark.skipif("MVSA_SINGLE" not in os.environ, reason="MVSA_SINGLE names no MVSA-Single folder")
-needs_multiple = pytest.mark.skipif(
-    "MVSA_MULTIPLE_TEXTS" not in os.environ, reason="MVSA_MULTIPLE_TEXTS names no texts of MVSA-Multiple"
-)
 
 
 def mvsa_folder(folder: Path, rows: dict[str, str], header: str = "ID\ttext,image") -> Path:
