@@ -2,7 +2,7 @@
 
 The plain one is what most people write: nn.TransformerEncoder, padded to the batch's longest text, two passes, words'
 logits at all positions, masked texts encoded again as one padded batch, AdamW and loss.item() in the loop. The limit is
-the matrix products of the useful shapes alone (benchmarks.arithmetic), each timed by itself. Two sizes: the paper's
+the matrix products of the useful shapes alone (arithmetic.py), each timed by itself. Two sizes: the paper's
 (ResNet50 and BERT-base widths, random encoder weights) and the preset `packaged`, both with MVSA-Single's text lengths
 where $MVSA_SINGLE is.
 
@@ -26,9 +26,9 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from arithmetic import Product, TextSize, reencoding_products, step_products
 from torch import Tensor, nn
 
-from benchmarks.arithmetic import Product, TextSize, reencoding_products, step_products
 from fusion.config import Config, load_config
 from fusion.data.batches import Batch, collate, length_bucketed_batches
 from fusion.models import fast_losses as fast
