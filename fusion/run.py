@@ -6,8 +6,6 @@ an epoch), model.safetensors (the best epoch's weights), train_state.safetensors
 finished).
 """
 
-import csv
-import io
 import json
 import warnings
 from dataclasses import asdict
@@ -26,7 +24,7 @@ from fusion.tensor_files import Expected, load_tensors, read_metadata, save_tens
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import parse_json, read_json
 from pipeline.common.errors import InputError
-from pipeline.common.files import regular_text, write_json, write_text
+from pipeline.common.files import csv_text, regular_text, write_json, write_text
 from pipeline.common.folders import append_bytes, remove_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS, SPLITS
@@ -162,11 +160,7 @@ class Run:
         write_json(self.folder / "run.json", metadata)
 
     def _write_splits(self, cache: Cache) -> None:
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["id", "label", "split"])
-        writer.writerows(_assigned(cache))
-        write_text(self.splits, table.getvalue())
+        write_text(self.splits, csv_text(("id", "label", "split"), _assigned(cache)))
 
     def save_model(self, model: FusionModel) -> None:
         save_tensors(self.folder / "model.safetensors", _tensors(model))

@@ -1,7 +1,5 @@
 """Split files for K-fold cross-validation: written from a cache, and checked so that every post is tested once."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.common.files import regular_bytes, write_text
+from pipeline.common.files import csv_text, regular_bytes, write_text
 from pipeline.common.folders import remove_file
 from pipeline.posts.manifest import LABELS, comparable_text, read_splits
 
@@ -34,13 +32,12 @@ def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, over
         parts[tested] = number
     files: dict[Path, str] = {}
     for fold in range(folds):
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["id", "label", "split"])
-        for row, label, part in zip(rows, labels, parts, strict=True):
-            split = {fold: "test", (fold + 1) % folds: "val"}.get(int(part), "train")
-            writer.writerow([cache.ids[row], LABELS[label], split])
-        files[out / f"fold_{fold + 1}.csv"] = table.getvalue()
+        split_of = {fold: "test", (fold + 1) % folds: "val"}
+        lines = [
+            (cache.ids[row], LABELS[label], split_of.get(int(part), "train"))
+            for row, label, part in zip(rows, labels, parts, strict=True)
+        ]
+        files[out / f"fold_{fold + 1}.csv"] = csv_text(("id", "label", "split"), lines)
     _write(files, out, overwrite)
     return {
         "posts": len(rows),

@@ -1,7 +1,5 @@
 """Reports a sweep: a row for each trial, the best one's configuration, a plot of importance."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ from fusion.config import save_config
 from fusion.experiments.search_space import Space, optuna
 from fusion.run import Run
 from pipeline.common.errors import InputError
-from pipeline.common.files import write_text
+from pipeline.common.files import csv_text, write_text
 from pipeline.common.folders import remove_file
 
 TABLE, BEST, IMPORTANCE = "trials.csv", "best.yaml", "importance.png"
@@ -57,11 +55,7 @@ def shown(rows: list[dict[str, Any]]) -> str:
 def write_results(study: "optuna.Study", out: Path, space: Space) -> None:
     """The table and the best configuration so far; of all trials' weights, only the best one's are kept."""
     rows = table(study, space)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / TABLE, text.getvalue())
+    write_text(out / TABLE, csv_text(list(rows[0]), [list(row.values()) for row in rows]))
     best = best_trial(study)
     for row in rows:
         if row["trial"] != best:

@@ -1,5 +1,6 @@
 """Reads ordinary files only, and writes files that are complete or absent."""
 
+import csv
 import errno
 import hashlib
 import io
@@ -7,7 +8,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, complete or absent."""
     with complete_or_absent(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV with a header, its lines ended by a line feed alone."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

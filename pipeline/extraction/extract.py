@@ -4,8 +4,6 @@ Worker processes decode; as many threads as the processor gives encode, each a b
 waits for another; one thread writes. At most a few shards are in memory at once, however many posts there are.
 """
 
-import csv
-import io
 import sys
 import time
 from collections import Counter, deque
@@ -22,7 +20,7 @@ import torch
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache, clear
 from pipeline.common.errors import InputError
-from pipeline.common.files import write_text
+from pipeline.common.files import csv_text, write_text
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
@@ -258,19 +256,15 @@ def _part_marks(todo: Plan) -> dict[str, Any] | None:
 
 def _write_failures(todo: Plan, out: Path) -> None:
     """The failed posts as CSV, for people; nothing if there are none."""
-    path = out / FAILURES
-    lines = io.StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("id", "reason", "image"))
-    header = lines.tell()
+    path, failures = out / FAILURES, []
     shards = hdf5.read_shards([out / hdf5.shard_name(number) for number in todo.shards])
     for posts, shard in zip(todo.shards.values(), shards, strict=True):
         if isinstance(shard, InputError):
             raise shard
         for record, post in zip(shard.posts, posts, strict=True):
             if record.reason:
-                table.writerow((record.id, record.reason, post.image))
-    if lines.tell() > header:
-        write_text(path, lines.getvalue())
+                failures.append((record.id, record.reason, post.image))
+    if failures:
+        write_text(path, csv_text(("id", "reason", "image"), failures))
     else:
         path.unlink(missing_ok=True)
