@@ -21,6 +21,7 @@ from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
+from pipeline.encoders.text import encode_each
 from pipeline.extraction.decode import Decoders
 from pipeline.extraction.encode import text_problem
 from pipeline.posts.images import MAX_PIXELS, ImageProblem, to_rgb
@@ -168,18 +169,12 @@ class Predictor:
         return batches
 
     def _encode(self, inputs: Sequence[Inputs]) -> tuple[list[Batch], list[tuple[str, ...]], np.ndarray]:
-        """PostFeatures (eqs 1, 2, 5) by view, each post's flags, and whether its features are finite (B,).
+        """Features (eqs 1, 2, 5) by view, each post's flags, and whether its features are finite (B,).
 
         What is missing is zeros, or the tokens of an empty text, which the model then leaves out of its rows.
         """
         ids, truncated = self.text.tokenize([one.text or "" for one in inputs])
-        longest = max(map(len, ids))
-        padded = torch.zeros(len(ids), longest, dtype=torch.int64)
-        for row, values in zip(padded, ids, strict=True):
-            row[: len(values)] = torch.from_numpy(values)
-        mask = torch.arange(longest) < torch.tensor([len(values) for values in ids])[:, None]
-        states = self.text.encode(padded, mask).cpu().numpy()
-
+        states = encode_each(self.text, ids)
         patches = np.zeros((len(inputs), self._views, *self.image.patches_shape), np.float32)
         pooled = np.zeros((len(inputs), self._views, self.image.patches_shape[1]), np.float32)
         seen = {
@@ -191,7 +186,7 @@ class Predictor:
             patches[list(seen)], pooled[list(seen)] = self.image.encode(np.stack(list(seen.values())))
 
         with np.errstate(over="ignore"):  # what overflows float16 is found below, by post
-            tokens = [states[i, : len(values)].astype(self._stored) for i, values in enumerate(ids)]
+            tokens = [values.astype(self._stored) for values in states]
             patches, pooled = patches.astype(self._stored), pooled.astype(self._stored)
         finite = np.array(
             [all(np.isfinite(part).all() for part in (tokens[i], patches[i], pooled[i])) for i in range(len(inputs))]

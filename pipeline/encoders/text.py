@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
 
@@ -110,3 +111,11 @@ class TextEncoder:
             if self._layers > 1:
                 states = torch.stack([state.float() for state in output.hidden_states[-self._layers :]]).mean(dim=0)
         return states.clone()  # outside inference mode, so that what follows may learn from it
+
+
+def encode_each(encoder: TextEncoder, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The tokens (n_i, D), float32, of each text's ids (n_i,), encoded as one padded batch."""
+    lengths = torch.tensor([len(one) for one in ids])
+    padded = pad_sequence([torch.from_numpy(one).long() for one in ids], batch_first=True)
+    states = encoder.encode(padded, torch.arange(padded.shape[1]) < lengths[:, None]).cpu().numpy()
+    return [tokens[: len(one)] for tokens, one in zip(states, ids, strict=True)]

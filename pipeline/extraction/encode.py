@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from pipeline.cache.hdf5 import PostRecord, ShardFeatures
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
+from pipeline.encoders.text import encode_each
 from pipeline.extraction.decode import Decoded, Decoders, Reading
 from pipeline.posts.manifest import Post
 
@@ -61,16 +61,10 @@ class ShardJob:
 
     def encode_texts(self, rows: list[int]) -> Seconds:
         started = time.perf_counter()
-        longest = max(len(self._input_ids[row]) for row in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(self._input_ids[row])] = torch.from_numpy(self._input_ids[row])
-            mask[i, : len(self._input_ids[row])] = True
-        states = self._text.encode(ids, mask).cpu().numpy()
+        states = encode_each(self._text, [self._input_ids[row] for row in rows])
         with np.errstate(over="ignore"):  # what overflows float16 is found in `features`, by post
-            for i, row in enumerate(rows):
-                self._tokens[row] = states[i, : len(self._input_ids[row])].astype(self._dtype)
+            for row, tokens in zip(rows, states, strict=True):
+                self._tokens[row] = tokens.astype(self._dtype)
         return Seconds(encode=time.perf_counter() - started)
 
     def encode_images(self, rows: range, reading: Reading, decoders: Decoders) -> Seconds:
