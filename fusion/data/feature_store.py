@@ -17,7 +17,6 @@ from pipeline.common.errors import InputError
 from pipeline.common.machine import free_memory
 
 Location = Literal["auto", "map", "ram", "device"]
-PLACES: tuple[Location, ...] = ("auto", "map", "ram", "device")
 SHARE_OF_FREE = 0.5  # of the free memory that features may take
 PREFETCH = 2  # batches read while one is worked on
 

@@ -34,7 +34,6 @@ from pipeline.posts.manifest import LABELS
 
 ANSWERS = "answers.json"
 _OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
-SHUFFLED = ("image-shuffled", "text-shuffled")  # rows that are the full model's own answers to shuffled posts
 
 Say = Callable[[str], None]
 
