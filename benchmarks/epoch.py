@@ -31,7 +31,7 @@ from fusion.training.allocator import keep_memory
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, new_optimizer
 from pipeline.cache.reader import Cache
-from pipeline.common.device import resolve_device
+from pipeline.common.device import exact_float32, resolve_device
 from pipeline.extraction.decode import start_server
 from pipeline.extraction.extract import extract
 from pipeline.posts.images import to_rgb
@@ -69,6 +69,7 @@ def main() -> None:
     options.add_argument("--device", default="auto")
     options.add_argument("--json", type=Path)
     given = options.parse_args()
+    exact_float32()
     device = resolve_device(given.device)
     start_server()
     keep_memory()

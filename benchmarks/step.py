@@ -40,7 +40,7 @@ from fusion.models.precision import has_bfloat16, precision
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory
 from fusion.training.epoch import new_optimizer
-from pipeline.common.device import resolve_device
+from pipeline.common.device import exact_float32, resolve_device
 from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder
 
 PATCHES = 49
@@ -92,6 +92,7 @@ def main() -> None:
     options.add_argument("--compile", action="store_true", help="also ours with compiled layers, and what that costs")
     options.add_argument("--json", type=Path)
     given = options.parse_args()
+    exact_float32()
     device = resolve_device(given.device)
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{chip}, bfloat16 {'in hardware' if has_bfloat16(device) else 'not in hardware: float32 alone'}")

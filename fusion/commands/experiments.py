@@ -53,8 +53,10 @@ def sweep(
     from fusion.experiments.search_space import read_space
     from fusion.experiments.study import SweepSpec
     from fusion.experiments.sweep_results import BEST, shown
+    from fusion.training.allocator import keep_memory
     from pipeline.extraction.ray_engine import cluster
 
+    keep_memory()
     base = source.load(seed=seed)
     space = read_space(space_file, base)
     chosen = str(console.device(device))
@@ -106,7 +108,9 @@ def reproduce(
     """Make a table of the paper: train what it lacks, compare by posts. The same command resumes after a kill."""
     from fusion.experiments import reproduce as reproducing
     from fusion.experiments.tables.write import write_table
+    from fusion.training.allocator import keep_memory
 
+    keep_memory()
     spec = reproducing.TableSpec(
         cache=cache_dir.resolve(),
         out=out.resolve(),

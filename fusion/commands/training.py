@@ -91,6 +91,7 @@ def train(
     """Train the fusion model, or a baseline, from a cache; write a run folder. torchrun uses several GPUs or hosts."""
     from fusion.run import Run
     from fusion.training import train as training
+    from fusion.training.allocator import keep_memory
     from fusion.training.distributed import local_device, ranks
     from pipeline.cache.reader import Cache
 
@@ -101,6 +102,7 @@ def train(
     chosen = local_device(console.device(device))
     means = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
     cache = Cache(cache_dir)
+    keep_memory()
     with ranks(chosen) as here:
         if overwrite and here.is_main:
             run.clear()

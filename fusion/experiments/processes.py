@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from fusion.training.allocator import keep_memory
+from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError
 from pipeline.common.machine import usable_cores
 
@@ -60,6 +62,8 @@ def _begin(jobs: int, begin: Callable[..., Callable[[Any], None]], arguments: tu
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
+    exact_float32()
+    keep_memory()
     torch.set_num_threads(max(1, usable_cores() // jobs))
     _work = begin(*arguments)
 

@@ -17,6 +17,7 @@ from fusion.experiments.search_space import Space, configured, draw, optuna
 from fusion.experiments.study import SweepSpec, TrialReporter, trainer_of
 from fusion.experiments.sweep_results import SCORE, trial_folder
 from fusion.run import Run
+from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError
 
 _LOSSES = 2  # how often a trial is run again when its worker is lost
@@ -52,6 +53,7 @@ def run_on_ray(
 def _train(drawn: dict[str, Any], spec: SweepSpec, threads: int) -> None:
     """On a worker: train one trial, telling each epoch's score, then the best one's or why it failed."""
     torch.set_num_threads(threads)
+    exact_float32()
 
     def on_epoch(line: dict[str, Any]) -> None:
         tune.report({"epoch": line["epoch"], SCORE: line[SCORE]})

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier
 
 import torch
 from torch import Tensor
@@ -28,7 +29,11 @@ class Reencoder:
         self._budget = budget
         self._known: dict[int, tuple[bytes, Tensor]] = {}  # row -> hidden words, tokens (n_i, D)
         # a group on each core, and each on one core, so that none waits for another at the end of each layer
-        self._threads = ThreadPoolExecutor(torch.get_num_threads(), "reencode", torch.set_num_threads, (1,))
+        cores = torch.get_num_threads()
+        self._threads = ThreadPoolExecutor(cores, "reencode", torch.set_num_threads, (1,))
+        together = Barrier(cores)
+        list(self._threads.map(lambda _: together.wait(), range(cores)))  # all have begun
+        torch.set_num_threads(cores)  # threads that others begin from now on have all cores again
         self.bytes = 0
         self.asked = self.found = 0
 

@@ -34,7 +34,6 @@ from fusion.models.transformer import Transformer
 from fusion.run import Run
 from fusion.run_files import TrainingState
 from fusion.tensor_files import require_memory
-from fusion.training.allocator import keep_memory
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step, new_optimizer
 from pipeline.cache.reader import Cache
@@ -125,7 +124,6 @@ def train(
     Raises InputError on a cache without training or validation posts of all classes, and on a loss that is not finite.
     """
     require_trainable(cache, config)
-    keep_memory()
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
     torch.manual_seed(config.seed)
     m, channels = cache.patches_shape

@@ -123,8 +123,9 @@ class Console:
 
     def device(self, name: str) -> "torch.device":
         """The device to use, printed; that there is no GPU is printed even when quiet."""
-        from pipeline.common.device import resolve_device
+        from pipeline.common.device import exact_float32, resolve_device
 
+        exact_float32()
         device = resolve_device(name)
         if name == "auto" and device.type == "cpu":
             say("device: cpu (no CUDA GPU found; all work runs on the processor)", error=True)

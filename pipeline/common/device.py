@@ -6,9 +6,7 @@ from pipeline.common.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA GPU, else the CPU. float32 then means float32: TF32 is switched off."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    """`auto` is the first CUDA GPU, else the CPU. Raises InputError for a device that can't be used here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -17,3 +15,9 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
     return device
+
+
+def exact_float32() -> None:
+    """Switch TF32 off in this process, so that float32 means float32 on a GPU too. Commands do; library calls don't."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

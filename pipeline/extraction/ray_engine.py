@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
@@ -46,6 +47,7 @@ class ShardMaker:
 
     def __init__(self, choice: EncoderChoice, threads: int) -> None:
         torch.set_num_threads(threads)
+        exact_float32()
         self._image, self._text = load_image_encoder(choice), load_text_encoder(choice)
 
     def who(self) -> str:

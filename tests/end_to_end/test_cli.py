@@ -1,15 +1,12 @@
 """The commands as a person runs them: help, output, exit codes, and one clear line for every problem."""
 
 import json
-import subprocess
-import sys
-import time
 
 import pytest
 from click import Context
 
 from cli import cli
-from tests.helpers.commands import ROOT, SETTINGS, invoke, refused
+from tests.helpers.commands import SETTINGS, invoke, refused
 from tests.helpers.toy import FINGERPRINT, write_cache
 
 COMMANDS = (
@@ -31,16 +28,10 @@ def run(cache):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_answers_at_once_and_names_the_options(command):
-    started = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "cli.py", command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert (
-        time.monotonic() - started < 30
-    )  # the promise of two seconds is checked by what is imported, in test_house.py
-    assert "Usage: cli.py" in result.stdout
-    assert command in ("demo", "serve") or "--json" in result.stdout
+def test_help_names_the_options(command):
+    text = invoke(command, "--help")
+    assert f"Usage: cli {command}" in text
+    assert command in ("demo", "serve") or "--json" in text
 
 
 def test_all_commands_are_listed():

@@ -1,6 +1,8 @@
-"""The rules of the house that a machine can check: equations named, imports one way, lazy where promised."""
+"""What the files of the packages and their imports must be like. Who may import whom: setup.cfg, `make lint`."""
 
-import re
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,27 +13,6 @@ ROOT = Path(__file__).parents[2]
 CODE = [*sorted((ROOT / "pipeline").rglob("*.py")), *sorted((ROOT / "fusion").rglob("*.py"))]
 
 
-def equations(text):
-    """Numbers after `eq` or `eqs`, with ranges and lists: `eqs 7-11, 14`."""
-    found = set()
-    for group in re.findall(r"\b[Ee]qs? (\d+(?:(?:-|, | and )\d+)*)", text):
-        for part in re.split(r", | and ", group):
-            first, _, last = part.partition("-")
-            found.update(range(int(first), int(last or first) + 1))
-    return found
-
-
-@pytest.mark.parametrize("number", range(1, 26))
-def test_each_equation_of_the_paper_is_named_where_it_is_computed(number):
-    """In a comment on a line of code, not only in a docstring that promises it."""
-    lines = [line for file in CODE for line in file.read_text(encoding="utf-8").splitlines() if "#" in line]
-    assert any(number in equations(line.split("#", 1)[1]) for line in lines if line.split("#", 1)[0].strip())
-
-
-def test_equation_lists_are_read_as_people_write_them():
-    assert equations("eqs 7-9, 14 and 22; eq 3") == {7, 8, 9, 14, 22, 3}
-
-
 def test_the_cache_needs_no_torch():
     assert "torch" not in imported("import pipeline.cache.reader")
 
@@ -40,16 +21,47 @@ def test_the_command_line_is_light():
     assert not {"torch", "h5py", "numpy", "timm", "transformers", "sklearn"} & imported("import cli")
 
 
-def test_training_without_the_masked_language_loss_loads_no_encoder_library(tmp_path):
-    code = (
-        "import torch; from pathlib import Path\n"
-        "from tests.helpers.toy import write_cache; from tests.helpers.commands import SMALL\n"
-        "from fusion.config import load_config; from fusion.run import Run; from fusion.training.train import train\n"
-        f"cache = write_cache(Path({str(tmp_path / 'cache')!r}))\n"
-        "config = load_config(settings=(*SMALL, 'mlm=false', 'epochs=1'))\n"
-        f"train(cache, config, Run(Path({str(tmp_path / 'run')!r})), torch.device('cpu'), quiet=True)"
+LIBRARY_CALLS = """
+import sys, threading
+from pathlib import Path
+import matplotlib, torch
+
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+before = torch.get_num_threads()
+
+from fusion.config import load_config
+from fusion.evaluation.evaluate import evaluate
+from fusion.report.plots import curves
+from fusion.run import Run
+from fusion.training.train import train
+from pipeline.common.device import resolve_device
+from tests.helpers.commands import SMALL
+from tests.helpers.toy import ToyText, write_cache
+
+folder, device = Path(sys.argv[1]), resolve_device("cpu")
+run = Run(folder / "run")
+config = load_config(settings=(*SMALL, "epochs=2"))
+train(write_cache(folder / "cache", posts=90), config, run, device, text_encoder=ToyText(7), quiet=True)
+evaluate(run, device)
+curves(run.metrics(), 1)
+
+seen = []
+thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+thread.start(), thread.join()
+assert (torch.get_num_threads(), *seen) == (before, before), (before, torch.get_num_threads(), seen)
+assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+assert "matplotlib.pyplot" not in sys.modules
+assert not {"timm", "transformers"} & set(sys.modules)
+"""
+
+
+def test_library_calls_change_nothing_of_the_process_and_load_no_encoder_library(tmp_path):
+    """No thread count, no TF32 flag, no backend of matplotlib."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY_CALLS, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert not {"timm", "transformers"} & imported(code)
+    assert done.returncode == 0, done.stderr
 
 
 PACKAGES = sorted(
