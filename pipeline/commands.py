@@ -17,31 +17,39 @@ from pipeline.common.options import (
     overwrite_option,
     result_options,
 )
+from pipeline.posts.formats import formats
 
 
 @click.command()
 @click.argument("source", metavar="MVSA_DIR|TEXTS.csv", type=PATH)
+@click.option(
+    "--format",
+    "name",
+    type=click.Choice(list(formats())),
+    help="The format of the source; by default what it looks like.",
+)
 @click.option("--out", required=True, type=PATH, help="The manifest to write (JSONL).")
 @click.option("--splits", type=PATH, help="CSV id,label,split; without it a stratified split is made.")
 @click.option("--ratios", default="8:1:1", help="Shares of train, val and test.")
 @click.option("--seed", default=0, help="Seed of the stratified split.")
-@click.option("--encoding", default="gb18030", help="Encoding of an MVSA folder's texts; never guessed.")
+@click.option("--encoding", help="Encoding of an MVSA folder's texts, gb18030 unless given; never guessed.")
 @overwrite_option
 @result_options
 def prepare(
     source: Path,
+    name: str | None,
     out: Path,
     splits: Path | None,
     ratios: str,
     seed: int,
-    encoding: str,
+    encoding: str | None,
     overwrite: bool,
     console: Console,
 ) -> None:
     """Read an MVSA folder, or a CSV file id,text,label,split without images: label rule, split, duplicates; write a
     manifest.
     """
-    from pipeline.posts import csv_texts, mvsa
+    from pipeline.posts.formats import format_of
     from pipeline.posts.manifest import write_manifest
 
     refuse_finished(out, out.exists(), overwrite)
@@ -49,10 +57,8 @@ def prepare(
         shares = [float(part) for part in ratios.split(":")]
     except ValueError:
         raise click.BadParameter(f"{ratios!r} is not like 8:1:1", param_hint="--ratios") from None
-    if source.is_file():
-        prepared = csv_texts.prepare(source, splits=splits, ratios=shares, seed=seed)
-    else:
-        prepared = mvsa.prepare(source, splits=splits, ratios=shares, seed=seed, encoding=encoding)
+    read = format_of(source, name)
+    prepared = read.prepare(source, splits=splits, ratios=shares, seed=seed, encoding=encoding)
     write_manifest(out, prepared.posts)
     console.report(prepared.summary)
     console.say(f"wrote {out}: {len(prepared.posts)} posts")

@@ -14,12 +14,26 @@ from pipeline.posts.splits import Prepared, class_counts, duplicates_of_training
 COLUMNS = ("id", "text", "label", "split")
 
 
-def prepare(path: Path, *, splits: Path | None = None, ratios: Sequence[float] = (8, 1, 1), seed: int = 0) -> Prepared:
+def reads(source: Path) -> bool:
+    """Whether this looks like a CSV file, by its name."""
+    return source.suffix.lower() == ".csv"
+
+
+def prepare(
+    path: Path,
+    *,
+    splits: Path | None = None,
+    ratios: Sequence[float] = (8, 1, 1),
+    seed: int = 0,
+    encoding: str | None = None,
+) -> Prepared:
     """Read the posts of a CSV file, UTF-8, and split them: by `splits` (id,label,split), else by its own column, else
     stratified by `ratios` and `seed`.
 
     Raises InputError naming file, line and field.
     """
+    if encoding is not None:
+        raise InputError(f"--encoding {encoding}: a CSV file is read as UTF-8; leave the option out")
     posts, columns = _read(path)
     summary = {"form": "texts", "kept": len(posts), "unlabelled": sum(post.label is None for post in posts)}
     if splits is not None:

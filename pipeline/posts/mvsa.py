@@ -18,6 +18,7 @@ from pipeline.common.files import regular_bytes
 from pipeline.posts.manifest import LABELS, Post, read_lines, require_name, shown
 from pipeline.posts.splits import Prepared, class_counts, duplicates_of_training, given_split, stratified_split
 
+ENCODING = "gb18030"  # of the texts that were published; never guessed
 FORMS = {1: "single", 3: "multiple"}
 _MOST_TEXT_BYTES = 1 << 20  # of a post; a tweet has a few hundred
 
@@ -32,27 +33,32 @@ class MergedLabel:
     reason: str
 
 
+def reads(source: Path) -> bool:
+    """Whether this looks like an MVSA folder: any folder does, so that what is missing in it is named."""
+    return source.is_dir()
+
+
 def prepare(
     folder: Path,
     *,
     splits: Path | None = None,
     ratios: Sequence[float] = (8, 1, 1),
     seed: int = 0,
-    encoding: str = "gb18030",
+    encoding: str | None = None,
 ) -> Prepared:
     """Read an MVSA folder (either form), apply the label rule and split the posts.
 
     With `splits` (a file with id,label,split) posts take their split from it, otherwise a stratified split by `ratios`
-    (train, val, test) and `seed` is made. A post whose text is missing, is no ordinary file or is not in `encoding`
-    stays in the list with its problem, so that extraction counts it. Raises InputError if the folder, its label file or
-    `splits` is unusable.
+    (train, val, test) and `seed` is made. A post whose text is missing, is no ordinary file or is not in `encoding`,
+    GB18030 unless given, stays in the list with its problem, so that extraction counts it. Raises InputError if the
+    folder, its label file or `splits` is unusable.
     """
     rows = _label_rows(folder)
     verdicts = {id_: merge_labels(pairs) for id_, pairs in rows.items()}
     kept = [id_ for id_ in sorted(verdicts, key=_by_number) if verdicts[id_].label]
     if not kept:
         raise InputError(f"{folder / 'labelResultAll.txt'}: no row survives the label rule")
-    posts = [_read_post(folder / "data", id_, verdicts[id_], encoding) for id_ in kept]
+    posts = [_read_post(folder / "data", id_, verdicts[id_], encoding or ENCODING) for id_ in kept]
     summary: dict[str, Any] = {
         "form": FORMS[len(next(iter(rows.values())))],
         "label_rows": len(rows),

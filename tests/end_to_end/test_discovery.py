@@ -1,4 +1,4 @@
-"""A new file is a new model: no list, no option and no document of names is edited."""
+"""A new file is a new model or a new data format: no list, no option and no document of names is edited."""
 
 import textwrap
 
@@ -6,13 +6,15 @@ import pytest
 import torch
 
 import fusion.models.baselines
+import pipeline.posts
 from fusion.config import load_config
 from fusion.experiments.tables.rows import rows_of
 from fusion.names import model_modules
 from fusion.run import Run
 from pipeline.common.discovery import offered
 from pipeline.common.errors import InputError
-from tests.helpers.commands import SETTINGS, invoke
+from pipeline.posts.formats import format_of, formats
+from tests.helpers.commands import SETTINGS, invoke, refused
 from tests.helpers.toy import write_cache
 
 MODEL = '''
@@ -71,3 +73,47 @@ def test_files_without_a_model_are_none():
     names = offered("fusion.models", r"^class \w+\(Model\)")
     assert names == {"fusion": "fusion.models.fusion"}
     assert offered("fusion.no_such_package", ".") == {}
+
+
+FORMAT = """
+from pipeline.posts.manifest import Post
+from pipeline.posts.splits import Prepared
+
+
+def reads(source):
+    return source.suffix == ".lines"
+
+
+def prepare(source, *, splits=None, ratios=(8, 1, 1), seed=0, encoding=None):
+    lines = source.read_text().splitlines()
+    return Prepared([Post(str(n), line, None) for n, line in enumerate(lines)], {"kept": len(lines)})
+"""
+
+
+def test_a_new_file_is_a_data_format(tmp_path, monkeypatch):
+    folder, source = tmp_path / "more", tmp_path / "texts.lines"
+    folder.mkdir()
+    (folder / "plain_lines.py").write_text(FORMAT)
+    source.write_text("one\ntwo\n")
+    places = [*pipeline.posts.__path__, str(folder)]
+    monkeypatch.setattr(pipeline.posts, "__path__", places)
+    monkeypatch.setattr(pipeline.posts.__spec__, "submodule_search_locations", places)
+    assert list(formats()) == ["csv-texts", "mvsa", "plain-lines"]
+    prepared = format_of(source).prepare(source)
+    assert [post.text for post in prepared.posts] == ["one", "two"]
+
+
+def test_formats_are_recognised_and_what_is_not_there_is_named(tmp_path):
+    (tmp_path / "texts.csv").write_text("id,text\n1,a\n")
+    assert format_of(tmp_path / "texts.csv").__name__ == "pipeline.posts.csv_texts"
+    assert format_of(tmp_path).__name__ == "pipeline.posts.mvsa"
+    assert "no such folder or file" in refused("prepare", tmp_path / "none", "--out", tmp_path / "m.jsonl")
+    given = refused("prepare", tmp_path / "texts.csv", "--out", tmp_path / "m.jsonl", "--encoding", "latin-1")
+    assert "a CSV file is read as UTF-8" in given
+    source = tmp_path / "texts.txt"
+    source.write_text("id,text\n1,a\n")
+    assert "looks like none of the formats csv-texts, mvsa; name one with --format" in refused(
+        "prepare", source, "--out", tmp_path / "m.jsonl"
+    )
+    invoke("prepare", source, "--format", "csv-texts", "--out", tmp_path / "m.jsonl")
+    assert "--format [csv-texts|mvsa]" in invoke("prepare", "--help")
