@@ -144,7 +144,7 @@ def index(
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
     """Check an index: its posts, the offsets of their texts, its shard table, and the shapes of all features together.
-    Returns what pipeline.cache.hdf5.Index holds of them.
+    Returns what pipeline.cache.records.Index holds of them.
     """
     count = len(columns["id"])
     m, channels, width = arrays(fingerprint, count, shapes, None)

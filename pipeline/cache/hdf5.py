@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from pipeline.cache.hdf5_layout import (
     SHARD_NAME,
     feature_dtype,
 )
+from pipeline.cache.records import Index, PostRecord, Shard, ShardFeatures
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES, sha256_of_file, write_bytes
@@ -40,69 +40,6 @@ SHARD_POSTS = 256
 
 # What reading a file may take: ten thousand posts take a tenth of a second and some MiB.
 _SECONDS, _MIB = 3, 256
-
-
-@dataclass(frozen=True)
-class PostRecord:
-    """What extraction found out about one post, kept beside its features."""
-
-    id: str
-    text_sha256: str
-    image_sha256: str
-    reason: str = ""  # why it failed; empty: it is whole
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ShardFeatures:
-    """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
-
-    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
-    and (n,), one per post.
-    """
-
-    posts: list[PostRecord]
-    patches: np.ndarray
-    pooled: np.ndarray
-    tokens: list[np.ndarray]
-    input_ids: list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
-    where they begin in the file (`at`), and the lengths of its texts.
-    """
-
-    posts: list[PostRecord]
-    fingerprint: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    at: dict[str, int]
-    lengths: list[int]
-
-
-@dataclass(frozen=True)
-class Index:
-    """The index of a finished cache: N posts, and where their features lie in which shard.
-
-    `ok` (N,) bool; `labels`, `text_labels`, `image_labels` and `splits` (N,) int8, indices into LABELS and SPLITS with
-    -1 for none; `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table.
-    """
-
-    fingerprint: dict[str, Any]
-    manifest_sha256: str
-    ids: list[str]
-    ok: np.ndarray
-    flags: np.ndarray
-    labels: np.ndarray
-    text_labels: np.ndarray
-    image_labels: np.ndarray
-    splits: np.ndarray
-    offsets: np.ndarray
-    shards: dict[str, np.ndarray]
-    patches_shape: tuple[int, int]
-    text_width: int
-    part: dict[str, Any] | None  # which part of a larger cache this is, if it is one
 
 
 def shard_name(number: int) -> str:

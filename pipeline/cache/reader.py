@@ -4,7 +4,6 @@ Opening reads the index alone, and checks all of its claims; a shard is mapped o
 bytes of its arrays is relied on. The files themselves are the matter of `pipeline.cache.hdf5`.
 """
 
-import stat
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import hdf5
-from pipeline.cache.hdf5 import PostRecord, Shard
-from pipeline.cache.hdf5_layout import FEATURES, FLAGS, INDEX, feature_dtype
+from pipeline.cache.hdf5_layout import FEATURES, FLAGS, INDEX
+from pipeline.cache.mapping import ShardMaps, flat_bytes
+from pipeline.cache.records import PostRecord, Shard
 from pipeline.common.errors import InputError
-from pipeline.common.files import open_regular, sha256_of_file
+from pipeline.common.files import sha256_of_file
 from pipeline.posts.manifest import LABELS, SPLITS, comparable_text, read_splits
 
 
@@ -56,13 +56,11 @@ class Cache:
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
         self._table, self._offsets = index.shards, index.offsets
         self.lengths = np.diff(self._offsets)
-        self._first_row = np.concatenate([[0], np.cumsum(self._table["rows"])])
-        self._firsts: list[int] = self._first_row.tolist()
-        self._maps: dict[int, dict[str, np.ndarray]] = {}
-        self._mapped_bytes: dict[int, tuple[memoryview, memoryview]] = {}
-        for number, size in enumerate(self._table["bytes"].tolist()):
-            if problem := _problem_of(self._path(number), size):
-                where = f"{self._path(number)} ({self._posts_of(number)})"
+        self._shards = ShardMaps(folder, index, self.views)
+        self._firsts: list[int] = self._shards.first_row.tolist()
+        for number in range(len(self._shards)):
+            if problem := self._shards.problem(number):
+                where = f"{self._shards.path(number)} ({self._posts_of(number)})"
                 raise InputError(f"{where}: {problem}; `extract` with --repair makes it again")
 
     @property
@@ -142,13 +140,13 @@ class Cache:
         if not patches.size:
             return patches, pooled
         # Bytes to bytes: NumPy's own assignment of a row takes a tenth longer.
-        to_patches, to_pooled = _bytes_of(patches), _bytes_of(pooled)
+        to_patches, to_pooled = flat_bytes(patches), flat_bytes(pooled)
         a, b = len(to_patches) // len(rows), len(to_pooled) // len(rows)
-        numbers = np.searchsorted(self._first_row, rows, side="right") - 1
+        numbers = np.searchsorted(self._shards.first_row, rows, side="right") - 1
         chosen = [0] * len(rows) if views is None else views.tolist()
         for place, (row, number, view) in enumerate(zip(rows.tolist(), numbers.tolist(), chosen, strict=True)):
             local = (row - self._firsts[number]) * self.views + view
-            from_patches, from_pooled = self._image_bytes(number)
+            from_patches, from_pooled = self._shards.image_bytes(number)
             to_patches[place * a : (place + 1) * a] = from_patches[local * a : (local + 1) * a]
             to_pooled[place * b : (place + 1) * b] = from_pooled[local * b : (local + 1) * b]
         return patches, pooled
@@ -175,9 +173,11 @@ class Cache:
         if self.text_width != width:
             raise InputError(f"{self.folder}: a text width of {self.text_width}, but its text encoder has {width}")
         for number in range(len(self._firsts) - 1):
-            ids = self._shard(number)["input_ids"]
+            ids = self._shards.arrays(number)["input_ids"]
             if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
-                raise InputError(f"{self._path(number)}: holds ids of word pieces that its text encoder does not have")
+                raise InputError(
+                    f"{self._shards.path(number)}: holds ids of word pieces that its text encoder does not have"
+                )
 
     @cached_property
     def texts(self) -> list[str]:
@@ -244,7 +244,7 @@ class Cache:
         listed = hdf5.manifest_sha256(self.records) == self.manifest_sha256
         problems = [] if listed else ["index.h5: the posts do not match the manifest hash"]
         names = self._table["name"].tolist()
-        for number, shard in enumerate(hdf5.read_shards([self._path(number) for number in range(len(names))])):
+        for number, shard in enumerate(hdf5.read_shards([self._shards.path(number) for number in range(len(names))])):
             problems += [
                 f"{names[number].decode()} ({self._posts_of(number)}): {problem}"
                 for problem in self._damage_of(number, shard, listed)
@@ -254,16 +254,16 @@ class Cache:
     def _damage_of(self, number: int, shard: Shard | InputError, listed: bool) -> Iterator[str]:
         """The first thing that is wrong with a shard, if any is; `listed`: the index's posts are to be relied on."""
         rows = slice(self._firsts[number], self._firsts[number + 1])
-        if sha256_of_file(self._path(number)) != self._table["sha256"][number].decode():
+        if sha256_of_file(self._shards.path(number)) != self._table["sha256"][number].decode():
             yield "checksum does not match"
         elif isinstance(shard, InputError):
-            yield str(shard).removeprefix(f"{self._path(number)}: ")
+            yield str(shard).removeprefix(f"{self._shards.path(number)}: ")
         elif shard.lengths != self.lengths[rows].tolist():
             yield "text offsets do not match the index"
         elif shard.fingerprint != self.fingerprint or (listed and shard.posts != self.records[rows]):
             yield "its posts or encoders are not those of the index"
         elif shard.at != {name: self._table[f"{name}_at"][number] for name in FEATURES} or any(
-            shard.shapes[name] != array.shape for name, array in self._stored(number).items()
+            shard.shapes[name] != array.shape for name, array in self._shards.stored(number).items()
         ):
             yield "its arrays do not lie where the index says"
         elif bad := [self.ids[row] for row in range(rows.start, rows.stop) if self.ok[row] and not self._finite(row)]:
@@ -281,8 +281,8 @@ class Cache:
     def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row}: there are {len(self)}")
-        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        return self._shard(number), row - self._firsts[number]
+        number = int(np.searchsorted(self._shards.first_row, row, side="right")) - 1
+        return self._shards.arrays(number), row - self._firsts[number]
 
     def _view(self, view: int) -> int:
         if not 0 <= view < self.views:
@@ -299,60 +299,6 @@ class Cache:
         shard, local = self._locate(row)
         start = int(self._offsets[row]) - int(self._offsets[row - local])
         return shard[name][start : start + int(self.lengths[row])]
-
-    def _path(self, number: int) -> Path:
-        return self.folder / self._table["name"][number].decode()
-
-    def _stored(self, number: int) -> dict[str, np.ndarray]:
-        """The shard's arrays as they are stored: with an axis for views where there are several."""
-        arrays = dict(self._shard(number))
-        if self.views == 1:
-            arrays |= {name: arrays[name][:, 0] for name in ("patches", "pooled")}
-        return arrays
-
-    def _shard(self, number: int) -> dict[str, np.ndarray]:
-        """The shard's features as views of its mapped bytes; mapped on first use."""
-        if number not in self._maps:
-            rows = int(self._table["rows"][number])
-            tokens = int(self._offsets[self._first_row[number + 1]] - self._offsets[self._first_row[number]])
-            shapes = {
-                "patches": (rows, self.views, *self.patches_shape),
-                "pooled": (rows, self.views, self.patches_shape[1]),
-                "tokens": (tokens, self.text_width),
-                "input_ids": (tokens,),
-                "offsets": (rows + 1,),
-            }
-            with open_regular(self._path(number)) as file:
-                raw = np.memmap(file, np.uint8, "r")
-            stored = self.fingerprint["stored_dtype"]
-            self._maps[number] = {
-                name: np.ndarray(shape, feature_dtype(name, stored), raw, offset=int(self._table[f"{name}_at"][number]))
-                for name, shape in shapes.items()
-            }
-        return self._maps[number]
-
-    def _image_bytes(self, number: int) -> tuple[memoryview, memoryview]:
-        """The bytes of the shard's patches and pooled."""
-        if number not in self._mapped_bytes:
-            shard = self._shard(number)
-            self._mapped_bytes[number] = _bytes_of(shard["patches"]), _bytes_of(shard["pooled"])
-        return self._mapped_bytes[number]
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """A contiguous array's bytes, flat, without a copy."""
-    return array.view(np.uint8).data.cast("B")
-
-
-def _problem_of(path: Path, size: int) -> str:
-    """What keeps a shard from being read, by its place in the folder alone; empty if nothing does."""
-    try:
-        state = path.lstat()
-    except FileNotFoundError:
-        return "missing"
-    if not stat.S_ISREG(state.st_mode):
-        return "a link, a folder, a pipe or a device where a cache has a file"
-    return "" if state.st_size == size else f"cut short or changed ({state.st_size} bytes, not {size})"
 
 
 def _require_within(numbers: np.ndarray, count: int, what: str) -> None:

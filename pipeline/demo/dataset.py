@@ -14,7 +14,8 @@ from string import ascii_letters, digits
 from pipeline.common.errors import InputError
 from pipeline.common.files import regular_bytes
 from pipeline.common.folders import remove_file, require_no_link
-from pipeline.demo.pictures import NEGATIVE, NEUTRAL, POSITIVE, draw_picture
+from pipeline.demo.pictures import draw_picture
+from pipeline.demo.scenes import NEGATIVE, NEUTRAL, POSITIVE
 
 NAMES = {POSITIVE: "positive", NEUTRAL: "neutral", NEGATIVE: "negative"}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.cache.hdf5 import PostRecord, ShardFeatures
+from pipeline.cache.records import PostRecord, ShardFeatures
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
 from pipeline.encoders.text import encode_each
 from pipeline.extraction.decode import Decoded, Decoders, Reading

@@ -19,6 +19,7 @@ import torch
 
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache, clear
+from pipeline.cache.records import ShardFeatures
 from pipeline.common.errors import InputError
 from pipeline.common.files import csv_text, write_text
 from pipeline.common.locks import only_writer
@@ -238,7 +239,7 @@ def encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 
 def _write(
-    out: Path, number: int, features: hdf5.ShardFeatures, fingerprint: dict[str, Any], progress: ExtractionProgress
+    out: Path, number: int, features: ShardFeatures, fingerprint: dict[str, Any], progress: ExtractionProgress
 ) -> float:
     started = time.perf_counter()
     hdf5.write_shard(out / hdf5.shard_name(number), features, fingerprint)

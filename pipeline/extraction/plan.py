@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import hdf5
+from pipeline.cache.records import Index
 from pipeline.common.errors import InputError
 from pipeline.common.files import regular_bytes, sha256_of_file
 from pipeline.encoders.fingerprint import first_difference
@@ -162,7 +163,7 @@ def require_space(needed: int, out: Path) -> int:
     return free
 
 
-def _in_order_of(out: Path, index: hdf5.Index | None, posts: Sequence[Post]) -> list[Post]:
+def _in_order_of(out: Path, index: Index | None, posts: Sequence[Post]) -> list[Post]:
     """The posts in the order of the cache, then those that it lacks, which also fill the gaps of an unfinished one."""
     by_id = {post.id: post for post in posts}
     there = [index.ids] if index else _ids_by_shard(out)
@@ -193,7 +194,7 @@ def _ids_by_shard(out: Path) -> list[list[str]]:
     return [ids.get(number, []) for number in range(max(paths, default=-1) + 1)]
 
 
-def _require_no_more(out: Path, index: hdf5.Index, posts: Sequence[Post]) -> None:
+def _require_no_more(out: Path, index: Index, posts: Sequence[Post]) -> None:
     known, wanted = set(index.ids), {post.id for post in posts}
     if new := [post.id for post in posts if post.id not in known]:
         raise InputError(f"{out}: lacks {len(new)} of the manifest's posts, {new[0]!r} among them; --append adds them")
@@ -208,7 +209,7 @@ def _other_posts(path: Path, why: str) -> InputError:
     )
 
 
-def _index(out: Path, changes: Changes) -> hdf5.Index | None:
+def _index(out: Path, changes: Changes) -> Index | None:
     """The index of a finished cache; None where it is not there, or is damaged itself and to be repaired."""
     try:
         return hdf5.read_index(out) if os.path.lexists(out / hdf5.INDEX) else None
@@ -218,7 +219,7 @@ def _index(out: Path, changes: Changes) -> hdf5.Index | None:
         raise
 
 
-def _recorded_sha256(index: hdf5.Index) -> dict[str, str]:
+def _recorded_sha256(index: Index) -> dict[str, str]:
     """What the index says of each shard."""
     table = index.shards
     return {name.decode(): sha256.decode() for name, sha256 in zip(table["name"], table["sha256"], strict=True)}

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.cache import hdf5
-from pipeline.cache.hdf5 import PostRecord, ShardFeatures, manifest_sha256, shard_name, write_index, write_shard
+from pipeline.cache.hdf5 import manifest_sha256, shard_name, write_index, write_shard
 from pipeline.cache.reader import Cache, clear
+from pipeline.cache.records import PostRecord, ShardFeatures
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS, SPLITS, Post
 from tests.helpers.toy import FINGERPRINT, write_cache
@@ -214,9 +215,9 @@ def test_readers_take_no_lock(cache, monkeypatch):
 
 
 def test_opening_maps_nothing_and_reading_maps_one_shard(cache):
-    assert cache._maps == {}
+    assert cache._shards.mapped == []
     cache.tokens(SHARD)
-    assert list(cache._maps) == [1]
+    assert cache._shards.mapped == [1]
 
 
 def test_it_goes_into_pickles_and_over_forks_without_a_handle(cache, tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.cache import hdf5
-from pipeline.cache.hdf5 import PostRecord, ShardFeatures, shard_name, write_index, write_shard
+from pipeline.cache.hdf5 import shard_name, write_index, write_shard
+from pipeline.cache.records import PostRecord, ShardFeatures
 from pipeline.common.errors import InputError
 from pipeline.extraction.plan import WHOLE, Plan, feature_bytes, record_bytes, require_space
 from pipeline.posts.manifest import Post

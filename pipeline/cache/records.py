@@ -1,0 +1,69 @@
+"""What the files of a cache hold, as values: the record of a post, a shard's features, a shard, the index."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PostRecord:
+    """What extraction found out about one post, kept beside its features."""
+
+    id: str
+    text_sha256: str
+    image_sha256: str
+    reason: str = ""  # why it failed; empty: it is whole
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardFeatures:
+    """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
+
+    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
+    and (n,), one per post.
+    """
+
+    posts: list[PostRecord]
+    patches: np.ndarray
+    pooled: np.ndarray
+    tokens: list[np.ndarray]
+    input_ids: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
+    where they begin in the file (`at`), and the lengths of its texts.
+    """
+
+    posts: list[PostRecord]
+    fingerprint: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    at: dict[str, int]
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of a finished cache: N posts, and where their features lie in which shard.
+
+    `ok` (N,) bool; `labels`, `text_labels`, `image_labels` and `splits` (N,) int8, indices into LABELS and SPLITS with
+    -1 for none; `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table.
+    """
+
+    fingerprint: dict[str, Any]
+    manifest_sha256: str
+    ids: list[str]
+    ok: np.ndarray
+    flags: np.ndarray
+    labels: np.ndarray
+    text_labels: np.ndarray
+    image_labels: np.ndarray
+    splits: np.ndarray
+    offsets: np.ndarray
+    shards: dict[str, np.ndarray]
+    patches_shape: tuple[int, int]
+    text_width: int
+    part: dict[str, Any] | None  # which part of a larger cache this is, if it is one
