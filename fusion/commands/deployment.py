@@ -54,7 +54,7 @@ def predict(
     POSTS is a file like a manifest (JSONL); `text` or `image` may be left out where the run was trained for that. After
     a kill the same command resumes.
     """
-    from fusion.inference.predict_file import answer_file, clear
+    from fusion.inference.predict_file import answer_file, remove_answers
     from fusion.inference.predictor import Predictor, answer_one
     from fusion.run import Run
     from pipeline.extraction.decode import start_server
@@ -77,7 +77,7 @@ def predict(
             console.say(f"flags: {', '.join(answer.flags)}")
         return
     if overwrite:
-        clear(out)
+        remove_answers(out)
     report = answer_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=console.quiet)
     console.report(report.summary())
     console.say(f"wrote {out}: {report.posts} answers, {report.failed} of them the reason why there is none")
@@ -142,7 +142,7 @@ def explain(
         predictor = Predictor.open(Run(run_dir), console.device(device), **local)
         measured = check.of_run(predictor, split or "val", posts, cache_folder=cache_dir, quiet=console.quiet)
         console.save(measured)
-        console.show(check.table(measured))
+        console.show(check.format_faithfulness(measured))
         return
     from fusion.report import gallery
 

@@ -52,7 +52,7 @@ def sweep(
     from fusion.experiments import sweep as sweeping
     from fusion.experiments.search_space import read_space
     from fusion.experiments.study import SweepSpec
-    from fusion.experiments.sweep_results import BEST, shown
+    from fusion.experiments.sweep_results import BEST, format_trials
     from fusion.training.allocator import keep_memory
     from pipeline.extraction.ray_engine import cluster
 
@@ -64,7 +64,7 @@ def sweep(
     with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
         result = sweeping.sweep(spec, space, trials, ray=ray, overwrite=overwrite, say=console.say)
     console.save(result)
-    console.show(f"\n{shown(result['rows'])}\n")
+    console.show(f"\n{format_trials(result['rows'])}\n")
     console.say(f"wrote {out}: trial {result['best_trial']} is the best; train with --config {out / BEST}")
 
 

@@ -21,7 +21,7 @@ from fusion.experiments.sweep_results import (
     BEST,
     IMPORTANCE,
     TABLE,
-    sentence,
+    describe_trial,
     summary,
     write_results,
 )
@@ -78,7 +78,7 @@ def sweep(
 
         def ended(number: int) -> None:
             write_results(study, spec.out, space)
-            say(sentence(study, number))
+            say(describe_trial(study, number))
 
         numbers = _numbers(study, trials)
         if ray is not None:

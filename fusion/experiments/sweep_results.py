@@ -20,7 +20,7 @@ def trial_folder(out: Path, number: int) -> Path:
     return out / f"trial-{number:04d}"
 
 
-def table(study: "optuna.Study", space: Space) -> list[dict[str, Any]]:
+def trial_rows(study: "optuna.Study", space: Space) -> list[dict[str, Any]]:
     """A row for each trial. A pruned one's score is its best epoch's until it was cut short; a failed one has none."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
@@ -39,7 +39,7 @@ def table(study: "optuna.Study", space: Space) -> list[dict[str, Any]]:
     return rows
 
 
-def shown(rows: list[dict[str, Any]]) -> str:
+def format_trials(rows: list[dict[str, Any]]) -> str:
     """The table for people, the best on top."""
     ranked = sorted(rows, key=lambda row: (row["state"] != "complete", -(row[SCORE] or 0)))
     cells = [list(rows[0])]
@@ -54,7 +54,7 @@ def shown(rows: list[dict[str, Any]]) -> str:
 
 def write_results(study: "optuna.Study", out: Path, space: Space) -> None:
     """The table and the best configuration so far; of all trials' weights, only the best one's are kept."""
-    rows = table(study, space)
+    rows = trial_rows(study, space)
     write_text(out / TABLE, csv_text(list(rows[0]), [list(row.values()) for row in rows]))
     best = best_trial(study)
     for row in rows:
@@ -86,7 +86,7 @@ def summary(study: "optuna.Study", out: Path, space: Space) -> dict[str, Any]:
         draw_importance(shares, out / IMPORTANCE)
     found = study.trials[best]
     chosen = {"best_trial": best, SCORE: found.value, "best": found.params}
-    return {"trials": counts, **chosen, "importance": shares, "rows": table(study, space)}
+    return {"trials": counts, **chosen, "importance": shares, "rows": trial_rows(study, space)}
 
 
 def importance(study: "optuna.Study") -> dict[str, float]:
@@ -97,7 +97,7 @@ def importance(study: "optuna.Study") -> dict[str, float]:
     return {name: float(share) for name, share in optuna.importance.get_param_importances(study).items()}
 
 
-def sentence(study: "optuna.Study", number: int) -> str:
+def describe_trial(study: "optuna.Study", number: int) -> str:
     """How a trial ended, in one line."""
     trial = study.get_trials(deepcopy=False)[number]
     settings = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())

@@ -119,7 +119,7 @@ def of_run(
     return {"run": str(run.folder), "split": split, **result}
 
 
-def table(result: dict[str, Any]) -> str:
+def format_faithfulness(result: dict[str, Any]) -> str:
     """The result as lines for a terminal, in percentage points."""
     lines = [
         f"{result['posts']} posts; drop of the predicted class's probability when the top {result['share']:.0%} are "

@@ -41,7 +41,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     trained = run.load_model(torch.device("cpu")).state_dict()
     model.load_state_dict({name: trained[name] for name in model.state_dict()})
     model_card(run, None)  # what it reads may be damaged: found before anything is written
-    clear(out)
+    remove_export(out)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(out / "model.safetensors", tensors)
@@ -53,7 +53,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     return {name: (out / name).stat().st_size for name in _OWN_FILES if (out / name).exists()}
 
 
-def clear(out: Path) -> None:
+def remove_export(out: Path) -> None:
     """Remove an earlier export's own files, first the one that says that the others are there.
 
     Raises InputError if a run lies there, which is no export.

@@ -69,7 +69,7 @@ def unfinished(out: Path) -> Path:
     return out.with_name(out.name + ".unfinished")
 
 
-def clear(out: Path) -> None:
+def remove_answers(out: Path) -> None:
     """Remove the answers, finished or not."""
     out.unlink(missing_ok=True)
     unfinished(out).unlink(missing_ok=True)

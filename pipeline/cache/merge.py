@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cache import hdf5
-from pipeline.cache.reader import Cache, clear
+from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent
 from pipeline.common.locks import only_writer
@@ -34,7 +34,7 @@ def merge(parts: Sequence[Path], out: Path, *, overwrite: bool = False) -> Cache
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         if overwrite:
-            clear(out)
+            remove_cache_files(out)
         for _, (shard, _) in sorted(shards.items()):
             _link(shard, out / shard.name)
         hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, index.fingerprint)

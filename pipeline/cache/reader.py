@@ -20,7 +20,7 @@ from pipeline.common.files import sha256_of_file
 from pipeline.posts.manifest import LABELS, SPLITS, comparable_text, read_splits
 
 
-def clear(folder: Path) -> None:
+def remove_cache_files(folder: Path) -> None:
     """Remove a cache's own files, the index first, and nothing else that lies in the folder."""
     (folder / INDEX).unlink(missing_ok=True)
     for path in (*hdf5.shards_in(folder).values(), *folder.glob("*.h5.partial")):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import hdf5
-from pipeline.cache.reader import Cache, clear
+from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.cache.records import ShardFeatures
 from pipeline.common.errors import InputError
 from pipeline.common.files import csv_text, write_text
@@ -115,7 +115,7 @@ def extract(
     fingerprint = cache_fingerprint(image, text, stored_dtype)
     with only_writer(out), graceful_shutdown() as stop:
         if overwrite:
-            clear(out)
+            remove_cache_files(out)
         todo = plan(posts, out, fingerprint, part, changes)
         needed = feature_bytes(todo, image, text, stored_dtype)
         free = require_space(needed + record_bytes(todo), out)

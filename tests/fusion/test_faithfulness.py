@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
-from fusion.explanation.faithfulness import EncoderInput, faithfulness, hide_patches, table
+from fusion.explanation.faithfulness import EncoderInput, faithfulness, format_faithfulness, hide_patches
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from pipeline.common.errors import InputError
@@ -95,7 +95,7 @@ def test_random_hiding_finds_the_signal_as_often_as_chance_has_it():
 
 def test_the_table_has_a_line_for_every_method_and_names_the_best():
     result = faithfulness(planted(), posts_of(5, "words"), PlantedImage(), PlantedText())
-    lines = table(result).splitlines()
+    lines = format_faithfulness(result).splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["attention", "rollout", "gradient", "random"]
     assert f"{100 * result['drop']['words']['rollout']:.2f}" in lines[3]
     assert lines[-1] == f"best on average: {result['best']}"
@@ -106,7 +106,7 @@ def test_a_text_without_words_and_no_posts_at_all():
     empty = EncoderInput(np.zeros((3, 12, 12), np.uint8), np.array([2, 3]), np.zeros(2, bool))
     result = faithfulness(planted(), [empty], PlantedImage(), PlantedText())
     assert result["posts_by_kind"] == {"patches": 1}
-    assert "-" in table(result).splitlines()[2].split()
+    assert "-" in format_faithfulness(result).splitlines()[2].split()
     with pytest.raises(InputError, match="nothing can be hidden"):
         faithfulness(planted(), [], PlantedImage(), PlantedText())
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fusion.config import Config
-from fusion.inference.predict_file import answer_file, clear, unfinished
+from fusion.inference.predict_file import answer_file, remove_answers, unfinished
 from fusion.inference.predictor import Answer
 from pipeline.common.errors import InputError
 from tests.helpers.commands import invoke, refused
@@ -166,7 +166,7 @@ def test_answers_of_another_run_or_of_other_posts_are_never_mixed(tmp_path):
     posts.write_text(posts.read_text().replace("number 3", "number three"))
     with pytest.raises(InputError, match="unfinished answers of other posts; --overwrite"):
         answer_file(Toy(tmp_path), posts, out, quiet=True)
-    clear(out)
+    remove_answers(out)
     answer_file(Toy(tmp_path), posts, out, quiet=True)
     assert answers_of(out) == expected(5)
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache import hdf5
 from pipeline.cache.hdf5 import manifest_sha256, shard_name, write_index, write_shard
-from pipeline.cache.reader import Cache, clear
+from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.cache.records import PostRecord, ShardFeatures
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS, SPLITS, Post
@@ -367,5 +367,5 @@ def test_what_is_no_cache_says_what_it_is(cache, tmp_path):
 def test_clearing_takes_the_caches_own_files_and_no_other(cache):
     (cache.folder / "notes.txt").write_text("mine")
     (cache.folder / "shard-00001.h5.partial").write_text("left by a kill")
-    clear(cache.folder)
+    remove_cache_files(cache.folder)
     assert [path.name for path in cache.folder.iterdir()] == ["notes.txt"]
