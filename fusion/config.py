@@ -53,7 +53,7 @@ class Config(BaseModel):
     share_transformer: bool = True  # one T for eqs 12 and 22
     attention_scale: bool = False  # beyond the paper: eq 7 divided by sqrt(width)
     segment_embeddings: bool = False  # beyond the paper: a learned vector for each of the four blocks
-    modality_dropout: Fraction = 0.0  # beyond the paper: how often a training post loses one modality
+    modality_dropout: Fraction = 0.0  # not in the paper: probability that a training post loses one modality
 
     # Beyond the paper, of a cache with several views: train on one at random each epoch, and answer by their mean
     views: Literal["first", "sample"] = "first"
@@ -70,8 +70,8 @@ class Config(BaseModel):
 
     # The sentiment head and its loss, beyond the paper: label_rule.py and logit_adjustment.py in fusion/models/
     label_rule: bool = False  # guess the text's own label and the image's, and let the label rule make the post's
-    auxiliary_weight: Weight = 0.5  # of the loss of these two guesses
-    logit_adjustment: Weight = 0.0  # tau, how far rare classes are favoured; 0: not at all
+    auxiliary_weight: Weight = 0.5  # weight of the two modality heads' auxiliary loss
+    logit_adjustment: Weight = 0.0  # tau, strength of the adjustment towards rare classes; 0 disables it
 
     # Training; the paper gives batch size and learning rate, not the rest
     batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 64

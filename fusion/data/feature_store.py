@@ -1,4 +1,4 @@
-"""Where a run's features lie, and batches from there: mapped files, memory, or the device itself."""
+"""Feature store: serves batches from memory-mapped files, RAM or GPU memory."""
 
 import time
 from collections import deque

@@ -118,7 +118,7 @@ def _mean(scores: list[Scores]) -> Scores:
 
 
 def _refuse_seen(run: Run, cache: Cache, rows: np.ndarray, split: str) -> None:
-    """Posts that the run learned from or chose by must not be scored under another name."""
+    """Refuse to score posts that were used for training or model selection."""
     seen = {id_ for id_, given in read_splits(run.splits).items() if given.split != split and given.split != "test"}
     if cache.manifest_sha256 == run.metadata["manifest_sha256"] and (
         known := [cache.ids[row] for row in rows if cache.ids[row] in seen]

@@ -51,7 +51,7 @@ def probe(cache: Cache, kind: str, test_split: str = "test") -> Probe:
     for strength in STRENGTHS:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)  # a floor that was not found is no floor
+            warnings.simplefilter("error", ConvergenceWarning)  # an unconverged baseline would be misleading
             classifier.fit(features["train"], cache.labels[train])
         accuracy = accuracy_score(cache.labels[val], classifier.predict(features["val"]))
         if accuracy > best_accuracy:

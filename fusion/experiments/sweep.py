@@ -55,7 +55,7 @@ def sweep(
     trainer = trainer_of(spec)
     require_all_classes(trainer.cache)
     if spec.base.mlm:
-        trainer.encoder(spec.base)  # what no trial could do without is asked for before the first one
+        trainer.encoder(spec.base)  # fail early: every trial needs the text encoder
     spec.out.mkdir(parents=True, exist_ok=True)
     with only_writer(spec.out), named_errors(spec.out / JOURNAL):
         if overwrite:

@@ -44,7 +44,7 @@ class Trainer:
     ) -> float:
         """Train, from where a killed process stopped; the best epoch's validation weighted F1.
 
-        `on_epoch` also gets the epochs that were trained before, since a killed process may not have told them.
+        `on_epoch` is also called for epochs trained before a restart: the killed process may not have reported them.
         """
         cache = run.resume_or_start(config, self.cache, splits)
         for line in run.metrics():

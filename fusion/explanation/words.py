@@ -16,7 +16,7 @@ Spans = Sequence[tuple[int, int]]
 def join_words(text: str, spans: Spans, weights: np.ndarray) -> tuple[list[tuple[str, float]], int]:
     """Each word of the text with the mean of its pieces' weights, and how many words at the end were cut off unread.
 
-    The mean and not the sum: a link of twenty pieces is no strong word for its length.
+    Mean, not sum: a URL of twenty word pieces must not rank high merely because it is long.
 
     Args:
         spans: which characters [start, end) each piece stands for; (0, 0) for [CLS] and [SEP], which are no words.

@@ -60,7 +60,7 @@ def _places(hidden: Tensor, counts: np.ndarray) -> tuple[Tensor, tuple[Tensor, T
 
 
 class _TwoPasses:
-    """The rows of both passes side by side: pass 1's own, those in common, pass 2's own.
+    """Rows of both passes concatenated as [pass 1 only | shared | pass 2 only]; each pass is one contiguous slice.
 
     Pass 1 is the front and pass 2 the back of them, overlapping in the middle: T has no positions, so that the order of
     rows does not matter. `blocks` are those of pass 1 and `own` those that pass 2 has instead of the first ones, each

@@ -1,5 +1,4 @@
-"""Operations whose quickest form depends on the device, each with one meaning: dropout, attention, feed-forward, and
-the words' loss.
+"""Dropout, attention, feed-forward and the vocabulary loss, each in the form that is fastest on the device.
 
 Tensors in, tensors out; which form was taken changes rounding and random draws, nothing else. On a processor, training
 is bound by passes over memory as much as by products, so these forms make each pass once and keep little.
@@ -103,7 +102,7 @@ class _AddDropped(torch.autograd.Function):
 
 
 class _FeedForward(torch.autograd.Function):
-    """The dropout's scale rides in the second product; its zeros are written into the gelu's output."""
+    """The dropout scale is folded into the second matmul; dropped values are zeroed in place in the GELU output."""
 
     @staticmethod
     def forward(

@@ -5,9 +5,9 @@ Beyond the paper (`label_rule`). A post's label was never given by anyone: text 
 (MultiSentiNet, CIKM 2017) made the post's of the two. So two heads guess these two, and the rule does the rest.
 
 Both heads read the one pooled row of eq 14. The other way, the text's head on the maximum over the rows T and T' and
-the image's over I and I', would part the modalities in name alone: after the shared Transformer each row has seen all.
-It would leave no row to read where a post lacks a modality (whose label its head then guesses from the other one), and
-no single row to explain.
+the image's over I and I', would separate the modalities in name only: after the shared Transformer every row has
+attended to all others. It would leave no row to read where a post lacks a modality (whose label its head then guesses
+from the other one), and no single row to explain.
 """
 
 import numpy as np

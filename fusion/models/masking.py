@@ -1,4 +1,4 @@
-"""Global scale: which words to hide (eqs 18-19), and the masked text's ids (eq 20)."""
+"""Chooses the words to mask by the image (eqs 18-19), and masks their ids (eq 20)."""
 
 import numpy as np
 import torch

@@ -29,7 +29,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Panel:
-    """One run's look at a post. `heat` is a data URI, None without a picture; `why` says what is not shown, and why."""
+    """One run's explanation of a post. `heat` is a data URI or None; `why` explains what is not shown."""
 
     title: str
     note: str

@@ -31,7 +31,7 @@ PAGE, DATA = "index.html", "explanations.json"
 
 @dataclass(frozen=True)
 class RunView:
-    """What one run says of each post of a gallery. `note`: the settings in which it differs from the first run."""
+    """One run's explanations of all posts in a gallery. `note`: the settings in which it differs from the first run."""
 
     title: str
     note: str

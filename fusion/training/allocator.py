@@ -6,7 +6,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallo
 
 
 def keep_memory() -> bool:
-    """Have the C library take large blocks from its heap and give none back. Returns whether it could be had.
+    """Tell glibc to keep freed memory instead of returning it to the kernel. Returns False without glibc.
 
     A step's activations are the same few hundred MiB each time. By default each large one is mapped anew, page by page
     of zeros, which takes several times as long as writing it.

@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them; alone, a process is the only rank.
+"""Data-parallel training under torchrun; without it, a single process is rank 0 of 1.
 
 Every rank takes its share of each batch, and gradients are summed over the ranks, each already divided by the whole
 batch's counts: the step is the one that a single process would make, to rounding.

@@ -13,7 +13,7 @@ from pipeline.common.folders import append_bytes
 
 @contextmanager
 def event_files(folder: Path, *, after: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields what writes an epoch's line of metrics as scalars, one a number, stepped by epoch.
+    """Yields a function that logs one epoch's metrics as TensorBoard scalars.
 
     What an earlier start wrote of epochs later than `after` is dropped by TensorBoard. Raises InputError where the
     package is not installed. The file is written here and not by TensorBoard's writer, which has a thread of its own

@@ -189,7 +189,7 @@ class Cache:
         return hdf5.read_records(self.folder)
 
     def repeats_training(self, rows: np.ndarray) -> np.ndarray:
-        """For each row: does its text, normalised, or its image, byte for byte, also stand in a training post?
+        """For each row: whether its normalised text or its exact image also occurs in the training split.
         (len(rows),) bool.
         """
         train = np.flatnonzero(self.splits == SPLITS.index("train"))

@@ -85,7 +85,7 @@ class ImageEncoder:
 
 
 class NoImages(ImageEncoder):
-    """Stands where an image encoder would, for texts alone: no pixels in, features of no size out."""
+    """Null image encoder for text-only caches: yields empty features."""
 
     def __init__(self, device: torch.device) -> None:
         self.name = NO_IMAGES

@@ -17,7 +17,7 @@ from pipeline.encoders.text import encode_each
 from pipeline.extraction.decode import Decoded, Decoders, Reading
 from pipeline.posts.manifest import Post
 
-_NOTHING = Decoded(image_sha256="", flags=(), reason="", seconds=0.0)  # what becomes of an image that is not there
+_NOTHING = Decoded(image_sha256="", flags=(), reason="", seconds=0.0)  # placeholder for a post without an image
 
 
 @dataclass

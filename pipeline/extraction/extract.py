@@ -124,9 +124,10 @@ def extract(
         report = ExtractReport(posts=sum(map(len, todo.shards.values())), encoded=count)
         report.shards_kept, report.shards_written = len(todo.shards) - len(todo.todo), len(todo.todo)
         if todo.todo:
-            for number in todo.todo if changes.repair else ():  # without the index nobody could tell that they are bad
+            # The checksums are in the index, so damaged shards are deleted before it.
+            for number in todo.todo if changes.repair else ():
                 (out / hdf5.shard_name(number)).unlink(missing_ok=True)
-            (out / hdf5.INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
+            (out / hdf5.INDEX).unlink(missing_ok=True)  # the index describes shards that are about to change
         with ExtractionProgress(todo, quiet=quiet, say=say) as progress, _broken_off_in_one_line(todo, progress, out):
             if todo.todo and engine:
                 report.step = engine(todo, out, fingerprint, progress, stop)

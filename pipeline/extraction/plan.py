@@ -81,7 +81,8 @@ def plan(
 ) -> Plan:
     """Compare the posts with the finished shards in `out`: one with the same posts and bytes is kept.
 
-    Raises InputError if `out` holds something else, other posts among them: a wrong manifest must not cost a cache.
+    Raises InputError if `out` holds something else, other posts among them: a wrong manifest must never destroy a
+    cache.
     """
     index = _index(out, changes)
     if changes.append and part.of > 1:
