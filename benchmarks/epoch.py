@@ -29,7 +29,8 @@ from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory
 from fusion.training.distributed import Ranks
-from fusion.training.epoch import Epoch, new_optimizer
+from fusion.training.epoch import Epoch
+from fusion.training.optimizer import new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.device import exact_float32, resolve_device
 from pipeline.extraction.decode import start_server

@@ -39,7 +39,7 @@ from fusion.models.masking import maskable_tokens, masked_ids, top_k_mask
 from fusion.models.precision import has_bfloat16, precision
 from fusion.models.reencoding import Reencoder
 from fusion.training.allocator import keep_memory
-from fusion.training.epoch import new_optimizer
+from fusion.training.optimizer import new_optimizer
 from pipeline.common.device import exact_float32, resolve_device
 from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder
 

@@ -1,6 +1,7 @@
 """What every model shares: the sizes that the encoders fix, and the losses that training minimises."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
@@ -22,35 +23,46 @@ class Dimensions:
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Eqs 16, 25 and 13, with the number of hidden positions that eq 25 averages over.
+class Term:
+    """One loss of a batch: its mean over `count` things, and its weight in what is minimised; 0 if only reported."""
 
-    `total` is what is minimised; `auxiliary` is the label rule's own loss, None without the rule.
+    name: str
+    mean: Tensor
+    count: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a batch, or of a part of one.
+
+    `sentiment` is the mean over posts (eq 16), `mlm` over masked words (eq 25), `auxiliary` over the known labels of
+    texts and images (label rule); other terms are means over posts.
     """
 
-    sentiment: Tensor
-    mlm: Tensor
-    total: Tensor
-    hidden: int
-    auxiliary: Tensor | None = None
-
-    def with_words(self, mlm: Tensor, hidden: int, mlm_weight: float) -> "Losses":
-        """These losses and the one of eq 25, over so many hidden positions (eq 13)."""
-        return replace(self, mlm=mlm, total=self.total + mlm_weight * mlm, hidden=hidden)
+    terms: tuple[Term, ...]
 
     @property
-    def means(self) -> list[Tensor]:
-        """Those there are of the means over posts, over hidden positions and over known labels."""
-        return [self.sentiment, self.mlm, *([] if self.auxiliary is None else [self.auxiliary])]
+    def total(self) -> Tensor:
+        """What training minimises (eq 13)."""
+        return self.scaled_total({term.name: term.count for term in self.terms}, 0)
 
-    def share(self, posts: float, hidden: float, known: float, config: Config) -> Tensor:
-        """What this part of a batch adds to the batch's total, whose losses are means over all that is in the batch.
+    def scaled_total(self, counts: Mapping[str, int], posts: int) -> Tensor:
+        """What this part adds to the total of a whole batch of so many posts, whose other terms have these counts."""
+        parts = []
+        for term in self.terms:
+            if term.weight:
+                whole = counts.get(term.name, posts)
+                parts.append(term.weight * (term.count / whole if whole else 1.0) * term.mean)
+        return sum(parts[1:], start=parts[0])
 
-        posts, hidden, known: the part's shares of the batch's posts (eq 16), of its hidden positions (eq 25), and of
-        its known labels of texts and images (the label rule).
-        """
-        shared = (self.total - config.mlm_weight * self.mlm) * posts + config.mlm_weight * hidden * self.mlm
-        return shared if self.auxiliary is None else shared + config.auxiliary_weight * (known - posts) * self.auxiliary
+    def mean(self, name: str) -> Tensor:
+        """A term's mean; 0 if there is no such term."""
+        return next((term.mean for term in self.terms if term.name == name), self.terms[0].mean.new_zeros(()))
+
+    def count(self, name: str) -> int:
+        """How many things a term is the mean over; 0 if there is no such term."""
+        return next((term.count for term in self.terms if term.name == name), 0)
 
 
 class FrozenText(Protocol):
@@ -82,9 +94,11 @@ class Model(nn.Module):
 
     def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
         """What training minimises: cross-entropy. `text_encoder` is for models with masked words."""
-        return losses_of(F.cross_entropy(self(batch), batch.labels))
+        return losses_of(batch, F.cross_entropy(self(batch), batch.labels))
 
 
-def losses_of(sentiment: Tensor, total: Tensor | None = None) -> Losses:
-    """The sentiment loss to report, and the total to minimise where that is another; no words are masked."""
-    return Losses(sentiment, sentiment.new_zeros(()), sentiment if total is None else total, 0)
+def losses_of(batch: Batch, sentiment: Tensor, objective: Tensor | None = None) -> Losses:
+    """The sentiment loss to report, and the objective to minimise where that is another; no words are masked."""
+    if objective is None:
+        return Losses((Term("sentiment", sentiment, len(batch)),))
+    return Losses((Term("sentiment", sentiment, len(batch), 0.0), Term("objective", objective, len(batch))))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusion.data.batches import Batch
-from fusion.models.base import Losses
+from fusion.models.base import Losses, Term
 from fusion.models.fusion import FusionModel, TiedWordHead
 from fusion.models.kernels import word_loss
 from fusion.models.masking import hidden_counts
@@ -48,7 +48,7 @@ def losses(model: FusionModel, batch: Batch, reencode: Reencode | None) -> Losse
     judged = model.sentiment_losses(fused, two.mask, batch)  # eqs 14-16
     targets = batch.input_ids.gather(1, places)[chosen]
     mlm = _mlm_loss(model, words[chosen], targets)  # eqs 23-25
-    return judged.with_words(mlm, int(counts.sum()), model.config.mlm_weight)  # eq 13
+    return Losses((*judged.terms, Term("mlm", mlm, int(counts.sum()), model.config.mlm_weight)))  # eq 13
 
 
 def _places(hidden: Tensor, counts: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor]]:

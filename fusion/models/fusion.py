@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import cross_attention
-from fusion.models.base import Dimensions, FrozenText, Losses, Model
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term, losses_of
 from fusion.models.label_rule import LabelRule, auxiliary_loss, post_logits
 from fusion.models.logit_adjustment import adjusted_loss
 from fusion.models.masking import image_guidance, maskable_tokens, masked_ids, top_k_mask
@@ -82,7 +82,7 @@ class FusionModel(Model):
         if not self.config.mlm or text_encoder is None:
             return losses
         mlm, hidden = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
-        return losses.with_words(mlm, hidden, self.config.mlm_weight)  # eq 13
+        return Losses((*losses.terms, Term("mlm", mlm, hidden, self.config.mlm_weight)))  # eq 13
 
     def embed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Emb_T (B, n, d) and Emb_I (B, 1+m, d), its first row the projected pooled feature; None for a modality not
@@ -154,12 +154,15 @@ class FusionModel(Model):
             logits, auxiliary = post_logits(own), auxiliary_loss(own, batch.modality_labels)
         else:
             logits = head(pooled)  # eq 15
-        sentiment = total = F.cross_entropy(logits, batch.labels)  # eq 16
+        sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
+        adjusted = None
         if self.config.logit_adjustment:
-            total = adjusted_loss(logits, batch.labels, self.config.logit_adjustment, self.log_prior)
-        if auxiliary is not None:
-            total = total + self.config.auxiliary_weight * auxiliary
-        return Losses(sentiment, sentiment.new_zeros(()), total, 0, auxiliary)
+            adjusted = adjusted_loss(logits, batch.labels, self.config.logit_adjustment, self.log_prior)
+        losses = losses_of(batch, sentiment, adjusted)
+        if auxiliary is None:
+            return losses
+        known = int((batch.modality_labels >= 0).sum())
+        return Losses((*losses.terms, Term("auxiliary", auxiliary, known, self.config.auxiliary_weight)))
 
     def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
         """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""

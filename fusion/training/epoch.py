@@ -1,6 +1,7 @@
 """Trains over all posts once: batches, losses, gradients over micro-batches and ranks, and the learning rate."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.config import Config
 from fusion.data.batches import Batch, length_bucketed_batches, sampled_views
 from fusion.data.feature_store import FeatureStore
 from fusion.models import fast_losses as fast
@@ -20,6 +20,7 @@ from fusion.models.masking import hidden_counts
 from fusion.models.precision import precision
 from fusion.models.reencoding import Reencoder
 from fusion.training.distributed import Ranks
+from fusion.training.optimizer import learning_rate
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 
@@ -58,6 +59,7 @@ class Epoch:
         self._cache, self._features, self._ranks = cache, features, ranks
         self._micro_batch = micro_batch or self._config.batch_size
         self._rows, self._known = cache.rows("train"), known_labels(cache)
+        self._reported = ("sentiment", "mlm", *(["auxiliary"] if self._config.label_rule else []))
         self._device = next(model.parameters()).device
         self.steps = math.ceil(len(self._rows) / self._config.batch_size)
 
@@ -72,8 +74,8 @@ class Epoch:
         self._model.train()
         batches = list(length_bucketed_batches(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
         shares = [self._ranks.shard_rows(batch) for batch in batches]
-        sums = np.zeros((2, 3 if config.label_rule else 2))  # of each loss over what it is a mean of, and of this
-        unseen: list[tuple[int, Tensor, int]] = []
+        sums, counted = Counter[str](), Counter[str]()  # of each loss over what it is a mean of, and of this
+        unseen: list[tuple[int, Tensor, dict[str, int]]] = []
         lr = config.lr
         views = None
         if config.views == "sample":
@@ -82,23 +84,22 @@ class Epoch:
             lr = learning_rate(config, (epoch - 1) * self.steps + number, config.epochs * self.steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-            losses, hidden = self._step(batch, share, draws)
-            unseen.append((number, losses, hidden))
+            unseen.append((number, *self._step(batch, share, draws)))
             if self._device.type == "cpu" or number % SYNC_EVERY == SYNC_EVERY - 1 or number == self.steps - 1:
-                for seen, values, count in unseen:
-                    means = values.tolist()
-                    self._require_finite(epoch, seen, means, batches[seen])
-                    counts = [len(batches[seen]), count, int(self._known[batches[seen]].sum())][: len(means)]
-                    sums += np.array([np.multiply(means, counts), counts])
-                    on_step(Step(seen, means[0], means[1], counts[0]))
+                for seen, values, counts in unseen:
+                    means = dict(zip(self._reported, values.tolist(), strict=True))
+                    self._require_finite(epoch, seen, list(means.values()), batches[seen])
+                    for name, mean in means.items():
+                        sums[name] += mean * counts[name]
+                        counted[name] += counts[name]
+                    on_step(Step(seen, means["sentiment"], means["mlm"], counts["sentiment"]))
                 unseen.clear()
-        sentiment, mlm, *auxiliary = (sums[0] / np.maximum(sums[1], 1)).tolist()
+        losses = {name: sums[name] / max(counted[name], 1) for name in self._reported}
+        auxiliary = losses.get("auxiliary", 0.0)
         return {
-            "loss": sentiment + config.mlm_weight * mlm + config.auxiliary_weight * sum(auxiliary),
-            "loss_sentiment": sentiment,
-            "loss_mlm": mlm,
-            **({"loss_auxiliary": auxiliary[0]} if auxiliary else {}),
-            "hidden": int(sums[1, 1]),
+            "loss": losses["sentiment"] + config.mlm_weight * losses["mlm"] + config.auxiliary_weight * auxiliary,
+            **{f"loss_{name}": mean for name, mean in losses.items()},
+            "hidden": counted["mlm"],
             "lr": lr,
         }
 
@@ -107,11 +108,8 @@ class Epoch:
         read = self._features.batches((share for share in shares if len(share)), views)
         return (next(read) if len(share) else None for share in shares)
 
-    def _step(self, rows: np.ndarray, share: Batch | None, draws: torch.Generator) -> tuple[Tensor, int]:
-        """One optimiser step. Returns the batch's mean losses, still on the device, and its hidden positions.
-
-        The losses are (2,), or with the label rule (3,).
-        """
+    def _step(self, rows: np.ndarray, share: Batch | None, draws: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+        """One optimiser step: the batch's reported losses, still on the device, and what each is averaged over."""
         config = self._config
         words = self._cache.lengths[rows] - 2
         if config.modality_dropout:
@@ -120,22 +118,22 @@ class Epoch:
             if share is not None:
                 share = drop_modalities(share, self._ranks.shard_rows(chance), config.modality_dropout)
         hidden = int(hidden_counts(words, config.mask_rate).sum()) if self._reencoder else 0
-        known = int(self._known[rows].sum())
-        means = torch.zeros(3 if config.label_rule else 2, device=self._device)
+        counts = {"sentiment": len(rows), "mlm": hidden, "auxiliary": int(self._known[rows].sum())}
+        means = torch.zeros(len(self._reported), device=self._device)
         self._optimizer.zero_grad()
         for part in self._parts(share):
             with precision(config, self._device):
                 losses = self._losses(part)
-            known_here = int(self._known[part.rows].sum())
-            shares = len(part) / len(rows), losses.hidden / max(hidden, 1), known_here / max(known, 1)
-            losses.share(*shares, config).backward()
-            means += torch.stack([loss.detach() * share for loss, share in zip(losses.means, shares, strict=False)])
+            losses.scaled_total(counts, posts=len(rows)).backward()
+            means += torch.stack(
+                [losses.mean(name).detach() * (losses.count(name) / max(counts[name], 1)) for name in self._reported]
+            )
         self._ranks.sum_gradients(self._model.parameters())
         self._ranks.all_reduce(means)
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         self._optimizer.step()
-        return means, hidden
+        return means, counts
 
     def _parts(self, share: Batch | None) -> list[Batch]:
         if share is None:
@@ -171,26 +169,3 @@ def drop_modalities(batch: Batch, chance: Tensor, rate: float) -> Batch:
     device = batch.labels.device
     words = np.where(has_text.numpy(), batch.words, 0)
     return replace(batch, has_text=has_text.to(device), has_image=has_image.to(device), words=words)
-
-
-def learning_rate(config: Config, step: int, total: int) -> float:
-    """The rate at a step (from 0) of `total`: a linear rise over the warm-up, then the schedule."""
-    warmup = int(config.warmup * total)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
-    if config.schedule == "linear":
-        return config.lr * (1 - share)
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
-    return config.lr
-
-
-def new_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """AdamW, one kernel for all weights; biases, norms and segment vectors are not decayed."""
-    matrices: list[Tensor] = []
-    vectors: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        (matrices if parameter.ndim > 1 and not name.startswith("segments") else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -35,7 +35,8 @@ from fusion.run import Run
 from fusion.run_files import TrainingState
 from fusion.tensor_files import require_memory
 from fusion.training.distributed import Ranks
-from fusion.training.epoch import Epoch, Step, new_optimizer
+from fusion.training.epoch import Epoch, Step
+from fusion.training.optimizer import new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import require_images
@@ -234,8 +235,8 @@ def _validate(
         with torch.no_grad():
             for batch in features.batches(chunks(rows, model.config.batch_size)):
                 losses = model.losses(batch, text_encoder)
-                total += float(losses.mlm) * losses.hidden
-                hidden += losses.hidden
+                total += float(losses.mean("mlm")) * losses.count("mlm")
+                hidden += losses.count("mlm")
         line["val_loss_mlm"] = total / max(hidden, 1)
     return line
 

@@ -61,7 +61,7 @@ def test_it_equals_the_clear_path_when_posts_lack_a_modality():
 def test_a_batch_without_words_has_no_masked_language_loss():
     model = model_of(load_config(settings=BASE))
     quick = fast.losses(model, batch_of([2, 2]), encode)
-    assert (float(quick.mlm), quick.hidden) == (0.0, 0)
+    assert (float(quick.mean("mlm")), quick.count("mlm")) == (0.0, 0)
 
 
 @pytest.mark.parametrize("setting", ["share_transformer=true", "share_transformer=false"])
@@ -89,8 +89,7 @@ def test_micro_batches_add_up_to_the_whole(variant):
     model.zero_grad()
     for place in (slice(0, 2), slice(2, 5)):
         losses = fast.losses(model, batch[place], encode)
-        known_share = sum(known[place]) / sum(known)
-        losses.share(len(batch[place]) / 5, losses.hidden / whole.hidden, known_share, model.config).backward()
+        losses.scaled_total({"mlm": whole.count("mlm"), "auxiliary": sum(known)}, posts=5).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], **EXACT, msg=name)
 
@@ -109,4 +108,6 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_posts_words():
     model, batch = model_of(load_config(settings=BASE)), batch_of([7, 4, 9])
     whole = fast.losses(model, batch, encode)
     alone = [fast.losses(model, batch[i : i + 1], encode) for i in range(3)]
-    torch.testing.assert_close(sum(one.mlm * one.hidden for one in alone) / whole.hidden, whole.mlm, **EXACT)
+    torch.testing.assert_close(
+        sum(one.mean("mlm") * one.count("mlm") for one in alone) / whole.count("mlm"), whole.mean("mlm"), **EXACT
+    )

@@ -17,7 +17,7 @@ from fusion.report.calibration import reliability
 from fusion.report.gallery import most_wrong
 from fusion.report.plots import curves
 from fusion.run import Run
-from fusion.training.epoch import new_optimizer
+from fusion.training.optimizer import new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import problem_of
 from tests.conftest import CPU

@@ -116,8 +116,8 @@ def test_the_auxiliary_loss_by_hand():
 def test_a_batch_whose_modality_labels_are_unknown_learns_from_the_posts_labels_alone():
     model, batch = model_of(load_config(settings=RULE)), batch_of(LENGTHS)
     losses = fast.losses(model, replace(batch, modality_labels=torch.full((4, 2), -1)), encode)
-    assert float(losses.auxiliary.detach()) == 0
-    torch.testing.assert_close(losses.total, losses.sentiment + losses.mlm)
+    assert float(losses.mean("auxiliary").detach()) == 0
+    torch.testing.assert_close(losses.total, losses.mean("sentiment") + losses.mean("mlm"))
     losses.total.backward()
     assert model.sentiment_head.text_head.weight.grad.abs().sum() > 0
 

@@ -40,16 +40,16 @@ def assert_agrees(model: FusionModel, batch: Batch) -> None:
 
     losses = model.losses(batch, TEXT)
     total = oracle.total_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
-    torch.testing.assert_close(losses.sentiment, sentiment, **EXACT)
+    torch.testing.assert_close(losses.mean("sentiment"), sentiment, **EXACT)
     torch.testing.assert_close(losses.total, total, **EXACT)
     if options.mlm:
         hidden = model.choose_hidden(batch, *model.embed(batch))
         found = [row.nonzero()[:, 0].tolist() for row in hidden]
         assert found == [oracle.hidden_positions(parameters, options, post) for post in posts]
-        assert losses.hidden == sum(map(len, found))
+        assert losses.count("mlm") == sum(map(len, found))
         with torch.no_grad():
             mlm = oracle.mlm_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
-        torch.testing.assert_close(losses.mlm, mlm, **EXACT)
+        torch.testing.assert_close(losses.mean("mlm"), mlm, **EXACT)
 
     losses.total.backward()
     total.backward()
@@ -119,8 +119,8 @@ def test_a_post_without_one_modality_is_the_other_ones_block_alone():
 
 def test_a_batch_without_words_has_no_masked_language_loss():
     losses = model_of(load_config(settings=BASE)).losses(batch_of([2, 2, 2]), TEXT)
-    assert (float(losses.mlm), losses.hidden) == (0.0, 0)
-    torch.testing.assert_close(losses.total, losses.sentiment)
+    assert (float(losses.mean("mlm")), losses.count("mlm")) == (0.0, 0)
+    torch.testing.assert_close(losses.total, losses.mean("sentiment"))
 
 
 def test_the_loss_is_a_mean_over_hidden_words_not_over_posts():
@@ -128,8 +128,8 @@ def test_the_loss_is_a_mean_over_hidden_words_not_over_posts():
     model, batch = model_of(load_config(settings=(*BASE, "mask_rate=0.5"))), batch_of([7, 4])
     both = model.losses(batch, TEXT)
     alone = [model.losses(select(batch, [i]), TEXT) for i in range(2)]
-    assert [part.hidden for part in alone] == [2, 1]
-    torch.testing.assert_close(both.mlm, (2 * alone[0].mlm + 1 * alone[1].mlm) / 3, **EXACT)
+    assert [part.count("mlm") for part in alone] == [2, 1]
+    torch.testing.assert_close(both.mean("mlm"), (2 * alone[0].mean("mlm") + 1 * alone[1].mean("mlm")) / 3, **EXACT)
 
 
 def test_random_masking_hides_as_many_words_elsewhere():

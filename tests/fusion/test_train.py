@@ -14,7 +14,8 @@ import torch
 
 from fusion.config import load_config
 from fusion.run import Run
-from fusion.training.epoch import drop_modalities, learning_rate
+from fusion.training.epoch import drop_modalities
+from fusion.training.optimizer import learning_rate
 from fusion.training.train import ExecutionOptions
 from pipeline.cache import reader as cache_module
 from pipeline.common.errors import InputError

@@ -58,4 +58,4 @@ class Clcaf(Model):
         fused = self.fused(batch)
         sentiment = F.cross_entropy(self.head(fused), batch.labels)
         contrast = supervised_contrastive(fused, batch.labels, TEMPERATURE)
-        return losses_of(sentiment, sentiment + CONTRAST_WEIGHT * contrast)
+        return losses_of(batch, sentiment, sentiment + CONTRAST_WEIGHT * contrast)

@@ -56,7 +56,7 @@ class Clmlf(Model):
         """Reports the cross-entropy; minimises it plus the label-based contrastive loss."""
         fused = self.fused(batch)
         sentiment = F.cross_entropy(self.head(fused), batch.labels)
-        return losses_of(sentiment, sentiment + label_contrastive(self.contrast(fused), batch.labels))
+        return losses_of(batch, sentiment, sentiment + label_contrastive(self.contrast(fused), batch.labels))
 
 
 def label_contrastive(vectors: Tensor, labels: Tensor) -> Tensor:

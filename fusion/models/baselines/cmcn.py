@@ -64,4 +64,4 @@ class Cmcn(Model):
         sentiment = F.cross_entropy(self.classify(text, image, r), batch.labels)
         text_own = F.cross_entropy(self.text_head(self.dropout(text)), batch.labels)
         image_own = F.cross_entropy(self.image_head(self.dropout(image)), batch.labels)
-        return losses_of(sentiment, sentiment + UNIMODAL_WEIGHT * (text_own + image_own))
+        return losses_of(batch, sentiment, sentiment + UNIMODAL_WEIGHT * (text_own + image_own))

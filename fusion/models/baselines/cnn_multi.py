@@ -46,4 +46,4 @@ class CnnMulti(Model):
         sentiment = F.cross_entropy(self.classify(text, image), batch.labels)
         text_own = F.cross_entropy(self.text_head(self.dropout(text)), batch.labels)
         image_own = F.cross_entropy(self.image_head(self.dropout(image)), batch.labels)
-        return losses_of(sentiment, sentiment + text_own + image_own)
+        return losses_of(batch, sentiment, sentiment + text_own + image_own)

@@ -44,7 +44,7 @@ class DnnLr(Model):
         """Reports the loss of the average; minimises the sum of the two networks' own."""
         text, image = self.predictions(batch)
         own = F.cross_entropy(text, batch.labels) + F.cross_entropy(image, batch.labels)
-        return losses_of(F.cross_entropy(averaged(text, image), batch.labels), own)
+        return losses_of(batch, F.cross_entropy(averaged(text, image), batch.labels), own)
 
 
 def averaged(first: Tensor, second: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Mvcn(Model):
         calibrated = (each * belief / belief.mean()).mean()
         own = text_each.mean() + image_each.mean()
         contrast = supervised_contrastive(torch.cat([text, image, fused]), batch.labels.repeat(3), TEMPERATURE)
-        return losses_of(each.mean(), calibrated + UNIMODAL_WEIGHT * own + CONTRAST_WEIGHT * contrast)
+        return losses_of(batch, each.mean(), calibrated + UNIMODAL_WEIGHT * own + CONTRAST_WEIGHT * contrast)
 
 
 class TextGuidedFusion(nn.Module):
