@@ -149,7 +149,7 @@ def test_masking_in_cross_attention_keeps_the_hidden_words_out_of_pass_2():
         model = model_of(load_config(settings=(*BASE, f"mlm_cross={choice}", "mask_rate=0.2")))
         batch = batch_of([7])
         tokens = batch.tokens.clone().requires_grad_()
-        model.losses(replace(batch, tokens=tokens), TEXT).mlm.backward()
+        model.losses(replace(batch, tokens=tokens), TEXT).mean("mlm").backward()
         assert (tokens.grad is not None and bool(tokens.grad.abs().sum() > 0)) == leaks
 
 
