@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from fusion.evaluation.linear_probe import kinds_of, probe
-from fusion.evaluation.metrics import _CODES, LEVEL, RESAMPLES, Scores, bootstrap, score
+from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, score
 from fusion.evaluation.predict import predict
 from fusion.models.fusion import FusionModel
 from fusion.run import Run
@@ -35,7 +35,7 @@ def evaluate(
     truth = cache.labels[rows].astype(np.int64)
     probabilities = predict(model, cache, rows, device)
     predicted = probabilities.argmax(axis=1)
-    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=_CODES, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=CODES, zero_division=0)
     fresh = ~cache.repeats_training(rows)
     result: dict[str, Any] = {
         "split": split,
@@ -50,7 +50,7 @@ def evaluate(
         "confusion": {
             "rows": "truth",
             "columns": "predicted",
-            "counts": confusion_matrix(truth, predicted, labels=_CODES).tolist(),
+            "counts": confusion_matrix(truth, predicted, labels=CODES).tolist(),
         },
         "without_duplicates": {"posts": int(fresh.sum()), **score(truth[fresh], predicted[fresh])}
         if fresh.any()

@@ -12,14 +12,14 @@ LEVEL = 0.95
 SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}  # as people read them
 _CHUNK = 500  # resamples at a time, fewer where there are many posts:
 _CHUNK_ENTRIES = 1 << 25  # posts x resamples at a time, of 12 bytes each
-_CODES = tuple(range(len(LABELS)))
+CODES = tuple(range(len(LABELS)))
 
 Scores = dict[str, float]
 
 
 def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
     """Accuracy, weighted F1 and macro F1 over all three classes; a class never predicted counts as 0."""
-    options: dict[str, Any] = {"labels": _CODES, "zero_division": 0}
+    options: dict[str, Any] = {"labels": CODES, "zero_division": 0}
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
         "weighted_f1": float(f1_score(truth, predicted, average="weighted", **options)),

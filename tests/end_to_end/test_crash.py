@@ -19,10 +19,10 @@ from pipeline.common.errors import InputError
 from pipeline.common.locks import LOCK
 from pipeline.extraction.extract import extract
 from pipeline.posts.manifest import read_manifest, write_manifest
+from tests.helpers.commands import ROOT
 from tests.helpers.extraction import SHARD, shard_bytes, write_posts
 from tests.helpers.processes import wait_until
 
-ROOT = Path(__file__).parents[2]
 SHARDS = 9
 
 # The command in shards of seven posts.

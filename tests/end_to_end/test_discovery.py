@@ -38,17 +38,21 @@ class MeanWords(Model):
 '''
 
 
+def extend(package, folder, monkeypatch):
+    """Make a folder part of a package, so that its files count as files in the package."""
+    places = [*package.__path__, str(folder)]
+    monkeypatch.setattr(package, "__path__", places)
+    monkeypatch.setattr(package.__spec__, "submodule_search_locations", places)
+
+
 @pytest.fixture
 def new_model(tmp_path, monkeypatch):
-    """A file in a folder that is part of the package, as a file in the package would be."""
+    """A new file in fusion/models/baselines, beside one that defines no model."""
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "mean_words.py").write_text(textwrap.dedent(MODEL))
     (folder / "parts_of_it.py").write_text("def useful(): pass\n")
-    monkeypatch.setattr(fusion.models.baselines, "__path__", [*fusion.models.baselines.__path__, str(folder)])
-    monkeypatch.setattr(
-        fusion.models.baselines.__spec__, "submodule_search_locations", fusion.models.baselines.__path__
-    )
+    extend(fusion.models.baselines, folder, monkeypatch)
     return "mean-words"
 
 
@@ -95,9 +99,7 @@ def test_a_new_file_is_a_data_format(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "plain_lines.py").write_text(FORMAT)
     source.write_text("one\ntwo\n")
-    places = [*pipeline.posts.__path__, str(folder)]
-    monkeypatch.setattr(pipeline.posts, "__path__", places)
-    monkeypatch.setattr(pipeline.posts.__spec__, "submodule_search_locations", places)
+    extend(pipeline.posts, folder, monkeypatch)
     assert list(formats()) == ["csv-texts", "mvsa", "plain-lines"]
     prepared = format_of(source).prepare(source)
     assert [post.text for post in prepared.posts] == ["one", "two"]

@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import imported
+from tests.helpers.commands import ROOT, imported
 
-ROOT = Path(__file__).parents[2]
 CODE = [*sorted((ROOT / "pipeline").rglob("*.py")), *sorted((ROOT / "fusion").rglob("*.py"))]
 
 

@@ -18,12 +18,11 @@ from fusion.config import Config
 from fusion.inference.predict_file import answer_file, remove_answers, unfinished
 from fusion.inference.predictor import Answer
 from pipeline.common.errors import InputError
-from tests.helpers.commands import invoke, refused
+from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.predictions import TOLERANCE, raw, values
 from tests.helpers.processes import lines_in, wait_until
 from tests.helpers.transforms import SHRINK
 
-ROOT = Path(__file__).parents[2]
 POSTS = 101
 
 

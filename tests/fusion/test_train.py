@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +18,10 @@ from fusion.training.optimizer import learning_rate
 from fusion.training.train import ExecutionOptions
 from pipeline.cache import reader as cache_module
 from pipeline.common.errors import InputError
-from tests.helpers.commands import SMALL, invoke
+from tests.helpers.commands import ROOT, SMALL, invoke
 from tests.helpers.processes import lines_in, wait_until
 from tests.helpers.toy import random_batch, write_cache
 from tests.helpers.training import CPU, lines_of, run_of
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

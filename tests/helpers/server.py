@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.commands import ROOT
 
 
 class Server(NamedTuple):

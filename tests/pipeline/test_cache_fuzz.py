@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.cache import hdf5
 from tests.helpers.cache_fuzzer import POSTS
+from tests.helpers.commands import ROOT
 from tests.helpers.toy import write_cache
 
-ROOT = Path(__file__).parents[2]
 QUICK, LONG, BATCH = 1_000, 50_000, 500
 SECONDS = 600  # for a batch, which takes ten: that there is an end
 
