@@ -4,7 +4,6 @@ Until all are answered they lie in OUT.unfinished, whose first line says by whic
 kill leaves whole lines there and perhaps a torn one, which the same command cuts off before it goes on.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from fusion.inference.predictor import Answer, Inputs, Predictor, unanswerable
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
 from pipeline.common.folders import open_to_append
+from pipeline.common.locks import hold
 from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.extraction.decode import Decoders, Reading
 from pipeline.extraction.encode import text_problem
@@ -225,11 +225,7 @@ def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport)
     """
     path = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _open_answers(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
-        except OSError:
-            raise InputError(f"{path}: another process writes there; wait for it") from None
+    with hold(path.with_name(path.name + ".lock")), _open_answers(path) as file:
         file.seek(0)
         line = file.readline(_MOST_LINE_BYTES)
         if (first := _whole(line)) is None:

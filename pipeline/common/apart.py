@@ -11,14 +11,13 @@ import gc
 import json
 import math
 import os
-import resource
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.common.bounds import limit_cpu, limit_memory
+from pipeline.common.bounds import ended_by_limit_cpu, limit_cpu, limit_memory, prepare_process
 from pipeline.common.errors import InputError
 
 _T = TypeVar("_T")
@@ -32,20 +31,25 @@ def _unlock() -> None:
     _forking = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_unlock)
+if hasattr(os, "fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def apart(work: Callable[[_T], Any], items: Sequence[_T], *, seconds: float, mib: int) -> Iterator[Any]:
     """The JSON value that `work` returns for each item, in order, all made by one forked process.
 
     Where `work` raises InputError, or the process ends or meets a limit, an InputError takes the value's place (it is
-    yielded, not raised) and the next item begins with a new process.
+    yielded, not raised) and the next item begins with a new process. Without forks (on Windows) it all happens in this
+    process, without limits.
 
     Args:
         work: must not use locks that other threads of this process may hold.
         seconds: of processor time for each item.
         mib: how much more memory the process may have than this one has.
     """
+    if not hasattr(os, "fork"):
+        yield from (_value(_line(work, item, mib)) for item in items)
+        return
     done = 0
     while done < len(items):
         pid, answers = _forked(work, items[done:], seconds, mib)
@@ -55,9 +59,8 @@ def apart(work: Callable[[_T], Any], items: Sequence[_T], *, seconds: float, mib
                 for line in lines:
                     if not line.endswith(b"\n"):
                         break
-                    answer = json.loads(line)
                     done += 1
-                    yield InputError(answer["problem"]) if "problem" in answer else answer["value"]
+                    yield _value(line)
             alive = False  # it has closed its end of the pipe
         finally:
             status = _ended(pid, kill=alive)
@@ -85,27 +88,37 @@ def _answer(work: Callable[[_T], Any], items: Sequence[_T], seconds: float, mib:
         gc.disable()
         faulthandler.disable()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and ends this process
-        for number in (signal.SIGTERM, signal.SIGPROF, signal.SIGALRM):
+        for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        prepare_process()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the C library says of a damaged heap
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         limit_memory(mib)
         with os.fdopen(answers, "wb") as lines:
             for item in items:
                 signal.alarm(math.ceil(_PATIENCE * seconds))  # for what waits and computes nothing
                 with limit_cpu(seconds):
-                    try:
-                        answer = {"value": work(item)}
-                    except InputError as error:
-                        answer = {"problem": str(error)}
-                    except MemoryError:
-                        answer = {"problem": f"damaged: reading it takes over {mib} MiB"}
-                    line = json.dumps(answer).encode() + b"\n"
+                    line = _line(work, item, mib)
                 lines.write(line)
                 lines.flush()
     except BaseException:
         os._exit(1)
     os._exit(0)
+
+
+def _line(work: Callable[[_T], Any], item: _T, mib: int) -> bytes:
+    """Do one item; the line of JSON that answers it."""
+    try:
+        answer = {"value": work(item)}
+    except InputError as error:
+        answer = {"problem": str(error)}
+    except MemoryError:
+        answer = {"problem": f"damaged: reading it takes over {mib} MiB"}
+    return json.dumps(answer).encode() + b"\n"
+
+
+def _value(line: bytes) -> Any:
+    answer = json.loads(line)
+    return InputError(answer["problem"]) if "problem" in answer else answer["value"]
 
 
 def _ended(pid: int, *, kill: bool) -> int:
@@ -121,6 +134,6 @@ def _ended(pid: int, *, kill: bool) -> int:
 
 
 def _how(code: int, seconds: float) -> str:
-    if code in (-signal.SIGPROF, -signal.SIGALRM):
+    if ended_by_limit_cpu(code) or code == -signal.SIGALRM:
         return f"reading it takes over {seconds:g} s"
     return f"the library that reads it crashes ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.folders import open_flags
+
 MOST_BYTES = 1 << 30  # of a file that is read whole, unless the caller asks for less
 
 
@@ -49,11 +51,13 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 def create_anew(path: Path) -> None:
     """An empty file at `path`, in place of a file, a link or a pipe."""
     path.unlink(missing_ok=True)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    os.close(os.open(path, open_flags("WRONLY", "CREAT", "EXCL", "NOFOLLOW", "CLOEXEC"), 0o666))
 
 
 def _sync_folder(folder: Path) -> None:
     """Flush the rename itself: without this a power cut can undo it."""
+    if os.name == "nt":  # has no handles of folders
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -99,12 +103,13 @@ def open_regular(path: Path) -> io.BufferedReader:
     Raises OSError for a folder, a pipe, a socket or a device: these could block for ever, or have no end. So could the
     files that the kernel makes up (/proc/kmsg, /proc/self/pagemap), which claim to be empty.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    handle = os.open(path, open_flags("RDONLY", "CLOEXEC", "NONBLOCK"))
     state = os.fstat(handle)
     if not stat.S_ISREG(state.st_mode) or (state.st_size == 0 and _gives_data(handle)):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    os.set_blocking(handle, True)
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(handle, True)
     return os.fdopen(handle, "rb")
 
 

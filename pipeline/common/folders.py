@@ -5,6 +5,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,12 +31,16 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 def open_to_append(path: Path) -> BinaryIO:
     """Open an ordinary file to read and append, or make it. Raises OSError for a link, a pipe or a device."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    handle = os.open(path, flags, 0o666)
+    handle = os.open(path, open_flags("RDWR", "APPEND", "CREAT", "NOFOLLOW", "NONBLOCK", "CLOEXEC"), 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(handle, "ab+")
+
+
+def open_flags(*names: str) -> int:
+    """The flags of `os.open` with these names, as far as the operating system has them; bytes stay as they are."""
+    return reduce(or_, (getattr(os, f"O_{name}", 0) for name in (*names, "BINARY")))
 
 
 def require_regular(path: Path) -> None:

@@ -6,19 +6,21 @@ gave up its pool in 19 of 150 trials in which a process died at once. A process 
 
 import multiprocessing
 import os
-import resource
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.common.bounds import prepare_process
 from pipeline.common.errors import InputError
 
-_CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
-_CONTEXT.set_forkserver_preload(["pipeline.extraction.decode"])  # once, not in every worker
+_FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+# A fork of this process would copy its threads' locks.
+_CONTEXT = multiprocessing.get_context("forkserver") if _FORKSERVER else multiprocessing.get_context("spawn")
+if _FORKSERVER:
+    _CONTEXT.set_forkserver_preload(["pipeline.extraction.decode"])  # once, not in every worker
 _EXIT_SECONDS = 30
 _SOCKET_BYTES = 107  # of the path of a Unix socket: sun_path of sockaddr_un, without the byte that ends it
 _lock = threading.Lock()  # multiprocessing reads an exit code from a pipe, and only the first reader gets it
@@ -26,9 +28,13 @@ _lock = threading.Lock()  # multiprocessing reads an exit code from a pipe, and 
 
 def start_server() -> None:
     """Begin the process that worker processes are forked from; it imports what they need while others load models."""
+    if not _FORKSERVER:
+        return
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) + len("/pymp-12345678/listener-12345678") > _SOCKET_BYTES:
         raise InputError(f"{folder}: the path is too long for sockets in it; set TMPDIR to a folder with a shorter one")
+    from multiprocessing import forkserver
+
     forkserver.ensure_running()
 
 
@@ -93,8 +99,7 @@ def _run(begin: Callable[..., Callable[[Any], Iterable[Any]]], connection: Conne
     """In the process: signals are left to the parent, and it ends when the parent does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started the parent may have it ignored; see bounds
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
+    prepare_process()
     threading.Thread(target=end_with_parent, daemon=True).start()
     answers = begin(*arguments)
     try:

@@ -1,6 +1,5 @@
 """The real `extract` command, killed, stopped and refused: it loses nothing and goes on to the same bytes."""
 
-import json
 import os
 import random
 import shutil
@@ -219,7 +218,7 @@ def test_a_second_signal_stops_at_once(uninterrupted, script, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert "once more stops at once" in errors
-    assert json.loads((tmp_path / "cache" / LOCK).read_text())["pid"] == process.pid  # the next call takes it over
+    assert (tmp_path / "cache" / LOCK).read_text().startswith(f"{process.pid}\n")  # the next call takes it over
 
 
 ON_A_SMALL_DISK = """

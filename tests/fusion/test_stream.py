@@ -1,7 +1,7 @@
 """A file of posts answered: a line for a line, whatever is wrong with a line, and whenever the process is killed."""
 
-import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from fusion.config import Config
 from fusion.inference.predict_file import answer_file, remove_answers, unfinished
 from fusion.inference.predictor import Answer
 from pipeline.common.errors import InputError
+from pipeline.common.locks import hold
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.predictions import TOLERANCE, raw, values
 from tests.helpers.processes import lines_in, wait_until
@@ -214,11 +215,12 @@ def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(tmp
 
 def test_one_process_at_a_time(tmp_path):
     posts, out = write_posts(tmp_path, 5), tmp_path / "out.jsonl"
-    with unfinished(out).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process writes there"):
-            answer_file(Toy(tmp_path), posts, out, quiet=True)
-        assert unfinished(out).read_bytes() == b""
+    with (
+        hold(tmp_path / "out.jsonl.unfinished.lock"),
+        pytest.raises(InputError, match=f"process {os.getpid()} on .* is writing"),
+    ):
+        answer_file(Toy(tmp_path), posts, out, quiet=True)
+    assert not unfinished(out).exists()
 
 
 def test_the_command_answers_as_one_by_one_and_counts_failures(tiny_run, predictor, drawn_posts, tmp_path):

@@ -1,98 +1,121 @@
-"""One writer at a time; the second is told who holds the folder, and a dead one's lock does not stand in the way."""
+"""One writer at a time; the second is told who holds the lock, and the lock of a process that has ended is cleared."""
 
 import errno
-import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
+import filelock._soft._exclusive._publication as publication
 import pytest
 
 from pipeline.common.errors import InputError
-from pipeline.common.locks import LOCK, only_writer
+from pipeline.common.locks import LOCK, hold, only_writer
+
+HOLD = """
+import pathlib, sys
+from pipeline.common.locks import only_writer
+with only_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def take(folder):
+    """The process number and host in the lock while it is held."""
     with only_writer(folder):
-        return json.loads((folder / LOCK).read_text())
+        pid, host = (folder / LOCK).read_text().split("\n")[:2]
+    return int(pid), host
 
 
 def test_it_names_its_holder_and_goes_when_the_block_ends(tmp_path):
-    holder = take(tmp_path)
-    assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
-    assert holder["since"].endswith("+00:00")
+    pid, host = take(tmp_path)
+    assert pid == os.getpid()
+    assert host.startswith(socket.gethostname())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_second_writer_is_told_who_holds_it_and_how_to_clear_it(tmp_path):
-    code = (
-        "import sys, pathlib; from pipeline.common.locks import only_writer\n"
-        "with only_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+def test_it_goes_when_the_block_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), only_writer(tmp_path):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def holder(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_writer_is_told_who_holds_it_and_how_to_clear_it(tmp_path):
+    with holder(tmp_path) as first:
         with pytest.raises(InputError) as caught:
             take(tmp_path)
         message = str(caught.value)
-        assert f"process {first.pid} on {socket.gethostname()} has been writing there since 2" in message
-        assert f"delete {tmp_path / LOCK}" in message
+        assert message.startswith(f"{tmp_path / LOCK}: process {first.pid} on {socket.gethostname()}")
+        assert message.endswith("; wait for it, or, if it has ended, delete the file")
         first.stdin.close()
     take(tmp_path)
 
 
-def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    lock = {"host": socket.gethostname(), "pid": gone.pid, "process_started": "1", "since": "2024-01-01"}
-    (tmp_path / LOCK).write_text(json.dumps(lock))
-    assert take(tmp_path)["pid"] == os.getpid()
-    lock["pid"] = os.getpid()  # the number was given again: this process began at another time
-    (tmp_path / LOCK).write_text(json.dumps(lock))
-    assert take(tmp_path)["process_started"] != "1"
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    with holder(tmp_path) as first:
+        first.kill()
+    assert (tmp_path / LOCK).read_text().startswith(f"{first.pid}\n")
+    assert take(tmp_path)[0] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_number_that_was_given_again_does_not_hold_the_lock(tmp_path):
+    with hold(tmp_path / LOCK):
+        pid, host, started = (tmp_path / LOCK).read_text().split()
+    (tmp_path / LOCK).write_text(f"{pid}\n{host}\n{int(started) - 1}\n")
+    assert take(tmp_path)[0] == os.getpid()
+
+
 def test_another_hosts_lock_is_never_judged_from_here(tmp_path):
-    lock = {"host": "elsewhere", "pid": 1, "process_started": "1", "since": "2024-01-01"}
-    (tmp_path / LOCK).write_text(json.dumps(lock))
-    with pytest.raises(InputError, match="process 1 on elsewhere has been writing there since 2024-01-01"):
+    (tmp_path / LOCK).write_text("1\nelsewhere\n1\n")
+    with pytest.raises(InputError, match="process 1 on elsewhere is writing"):
         take(tmp_path)
     assert (tmp_path / LOCK).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"host": "a"}'])
-def test_a_lock_that_says_nothing_is_not_guessed_about(text, tmp_path):
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"host": "a"}', "1", "x\nhost\n", "1\n\x1b[2J\n", "9" * 5000])
+def test_a_lock_that_names_nobody_is_not_guessed_about(text, tmp_path):
     (tmp_path / LOCK).write_text(text)
-    with pytest.raises(InputError, match="delete it if nobody does"):
+    with pytest.raises(InputError, match="an unknown process is writing; wait for it, or, if it has ended, delete"):
         take(tmp_path)
+    assert (tmp_path / LOCK).read_text() == text
 
 
 def test_a_full_disk_leaves_no_lock_that_nobody_can_read(tmp_path, monkeypatch):
     """The first file to be written is the lock itself."""
 
-    def full(self, *_, **__):
-        self.touch()
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
+        patch.setattr(publication, "write_all", full)
         with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / LOCK}'"):
             take(tmp_path)
     assert list(tmp_path.iterdir()) == []
     take(tmp_path)
 
 
-def test_where_there_are_no_hard_links_it_still_lets_one_in(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", none)
-    with only_writer(tmp_path):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-        with pytest.raises(InputError, match=f"process {os.getpid()} on "):
-            take(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_not_an_ordinary_file_is_left_alone(kind, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("x")
+    match kind:
+        case "link":
+            (tmp_path / LOCK).symlink_to(precious)
+        case "pipe":
+            os.mkfifo(tmp_path / LOCK)
+        case "folder":
+            (tmp_path / LOCK).mkdir()
+    with pytest.raises((InputError, OSError), match=r"writer\.lock"):
+        take(tmp_path)
+    assert precious.read_text() == "x"
+    assert len(list(tmp_path.iterdir())) == 2
