@@ -119,16 +119,16 @@ def answer_file(
 def _answers(
     predictor: Predictor, lines: Iterator[_Line], batch_size: int, workers: int, stop: StopRequest
 ) -> Iterator[list[Answer]]:
-    """The answers, batch by batch in order; at most as many batches are in memory as there are decoding buffers."""
+    """The answers, batch by batch in order; `Decoders` bounds how many are in memory."""
     pending: deque[Future[list[Answer]]] = deque()
     image = predictor.image
     with (
         encoding_threads(predictor.device) as threads,
-        Decoders(image.transform, image.pixels_shape, batch_size=batch_size, workers=workers) as decoders,
+        Decoders(image.transform, image.pixels_shape, workers=workers) as decoders,
     ):
         while not stop and (batch := list(islice(lines, batch_size))):
             paths = [line.image for line in batch if line.image]
-            reading = decoders.read(paths) if paths else None  # waits here while all buffers are taken
+            reading = decoders.read(paths) if paths else None  # waits here while enough are decoded
             pending.append(threads.submit(_answer, predictor, batch, reading, decoders))
             while pending and (pending[0].done() or len(pending) > 2 * workers):
                 yield pending.popleft().result()
@@ -139,19 +139,15 @@ def _answers(
 def _answer(predictor: Predictor, batch: Sequence[_Line], reading: Reading | None, decoders: Decoders) -> list[Answer]:
     if reading is None:
         return predictor.answer([line.inputs for line in batch])
-    try:
-        pixels, decoded = decoders.pixels(reading)
-        seen = iter(zip(pixels, decoded, strict=True))
-        inputs = []
-        for line in batch:
-            one = line.inputs
-            if line.image:
-                values, what = next(seen)
-                one = Inputs(one.id, one.text, values, what.flags, what.reason)
-            inputs.append(one)
-        return predictor.answer(inputs)
-    finally:
-        decoders.release(reading)
+    seen = iter(zip(*decoders.pixels(reading), strict=True))
+    inputs = []
+    for line in batch:
+        one = line.inputs
+        if line.image:
+            values, decoded = next(seen)
+            one = Inputs(one.id, one.text, values, decoded.flags, decoded.reason)
+        inputs.append(one)
+    return predictor.answer(inputs)
 
 
 def _measure(posts: Path) -> tuple[str, int]:

@@ -1,13 +1,11 @@
-"""Decodes image files to pixels in shared memory: worker processes read, hash, decode, resize and crop.
+"""Decodes image files to pixels: worker processes read, hash, decode, resize and crop.
 
-Shared memory is a ring of buffers, each for one batch, so that a million posts need no more of it than a hundred. Each
-picture is decoded within limits of processor time and memory; one that exceeds them is a failed file, and so is one
-that ends its process.
+Each picture is decoded within limits of processor time and memory; one that exceeds them is a failed file, and so is
+one that ends its process. Pixels come back through each worker's pipe.
 """
 
 import hashlib
 import logging
-import shutil
 import threading
 import time
 import warnings
@@ -15,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -34,7 +31,6 @@ __all__ = ["Decoded", "Decoders", "Reading", "start_server"]
 
 CPU_SECONDS = 20.0  # a picture; the largest ordinary ones take a few
 MEMORY_MIB = 2048  # a worker process, beside what it starts with; the largest ordinary pictures need about half
-_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -47,18 +43,14 @@ class Decoded:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A batch on its way: the buffer its pixels go into, and what becomes of each file."""
-
-    buffer: int
-    decoded: "Future[list[Decoded]]"
+Reading = Future[tuple[np.ndarray, list[Decoded]]]  # a batch on its way: its pixels, and what becomes of each file
 
 
 class Decoders:
-    """Worker processes over a ring of batch buffers. A context manager; leaving it ends the workers.
+    """Worker processes that decode batches of files. A context manager; leaving it ends the workers.
 
-    A picture may take `seconds` of processor time and `mib` of memory.
+    shape: of a picture's pixels. A picture may take `seconds` of processor time and `mib` of memory. At most
+    `workers + 3` batches that nobody has taken are in memory.
     """
 
     def __init__(
@@ -66,20 +58,14 @@ class Decoders:
         transform: PictureTransform,
         shape: tuple[int, ...],
         *,
-        batch_size: int,
         workers: int,
         seconds: float = CPU_SECONDS,
         mib: int = MEMORY_MIB,
     ) -> None:
-        batch_bytes = int(np.prod((batch_size, *shape)))
-        buffers = _affordable(workers + 3, batch_bytes)
-        self._memory = SharedMemory(create=True, size=buffers * batch_bytes)
-        self._pixels = np.ndarray((buffers, batch_size, *shape), np.uint8, self._memory.buf)
-        self._setup = (self._memory.name, self._pixels.shape, transform, seconds, mib)
+        self._shape = shape
+        self._setup = (transform, seconds, mib)
         self._too_slow = f"takes more than {seconds:g} s to decode"
-        self._free: SimpleQueue[int] = SimpleQueue()
-        for buffer in range(buffers):
-            self._free.put(buffer)
+        self._slots = threading.Semaphore(workers + 3)
         self._lock = threading.Lock()
         self._closing = False
         self._workers: list[Worker] = []  # all that may still run
@@ -99,26 +85,21 @@ class Decoders:
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.close()
-        del self._pixels
-        self._memory.close()
-        self._memory.unlink()
 
     def read(self, paths: Sequence[Path]) -> Reading:
-        """Begin to read a batch of at most `batch_size` files; waits until a buffer is free."""
-        buffer = self._free.get()
-        return Reading(buffer, self._threads.submit(self._read_batch, buffer, [str(path) for path in paths]))
+        """Begin to read a batch of files; waits while too many batches are in memory."""
+        self._slots.acquire()
+        return self._threads.submit(self._read_batch, [str(path) for path in paths])
 
     def pixels(self, reading: Reading) -> tuple[np.ndarray, list[Decoded]]:
-        """The batch's pixels (B, *shape) uint8, a view that `release` ends, and what became of each file.
+        """Take a batch: its pixels (B, *shape) uint8, and what became of each file.
 
-        A file without a picture leaves zeros.
+        A file without a picture has zeros. To be called once for each batch: it makes room for another one.
         """
-        decoded = reading.decoded.result()
-        return self._pixels[reading.buffer, : len(decoded)], decoded
-
-    def release(self, reading: Reading) -> None:
-        """Give the batch's buffer back."""
-        self._free.put(reading.buffer)
+        try:
+            return reading.result()
+        finally:
+            self._slots.release()
 
     def _new_worker(self) -> Worker:
         with self._lock:
@@ -128,15 +109,18 @@ class Decoders:
             self._workers = [*(one for one in self._workers if one.running), worker]
             return worker
 
-    def _read_batch(self, buffer: int, paths: list[str]) -> list[Decoded]:
-        """In a thread: what became of each file. A worker answers file by file, so the file that ends it is known."""
+    def _read_batch(self, paths: list[str]) -> tuple[np.ndarray, list[Decoded]]:
+        """In a thread: read a batch. A worker answers file by file, so the file that ends it is known."""
+        pixels = np.zeros((len(paths), *self._shape), np.uint8)
         decoded: list[Decoded] = []
         suspected = -1  # the place of the file at which a worker ended for no known reason
         worker = self._worker()
         while len(decoded) < len(paths):
             place = len(decoded)
             try:
-                for answer in worker.ask((buffer, place, paths[place:])):
+                for answer, values in worker.ask(paths[place:]):
+                    if values is not None:
+                        pixels[len(decoded)] = values
                     decoded.append(answer)  # at once: what was answered before a worker ends is kept
             except Ended as end:
                 worker.close()
@@ -144,13 +128,13 @@ class Decoders:
                     raise InputError(f"a process that decodes images ends at its start ({end})") from None
                 worker, place = self._new_worker(), len(decoded)
                 if place < len(paths) and ended_by_limit_cpu(end.exit_code):
-                    decoded.append(self._lost(buffer, place, paths[place], self._too_slow))
+                    decoded.append(_lost(paths[place], self._too_slow))
                 elif place == suspected:
-                    decoded.append(self._lost(buffer, place, paths[place], "decoding it ended the decoding process"))
+                    decoded.append(_lost(paths[place], "decoding it ended the decoding process"))
                 elif place < len(paths):
                     suspected = place  # it may have been killed from outside: the file is read once more
         self._idle.put(worker)
-        return decoded
+        return pixels, decoded
 
     def _worker(self) -> Worker:
         try:
@@ -158,54 +142,43 @@ class Decoders:
         except Empty:
             return self._new_worker()  # there are as many threads as there may be workers
 
-    def _lost(self, buffer: int, place: int, path: str, why: str) -> Decoded:
-        """The record of a file that ended its process: without the hash of its bytes it would count as changed."""
-        self._pixels[buffer, place] = 0
-        sha256 = ""
-        with suppress(OSError):
-            sha256 = hashlib.sha256(regular_bytes(Path(path))).hexdigest()
-        return Decoded(sha256, (), f"image: {why}: {path}", 0.0)
 
-
-def _affordable(wanted: int, batch_bytes: int) -> int:
-    """How many buffers shared memory has room for: writing past its end would end the process."""
-    free = shutil.disk_usage(_MEMORY).free if _MEMORY.is_dir() else wanted * batch_bytes * 2
-    buffers = min(wanted, free // 2 // batch_bytes)
-    if buffers < 2:
-        raise InputError(f"{_MEMORY}: {free >> 20} MiB of shared memory left; a smaller --batch-size needs less")
-    return buffers
+def _lost(path: str, reason: str) -> Decoded:
+    """The record of a file that ended its process: without the hash of its bytes it would count as changed."""
+    sha256 = ""
+    with suppress(OSError):
+        sha256 = hashlib.sha256(regular_bytes(Path(path))).hexdigest()
+    return Decoded(sha256, (), f"image: {reason}: {path}", 0.0)
 
 
 def _begin(
-    memory: str, shape: tuple[int, ...], transform: PictureTransform, seconds: float, mib: int
-) -> Callable[[tuple[int, int, list[str]]], Iterator[Decoded]]:
-    """In a worker process: what reads the files of a batch, from a place on, into their places in a buffer."""
+    transform: PictureTransform, seconds: float, mib: int
+) -> Callable[[list[str]], Iterator[tuple[Decoded, np.ndarray | None]]]:
+    """In a worker process: the function that reads files."""
     warnings.simplefilter("ignore")
     logging.disable()  # Pillow logs what is odd about a file; what matters is the reason that is returned
-    shared = SharedMemory(memory)
-    pixels = np.ndarray(shape, np.uint8, shared.buf)
 
-    def read(request: tuple[int, int, list[str]], _keep: SharedMemory = shared) -> Iterator[Decoded]:
-        buffer, first, paths = request
-        for place, path in enumerate(paths, start=first):
+    def read(paths: list[str]) -> Iterator[tuple[Decoded, np.ndarray | None]]:
+        for path in paths:
             with limit_cpu(seconds):
-                decoded = _read(Path(path), transform, pixels[buffer, place], mib)
-            yield decoded
+                answer = _read(Path(path), transform, mib)
+            yield answer
 
     limit_memory(mib)
     return read
 
 
-def _read(path: Path, transform: PictureTransform, pixels: np.ndarray, mib: int) -> Decoded:
-    """Decode one file into its place. A failed one leaves zeros: its neighbours' batch must stay what it was."""
+def _read(path: Path, transform: PictureTransform, mib: int) -> tuple[Decoded, np.ndarray | None]:
+    """Decode one file. A failed one has no pixels."""
     started = time.perf_counter()
+    pixels = None
     sha256, reason = "", ""
     flags: tuple[str, ...] = ()
     try:
         data = regular_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
         picture, flags = to_rgb(data, require=transform.require)
-        pixels[:] = transform(picture)
+        pixels = transform(picture)
     except MemoryError:
         reason = f"needs more than {mib} MiB to decode"
     except ImageProblem as error:
@@ -215,6 +188,5 @@ def _read(path: Path, transform: PictureTransform, pixels: np.ndarray, mib: int)
     except Exception as error:  # one bad file never stops the others
         reason = f"does not decode: {' '.join(str(error).split()) or type(error).__name__}"
     if reason:
-        pixels[:] = 0
         reason = f"image: {reason}: {path}"
-    return Decoded(sha256, flags, reason, time.perf_counter() - started)
+    return Decoded(sha256, flags, reason, time.perf_counter() - started), pixels

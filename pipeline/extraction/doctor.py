@@ -41,11 +41,9 @@ def examine(choice: EncoderChoice, folder: Path) -> Iterator[Finding]:
         yield Finding("cuda", "no GPU found; the processor does all the work")
     yield Finding("processor", f"{usable_cores()} cores for this process")
     yield Finding("memory", f"{free_memory() >> 20} MiB free", free_memory() > 2 << 30)
-    for what, place in (("disk", _existing(folder)), ("shared memory", Path("/dev/shm"))):
-        if place.is_dir():
-            free = shutil.disk_usage(place).free
-            yield Finding(what, f"{free >> 20} MiB free at {place}", free > 64 << 20)
     place = _existing(folder)
+    free = shutil.disk_usage(place).free
+    yield Finding("disk", f"{free >> 20} MiB free at {place}", free > 64 << 20)
     writable = os.access(place, os.W_OK)
     yield Finding("output", f"{place} {'can' if writable else 'can not'} be written", writable)
 

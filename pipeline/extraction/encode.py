@@ -68,14 +68,11 @@ class ShardJob:
         return Seconds(encode=time.perf_counter() - started)
 
     def encode_images(self, rows: range, reading: Reading, decoders: Decoders) -> Seconds:
-        """Encode a batch when its pixels are there, and give its buffer back."""
+        """Encode a batch when its pixels are there."""
         started = time.perf_counter()
-        try:
-            pixels, decoded = decoders.pixels(reading)
-            ready = time.perf_counter()
-            patches, pooled = self._image.encode(pixels)
-        finally:
-            decoders.release(reading)
+        pixels, decoded = decoders.pixels(reading)
+        ready = time.perf_counter()
+        patches, pooled = self._image.encode(pixels)
         with np.errstate(over="ignore"):
             self._patches[rows.start : rows.stop], self._pooled[rows.start : rows.stop] = patches, pooled
         self._decoded[rows.start : rows.stop] = decoded

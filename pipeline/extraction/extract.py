@@ -163,13 +163,13 @@ def make_shards(
     with (
         encoding_threads(image.device) as threads,
         ThreadPoolExecutor(1, "write") as writer,
-        Decoders(image.transform, image.pixels_shape, batch_size=batch_size, workers=workers) as decoders,
+        Decoders(image.transform, image.pixels_shape, workers=workers) as decoders,
     ):
 
         def begin(number: int) -> None:
             job = ShardJob(todo.shards[number], image, text, dtype)
             futures = [threads.submit(job.encode_texts, rows) for rows in job.text_batches(batch_size)]
-            for rows in job.image_batches(batch_size):  # waits here while all buffers are taken
+            for rows in job.image_batches(batch_size):  # waits here while enough of them are decoded
                 reading = decoders.read([path for row in rows if (path := job.posts[row].image)])
                 futures.append(threads.submit(job.encode_images, rows, reading, decoders))
             started.append((number, job, futures))

@@ -22,7 +22,7 @@ from tests.helpers.transforms import DEADLY, SHRINK, SLOW, Broken, Moody, Unstar
 
 @pytest.fixture
 def decoders():
-    with Decoders(Moody(), (3, 2, 2), batch_size=2, workers=1) as decoders:
+    with Decoders(Moody(), (3, 2, 2), workers=1) as decoders:
         yield decoders
 
 
@@ -42,7 +42,6 @@ def test_a_deadly_file_fails_alone_and_what_was_given_since_is_read(decoders, tm
     assert whole.reason == ""
     assert not pixels[0].any()
     assert (pixels[1] == 255).all()
-    decoders.release(first)
     later = [decoders.read([path]) for path in slow]
     assert decoders.pixels(second)[1][0].reason == ""
     for number, reading in enumerate(later):
@@ -69,7 +68,7 @@ def test_a_picture_that_takes_too_long_or_too_much_is_a_failed_file(tmp_path):
     endless, large = tmp_path / "endless.jpg", tmp_path / "large.gif"
     endless.write_bytes(endless_jpeg())
     large.write_bytes(large_gif(9000))
-    with Decoders(SHRINK, (3, 2, 2), batch_size=5, workers=1, seconds=1, mib=200) as decoders:
+    with Decoders(SHRINK, (3, 2, 2), workers=1, seconds=1, mib=200) as decoders:
         pixels, decoded = decoders.pixels(decoders.read([good, endless, good, large, good]))
         assert [one.reason for one in decoded] == [
             "",
@@ -86,13 +85,13 @@ def test_the_largest_ordinary_pictures_are_decoded_within_the_limits(tmp_path):
     paths = [tmp_path / "0.png", tmp_path / "1.jpg"]
     paths[0].write_bytes(largest_png())
     paths[1].write_bytes(large_jpeg())
-    with Decoders(SHRINK, (3, 2, 2), batch_size=2, workers=1, seconds=60) as decoders:
+    with Decoders(SHRINK, (3, 2, 2), workers=1, seconds=60) as decoders:
         assert [one.reason for one in decoders.pixels(decoders.read(paths))[1]] == ["", ""]
 
 
 def test_whatever_a_transform_raises_is_the_reason(tmp_path):
     path = picture(tmp_path, "0", (5, 7), "white")
-    with Decoders(Broken(), (3, 2, 2), batch_size=1, workers=1) as decoders:
+    with Decoders(Broken(), (3, 2, 2), workers=1) as decoders:
         (decoded,) = decoders.pixels(decoders.read([path]))[1]
         assert decoded.reason == f"image: does not decode: no pixels to divide: {path}"
 
@@ -100,7 +99,7 @@ def test_whatever_a_transform_raises_is_the_reason(tmp_path):
 def test_processes_that_can_not_start_are_said_and_blame_no_file(tmp_path):
     path = picture(tmp_path, "0", (5, 7), "white")
     with (
-        Decoders(Unstartable(), (3, 2, 2), batch_size=1, workers=1) as decoders,
+        Decoders(Unstartable(), (3, 2, 2), workers=1) as decoders,
         pytest.raises(InputError, match=r"ends at its start \(exit code 3\)"),
     ):
         decoders.pixels(decoders.read([path]))
@@ -109,14 +108,14 @@ def test_processes_that_can_not_start_are_said_and_blame_no_file(tmp_path):
 def test_leaving_ends_the_workers_at_once_whatever_they_have_in_hand(tmp_path):
     endless = tmp_path / "endless.jpg"
     endless.write_bytes(endless_jpeg())
-    with Decoders(SHRINK, (3, 2, 2), batch_size=1, workers=2, seconds=60) as decoders:
+    with Decoders(SHRINK, (3, 2, 2), workers=2, seconds=60) as decoders:
         readings = [decoders.read([endless]) for _ in range(3)]
         wait_until(lambda: len(decoders._workers) == 2)
         time.sleep(0.5)
         left = time.monotonic()
     assert time.monotonic() - left < 10
     assert not any(Path(f"/proc/{worker.pid}").exists() for worker in decoders._workers)
-    assert all(reading.decoded.done() for reading in readings)
+    assert all(reading.done() for reading in readings)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
@@ -129,7 +128,7 @@ def test_what_is_no_file_fails_and_is_not_waited_for(kind, decoders, tmp_path):
     else:
         path.mkdir()
     reading = decoders.read([path])
-    (decoded,) = reading.decoded.result(timeout=30)
+    _, (decoded,) = reading.result(timeout=30)
     assert decoded.reason == f"image: not a regular file: {path}"
 
 

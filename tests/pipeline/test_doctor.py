@@ -62,7 +62,7 @@ def test_local_files_that_are_not_there_and_disks_without_room(asked, tmp_path, 
     output = invoke("doctor", "--text-encoder", tmp_path / "none", "--encoders", "packaged", "--out", tmp_path, code=1)
     assert f"--text-encoder {tmp_path / 'none'}: no such folder" in output
     last = output.splitlines()[-1]
-    assert last == "Error: not ready: text encoder, memory, disk, shared memory, output"
+    assert last == "Error: not ready: text encoder, memory, disk, output"
 
 
 def test_inspect_encodes_posts_again_with_the_encoders_that_the_cache_names(tmp_path):
