@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion.config import Config
 from fusion.models.base import Dimensions
-from fusion.models.masking import hidden_counts
+from fusion.models.masking import masked_counts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def step_products(config: Config, dimensions: Dimensions, lengths: Sequence[int]
     d, f, grid = config.width, config.feedforward_width, patches + 1
     texts = np.asarray(lengths)
     words, posts = int(texts.sum()), len(texts)
-    hidden = hidden_counts(texts - 2, config.mask_rate) if config.mlm else np.zeros(posts, int)
+    hidden = masked_counts(texts - 2, config.mask_rate) if config.mlm else np.zeros(posts, int)
     asked = int(hidden.sum())
     cross = config.cross_attention
     rows = 2 * (texts + grid) if cross else texts + grid  # of one pass, by post

@@ -101,7 +101,7 @@ def main() -> None:
         case = load_case(name, device)
         posts = given.posts or (32 if name == "paper" and device.type == "cpu" else 64)
         batches = make_batches(case, posts, given.batches, device)
-        tokens = float(np.mean([batch.words.mean() + 2 for batch in batches]))
+        tokens = float(np.mean([batch.num_maskable.mean() + 2 for batch in batches]))
         print(f"\n== {name}: {posts} posts a batch, {tokens:.1f} tokens a text")
         for key, value in measure(case, batches, device, given.rounds, given.compile).items():
             results.setdefault(key, {})[name] = value
@@ -359,7 +359,7 @@ def timed(step: Callable[[Batch], None], batch: Batch, device: torch.device) -> 
 
 def products(case: Case, config: Config, batch: Batch, again: bool) -> list[Product]:
     """The useful products of a batch's step; with `again`, those of encoding its masked texts among them."""
-    lengths = (batch.words + 2).tolist()
+    lengths = (batch.num_maskable + 2).tolist()
     found = step_products(config, case.dimensions, lengths, PATCHES)
     return found + (reencoding_products(case.dimensions.text_width, case.text_size, lengths) if again else [])
 

@@ -64,7 +64,7 @@ class Config(BaseModel):
     mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     mask_choice: Literal["image", "random"] = "image"  # eqs 18-19, or words at random
     mask_projection: bool = True  # eq 6 after eq 21; False is eq 21 to the letter and needs D = width
-    mlm_cross: Literal["unmasked", "masked"] = "unmasked"  # beyond the paper: masked keeps hidden words out of eq 22
+    mlm_cross: Literal["unmasked", "masked"] = "unmasked"  # beyond the paper: masked keeps masked words out of eq 22
     tie_mlm_head: bool = False  # beyond the paper: eq 24 with BERT's input embeddings
     validate_mlm: bool = False  # also report the loss of eq 25 on validation
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.config import Config, load_config, save_config
-from fusion.models.base import Dimensions
-from fusion.models.fusion import FusionModel
+from fusion.models.base import Dimensions, Model
 from fusion.models.registry import build_model
 from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
 from fusion.tensor_files import Expected, load_tensors, read_metadata, save_tensors, tensor_names
@@ -162,10 +161,10 @@ class Run:
     def _write_splits(self, cache: Cache) -> None:
         write_text(self.splits, csv_text(("id", "label", "split"), _assigned(cache)))
 
-    def save_model(self, model: FusionModel) -> None:
+    def save_model(self, model: Model) -> None:
         save_tensors(self.folder / "model.safetensors", _tensors(model))
 
-    def load_model(self, device: torch.device) -> FusionModel:
+    def load_model(self, device: torch.device) -> Model:
         """The best epoch's model, ready to predict.
 
         The file's tensors are compared with the model's before either takes memory. Raises InputError if these,
@@ -179,18 +178,18 @@ class Run:
         except (ValueError, UserWarning) as error:
             raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
         tensors = load_tensors(self.folder / "model.safetensors", expected)
-        model: FusionModel = build_model(config, dimensions)
+        model: Model = build_model(config, dimensions)
         model.load_state_dict(_with_shared(model, tensors))
         return model.to(device).eval()
 
-    def save_state(self, model: FusionModel, optimizer: torch.optim.Optimizer, progress: TrainingState) -> None:
+    def save_state(self, model: Model, optimizer: torch.optim.Optimizer, progress: TrainingState) -> None:
         """Everything that the next epoch depends on. The random state is not in it: each epoch seeds its own."""
         tensors = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer/{number}/{key}": value for key, value in state.items()})
         save_tensors(self.folder / "train_state.safetensors", tensors, {"progress": progress.model_dump_json()})
 
-    def load_state(self, model: FusionModel, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+    def load_state(self, model: Model, optimizer: torch.optim.Optimizer) -> TrainingState | None:
         """Restore what `save_state` wrote; None if no epoch was finished. Raises InputError if it is damaged."""
         path = self.folder / "train_state.safetensors"
         if not path.is_file():

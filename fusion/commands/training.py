@@ -100,7 +100,7 @@ def train(
     own = run.resumable_config() if resume else None
     config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)
     chosen = local_device(console.device(device))
-    means = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
+    execution = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
     cache = Cache(cache_dir)
     keep_memory()
     with ranks(chosen) as here:
@@ -115,7 +115,7 @@ def train(
             run,
             chosen,
             text_encoder=encoder,
-            means=means,
+            execution=execution,
             ranks=here,
             quiet=console.quiet,
             say=console.say if here.is_main else lambda line: None,

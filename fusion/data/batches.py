@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.cache.reader import Cache
 
 WINDOW_BATCHES = 16
-# Texts are padded to a multiple of this: with a new shape for every batch, the process's memory grows and grows.
+# Texts are padded to a multiple of this, which bounds the number of shapes: the allocator keeps memory for each.
 PAD_TO = 4
 
 
@@ -20,9 +20,9 @@ class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
     rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, C), tokens (B, n, D) float32; input_ids (B,
-    n); text_mask (B, n); labels (B,), -1 where unknown; modality_labels (B, 2): the text's own and the image's, so too;
-    has_text, has_image (B,): False where a modality is left out; words (B,), on the host: how many word pieces may be
-    hidden.
+    n); text_mask (B, n); labels (B,) and modality_labels (B, 2), of the text and of the image: -1 where unknown;
+    has_text, has_image (B,): False where a modality is left out; num_maskable (B,), on the host: word pieces that may
+    be masked.
     """
 
     rows: np.ndarray
@@ -35,7 +35,7 @@ class Batch:
     modality_labels: Tensor
     has_text: Tensor
     has_image: Tensor
-    words: np.ndarray
+    num_maskable: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,7 +44,7 @@ class Batch:
         """Some of the posts, padded as the whole is."""
         return Batch(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed: moved, pinned."""
         changed: dict[str, Any] = {
             name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
@@ -53,7 +53,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; out of pinned memory without waiting for it."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def padded_length(lengths: np.ndarray) -> int:
@@ -104,8 +104,7 @@ def collate(
 ) -> Batch:
     """A batch of patches (B, m, C), pooled (B, C), and each text's tokens (n_i, D) and input_ids (n_i,).
 
-    Without `rows` they count from 0, without `labels` none is known, and each post has what `has_text` and `has_image`
-    don't deny it.
+    `rows` defaults to 0, 1, ...; `labels` and `modality_labels` to -1 (unknown); `has_text` and `has_image` to True.
     """
     count = len(tokens)
     lengths = np.array([len(ids) for ids in input_ids])
@@ -129,7 +128,7 @@ def collate(
         modality_labels=torch.from_numpy(np.full((count, 2), -1) if modality_labels is None else modality_labels),
         has_text=torch.from_numpy(text),
         has_image=torch.from_numpy(image),
-        words=np.where(text, lengths - 2, 0),
+        num_maskable=np.where(text, lengths - 2, 0),
     ).to(device)
 
 
@@ -152,7 +151,7 @@ def length_bucketed_batches(
 
 def sampled_views(posts: int, views: int, seed: int, epoch: int) -> np.ndarray:
     """Which of its image's views each post of a cache shows in an epoch, (posts,): seed and epoch alone decide."""
-    return np.random.default_rng([seed, epoch, 1]).integers(views, size=posts)  # 1: another stream than `shuffled`'s
+    return np.random.default_rng([seed, epoch, 1]).integers(views, size=posts)  # 1: not the stream of the batches
 
 
 def chunks(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

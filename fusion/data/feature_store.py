@@ -17,16 +17,16 @@ from pipeline.common.errors import InputError
 from pipeline.common.machine import free_memory
 
 Location = Literal["auto", "map", "ram", "device"]
-SHARE_OF_FREE = 0.5  # of the free memory that features may take
+FRACTION_OF_FREE = 0.5  # of the free memory that features may take
 PREFETCH = 2  # batches read while one is worked on
 
 
 class FeatureStore:
-    """The features of some rows of a cache, wherever they lie: batches of them on the device.
+    """The features of some rows of a cache, wherever they are: batches of them on the device.
 
     `map`: read from the mapped shards, which all processes share. `ram`: copied into this process's memory. `device`:
     copied to the GPU, gathered there. `auto`: the GPU where they take at most half of what is free there, else mapped.
-    So many of each image's `views` are copied.
+    views: how many views of each image to copy.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class FeatureStore:
     ) -> None:
         self._cache, self._device, self._views = cache, device, views
         self.bytes = _feature_bytes(cache, rows, views)
-        self.place, self.why = _decide(self.bytes, device, place)
+        self.place, self.reason = _decide(self.bytes, device, place)
         self.waited = 0.0  # seconds that the caller of `batches` waited for data
         if self.place != "map":
             self._copy(rows, device if self.place == "device" else torch.device("cpu"))
@@ -115,13 +115,13 @@ class FeatureStore:
             modality_labels=modality_labels[of],
             has_text=everyone,
             has_image=everyone,
-            words=lengths - 2,
+            num_maskable=lengths - 2,
         )
         return self._pinned(batch) if self.place == "ram" else batch
 
     def _pinned(self, batch: Batch) -> Batch:
         """In memory that a GPU copies from by itself."""
-        return batch.each(Tensor.pin_memory) if self._device.type == "cuda" else batch
+        return batch.map_tensors(Tensor.pin_memory) if self._device.type == "cuda" else batch
 
 
 def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
@@ -132,7 +132,7 @@ def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
 
 
 def _decide(needed: int, device: torch.device, place: Location) -> tuple[Location, str]:
-    """Where features go, and why in a few words. Raises InputError if they don't fit where they were asked to go."""
+    """Where features go, and the reason. Raises InputError if they do not fit into the place that was asked for."""
     size = f"{needed / 2**20:.0f} MiB"
     free = {"ram": free_memory(), "device": 0}
     if device.type == "cuda":
@@ -140,7 +140,7 @@ def _decide(needed: int, device: torch.device, place: Location) -> tuple[Locatio
     if place == "auto":
         if device.type != "cuda":
             return "map", f"{size} read from the mapped cache, which all processes share"
-        if needed <= SHARE_OF_FREE * free["device"]:
+        if needed <= FRACTION_OF_FREE * free["device"]:
             return "device", f"{size} copied to the device, which has {free['device'] / 2**30:.1f} GiB free"
         return "map", f"{size} read from the mapped cache; the device has only {free['device'] / 2**30:.1f} GiB free"
     if place == "map":

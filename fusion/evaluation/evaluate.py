@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from fusion.evaluation.linear_probe import kinds_of, probe
 from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, score
 from fusion.evaluation.predict import predict
-from fusion.models.fusion import FusionModel
+from fusion.models.base import Model
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def controls(
-    model: FusionModel, cache: Cache, rows: np.ndarray, device: torch.device, *, shuffles: int = SHUFFLES
+    model: Model, cache: Cache, rows: np.ndarray, device: torch.device, *, shuffles: int = SHUFFLES
 ) -> dict[str, Scores]:
     """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
 

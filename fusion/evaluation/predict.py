@@ -5,7 +5,7 @@ import torch
 
 from fusion.data.batches import chunks, read_batch
 from fusion.data.feature_store import FeatureStore
-from fusion.models.fusion import FusionModel
+from fusion.models.base import Model
 from fusion.models.precision import precision
 from pipeline.cache.reader import Cache
 from pipeline.posts.manifest import LABELS
@@ -13,7 +13,7 @@ from pipeline.posts.manifest import LABELS
 
 @torch.inference_mode()
 def predict(
-    model: FusionModel,
+    model: Model,
     cache: Cache,
     rows: np.ndarray,
     device: torch.device,

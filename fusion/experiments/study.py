@@ -14,7 +14,7 @@ from fusion.experiments.sweep_results import (
 )
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
-from fusion.training.train import EpochLine
+from fusion.training.display import EpochMetrics
 from pipeline.common.errors import InputError
 
 JOURNAL = "journal.log"
@@ -76,7 +76,7 @@ class TrialReporter:
         self.trial = optuna.Trial(study, frozen._trial_id)  # Optuna has no other way to take up a trial again
         self._reported = set(frozen.intermediate_values)
 
-    def on_epoch(self, line: EpochLine) -> None:
+    def on_epoch(self, line: EpochMetrics) -> None:
         """Note an epoch's score. Raises TrialPruned if the best so far is below the median of the completed trials."""
         if line["epoch"] not in self._reported:
             self.trial.report(line[SCORE], line["epoch"])

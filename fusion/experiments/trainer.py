@@ -8,7 +8,8 @@ import torch
 from fusion.config import Config
 from fusion.models.precision import resolved
 from fusion.run import Run
-from fusion.training.train import EpochLine, ExecutionOptions, masking_encoder, train
+from fusion.training.display import EpochMetrics
+from fusion.training.train import ExecutionOptions, masking_encoder, train
 from pipeline.cache.reader import Cache
 from pipeline.encoders.load import TextEncoder
 
@@ -38,7 +39,7 @@ class Trainer:
         self,
         run: Run,
         config: Config,
-        on_epoch: Callable[[EpochLine], None] = lambda line: None,
+        on_epoch: Callable[[EpochMetrics], None] = lambda line: None,
         *,
         splits: Path | None = None,
     ) -> float:
@@ -51,10 +52,10 @@ class Trainer:
             on_epoch(line)
         if run.finished:
             return float(run.metadata["validation"]["weighted_f1"])
-        means = ExecutionOptions(remember=ExecutionOptions().remember // self._jobs)
+        execution = ExecutionOptions(encodings_bytes=ExecutionOptions().encodings_bytes // self._jobs)
         encoder = self.encoder(config) if config.mlm else None
         result = train(
-            cache, config, run, self.device, text_encoder=encoder, means=means, on_epoch=on_epoch, quiet=True
+            cache, config, run, self.device, text_encoder=encoder, execution=execution, on_epoch=on_epoch, quiet=True
         )
         return result.validation["weighted_f1"]
 

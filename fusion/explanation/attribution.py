@@ -143,7 +143,7 @@ def attention_rollout(model: FusionModel, post: PostFeatures, predicted: int) ->
 def head_weights(model: FusionModel, rows: Tensor) -> Tensor:
     """(classes, d): what the sentiment head makes of each dimension of the rows' maximum, rows (r, d)."""
     head = model.sentiment_head
-    return head.slope(rows.amax(dim=0)) if isinstance(head, LabelRule) else head.weight
+    return head.jacobian(rows.amax(dim=0)) if isinstance(head, LabelRule) else head.weight
 
 
 def decisive_rows(rows: Tensor, head: Tensor, predicted: int) -> Tensor:

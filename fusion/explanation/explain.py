@@ -16,6 +16,7 @@ from fusion.evaluation.predict import predict
 from fusion.explanation.attribution import METHODS, PostFeatures, Weights, trace
 from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor
+from fusion.models.base import Model
 from fusion.models.fusion import FusionModel
 from fusion.run import Run
 from pipeline.cache.reader import Cache
@@ -24,7 +25,7 @@ from pipeline.encoders.fingerprint import require_images
 from pipeline.encoders.load import TextEncoder
 from pipeline.posts.manifest import LABELS
 
-# The method whose words and patches, when hidden, cost the predicted class the most on average: see docs/results.md
+# The method whose words and patches, when masked, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 100
 DEFAULT_METHOD = "gradient"
 
@@ -84,7 +85,16 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         seen = one.pixels is not None
         posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
     texts = [one.text for one in inputs]
-    return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=answers)
+    return explain_features(
+        explainable(predictor.model), posts, texts, predictor.text.spans, method=method, probabilities=answers
+    )
+
+
+def explainable(model: Model) -> FusionModel:
+    """The model, if the methods know its parts. Raises InputError if they do not."""
+    if not isinstance(model, FusionModel):
+        raise InputError(f"only the model fusion can be explained, and this run is a {model.config.model}")
+    return model
 
 
 def explain_features(
@@ -127,7 +137,7 @@ def explain_cached(
     run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
 ) -> list[Explanation]:
     """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
-    model = run.load_model(device)
+    model = explainable(run.load_model(device))
     read = model.config.modalities
     posts = [cached_features(cache, int(row), device) for row in rows]
     texts = [cache.texts[row] if read != "image" else None for row in rows]

@@ -1,7 +1,7 @@
-"""Measures explanations: how much the predicted class loses when what a method points at is hidden.
+"""Measures explanations: how much the predicted class loses when what a method points at is masked.
 
 A method that finds what the model goes by costs it more than hiding the same number of words or patches at random.
-What is hidden is raw input: words become [MASK] and the frozen text encoder reads the text again; patches are filled
+The raw input is masked: words become [MASK] and the frozen text encoder reads the text again; patches are filled
 with the image's mean colour and the frozen image encoder looks again. So words that BERT mixed into their neighbours
 are gone from these, too.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusion.explanation.attribution import PostFeatures, methods_for
-from fusion.explanation.explain import answer_of, cache_of, weigh
+from fusion.explanation.explain import answer_of, cache_of, explainable, weigh
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
 from fusion.models.base import FrozenText
@@ -41,7 +41,7 @@ class FrozenImage(Protocol):
 
 @dataclass(frozen=True)
 class EncoderInput:
-    """What the encoders read: pixels (3, S, S) uint8, input_ids (n,), words (n,) True where an id can be hidden."""
+    """What the encoders read: pixels (3, S, S) uint8, input_ids (n,), words (n,) True where an id can be masked."""
 
     pixels: np.ndarray
     input_ids: np.ndarray
@@ -72,7 +72,7 @@ def faithfulness(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Mean drop of the predicted class's probability, by what was hidden (words, patches) and by which method.
+    """Mean drop of the predicted class's probability, by what was masked (words, patches) and by which method.
 
     Every method hides the same number in a post, max(1, round(share x candidates)), those with the highest weights;
     `random` is the mean over `draws`. `beyond_random` is the mean paired difference to it, with its standard error over
@@ -102,7 +102,7 @@ def faithfulness(
             lost = answer[predicted] - left
             drops[kind].append([*lost[: len(methods)], float(lost[len(methods) :].mean())])
     if not count:
-        raise InputError("none of the posts' images can be read any more, so nothing can be hidden")
+        raise InputError("none of the posts' images can be read any more, so nothing can be masked")
     return _result(methods, drops, count, share, draws)
 
 
@@ -115,7 +115,7 @@ def of_run(
     rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
     posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)
     with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:
-        result = faithfulness(predictor.model, bar, predictor.image, predictor.text)
+        result = faithfulness(explainable(predictor.model), bar, predictor.image, predictor.text)
     return {"run": str(run.folder), "split": split, **result}
 
 
@@ -140,13 +140,13 @@ def format_faithfulness(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"best on average: {result['best']}"])
 
 
-def hide_patches(pixels: np.ndarray, hidden: Sequence[int] | np.ndarray, patches: int) -> np.ndarray:
-    """Pixels (3, S, S) with the squares of the hidden patches (row-major, of a square grid) in the mean colour."""
+def mask_patches(pixels: np.ndarray, masked: Sequence[int] | np.ndarray, patches: int) -> np.ndarray:
+    """Pixels (3, S, S) with the squares of the masked patches (row-major, of a square grid) in the mean colour."""
     side, size = math.isqrt(patches), pixels.shape[1]
     edges = np.linspace(0, size, side + 1).round().astype(int)
     out = pixels.copy()
     mean = pixels.reshape(3, -1).mean(axis=1).round().astype(np.uint8)
-    for patch in hidden:
+    for patch in masked:
         row, column = divmod(int(patch), side)
         out[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]] = mean[:, None, None]
     return out
@@ -161,15 +161,15 @@ def _without(
     image: FrozenImage,
     text: FrozenText,
 ) -> np.ndarray:
-    """Probabilities (len(chosen), 3) of the post with each choice of words or patches hidden."""
+    """Probabilities (len(chosen), 3) of the post with each choice of words or patches masked."""
     if kind == "words":
         ids = np.repeat(post.input_ids[None], len(chosen), axis=0)
-        for row, hidden in zip(ids, chosen, strict=True):
-            row[hidden] = text.mask_id
+        for row, masked in zip(ids, chosen, strict=True):
+            row[masked] = text.mask_id
         changed = [PostFeatures(features.patches, features.pooled, one) for one in _tokens(text, ids)]
     else:
         assert features.patches is not None
-        pixels = np.stack([hide_patches(post.pixels, hidden, len(features.patches)) for hidden in chosen])
+        pixels = np.stack([mask_patches(post.pixels, masked, len(features.patches)) for masked in chosen])
         tokens = features.tokens[None].expand(len(chosen), -1, -1) if features.tokens is not None else None
         changed = _features(model, *image.encode(pixels), tokens)
     return np.stack([answer_of(model, one) for one in changed])

@@ -38,5 +38,5 @@ def join_words(text: str, spans: Spans, weights: np.ndarray) -> tuple[list[tuple
 
 
 def word_pieces(spans: Spans) -> np.ndarray:
-    """(n,) bool: which ids stand for characters of the text, so that they can be hidden."""
+    """(n,) bool: which ids stand for characters of the text, so that they can be masked."""
     return np.array([end > start for start, end in spans], bool)

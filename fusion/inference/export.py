@@ -10,8 +10,7 @@ import torch
 
 from fusion.config import save_config
 from fusion.inference.model_card import model_card
-from fusion.models.base import Dimensions
-from fusion.models.fusion import FusionModel
+from fusion.models.base import Dimensions, Model
 from fusion.models.registry import build_model
 from fusion.run import Run
 from fusion.tensor_files import save_tensors
@@ -64,7 +63,7 @@ def remove_export(out: Path) -> None:
         remove_file(out / name)
 
 
-def _write_onnx(model: FusionModel, run: Run, path: Path) -> float:
+def _write_onnx(model: Model, run: Run, path: Path) -> float:
     dimensions = run.metadata["dimensions"]
     try:
         import onnxruntime  # noqa: F401 - needed below, and missing most often

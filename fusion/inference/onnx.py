@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.data.batches import Batch
-from fusion.models.fusion import FusionModel
+from fusion.models.base import Model
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent
 
@@ -22,7 +22,7 @@ _CHECKED = ((1, 49, 2), (1, 49, 37), (3, 196, 11), (7, 49, 128))
 class _Logits(nn.Module):
     """Pass 1 with plain tensors in place of a batch; both modalities are there."""
 
-    def __init__(self, model: FusionModel) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
@@ -41,12 +41,12 @@ class _Logits(nn.Module):
                 modality_labels=nothing[:, None].expand(-1, 2),
                 has_text=everyone,
                 has_image=everyone,
-                words=np.zeros(0),
+                num_maskable=np.zeros(0),
             )
         )
 
 
-def write_onnx(model: FusionModel, channels: int, text_width: int, path: Path) -> float:
+def write_onnx(model: Model, channels: int, text_width: int, path: Path) -> float:
     """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
 
     Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fusion.data.batches import Batch, collate
-from fusion.models.fusion import FusionModel
+from fusion.models.base import Model
 from fusion.models.precision import precision
 from fusion.run import Run
 from pipeline.common.errors import InputError
@@ -92,9 +92,7 @@ class Predictor:
     Attributes: run, config, model (evaluation mode), image and text (the encoders), device.
     """
 
-    def __init__(
-        self, run: Run, model: FusionModel, image: ImageEncoder, text: TextEncoder, device: torch.device
-    ) -> None:
+    def __init__(self, run: Run, model: Model, image: ImageEncoder, text: TextEncoder, device: torch.device) -> None:
         self.run, self.config, self.model = run, model.config, model
         self.image, self.text, self.device = image, text, device
         self._stored = np.dtype(run.metadata["fingerprint"]["stored_dtype"])
@@ -215,9 +213,9 @@ def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> An
     one = Inputs("", text, reason=reason)
     if image and not reason:
         encoder = predictor.image
-        with Decoders(encoder.transform, encoder.pixels_shape, batch_size=1, workers=1) as decoders:
+        with Decoders(encoder.transform, encoder.pixels_shape, workers=1) as decoders:
             pixels, (decoded,) = decoders.pixels(decoders.read([image]))
-            one = Inputs("", text, pixels[0].copy(), decoded.flags)
+            one = Inputs("", text, pixels[0], decoded.flags)
         if decoded.reason:
             what = decoded.reason.removeprefix("image: ").removesuffix(f": {image}")
             raise InputError(f"--image {image}: {what}")

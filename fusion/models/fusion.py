@@ -81,8 +81,8 @@ class FusionModel(Model):
         losses = self.sentiment_losses(*self.fuse(self.transformer, emb_text, cross, emb_image, batch), batch)
         if not self.config.mlm or text_encoder is None:
             return losses
-        mlm, hidden = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
-        return Losses((*losses.terms, Term("mlm", mlm, hidden, self.config.mlm_weight)))  # eq 13
+        mlm, count = self.mlm_loss(batch, emb_text, emb_image, cross, text_encoder)
+        return Losses((*losses.terms, Term("mlm", mlm, count, self.config.mlm_weight)))  # eq 13
 
     def embed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Emb_T (B, n, d) and Emb_I (B, 1+m, d), its first row the projected pooled feature; None for a modality not
@@ -121,10 +121,10 @@ class FusionModel(Model):
     def blocks(
         self, emb_text: Tensor | None, cross: tuple[Tensor, Tensor] | None, emb_image: Tensor | None, batch: Batch
     ) -> list[tuple[Tensor, Tensor]]:
-        """Those of T, T', I', I that there are, each with the mask of its real rows: (B, r, d) and (B, r)."""
+        """T, T', I', I without those that are None, each with the mask of its real rows: (B, r, d) and (B, r)."""
         text_mask = batch.text_mask & batch.has_text[:, None]
         image_mask = batch.has_image[:, None]
-        found = []
+        blocks = []
         for segment, (block, mask) in enumerate(
             (
                 (emb_text, text_mask),
@@ -135,8 +135,8 @@ class FusionModel(Model):
         ):
             if block is not None:
                 block = block + self.segments.weight[segment] if self.config.segment_embeddings else block
-                found.append((block, mask.expand(block.shape[:2])))
-        return found
+                blocks.append((block, mask.expand(block.shape[:2])))
+        return blocks
 
     def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
         """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""
@@ -147,11 +147,11 @@ class FusionModel(Model):
         return fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
 
     def sentiment_losses(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
-        """The losses of pass 1, in which no word is hidden: eq 16, and beyond the paper what else is minimised."""
+        """The losses of pass 1, in which no word is masked: eq 16, and beyond the paper what else is minimised."""
         pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
         if isinstance(head, LabelRule):
-            own = head.modality_logits(pooled)
-            logits, auxiliary = post_logits(own), auxiliary_loss(own, batch.modality_labels)
+            modality_logits = head.modality_logits(pooled)
+            logits, auxiliary = post_logits(modality_logits), auxiliary_loss(modality_logits, batch.modality_labels)
         else:
             logits = head(pooled)  # eq 15
         sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
@@ -164,8 +164,8 @@ class FusionModel(Model):
         known = int((batch.modality_labels >= 0).sum())
         return Losses((*losses.terms, Term("auxiliary", auxiliary, known, self.config.auxiliary_weight)))
 
-    def choose_hidden(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
-        """Which word pieces to hide, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""
+    def choose_masked(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
+        """Which word pieces to mask, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""
         candidates = maskable_tokens(batch.text_mask) & batch.has_text[:, None]
         if self.config.mask_choice == "random" or emb_image is None:
             scores = torch.rand(candidates.shape, device=candidates.device)
@@ -181,24 +181,24 @@ class FusionModel(Model):
         cross: tuple[Tensor, Tensor] | None,
         text_encoder: FrozenText,
     ) -> tuple[Tensor, int]:
-        """Guess the hidden words from pass 2 (eqs 18-25): mean cross-entropy over all hidden positions, and their
+        """Predict the masked words from pass 2 (eqs 18-25): mean cross-entropy over all masked positions, and their
         number.
         """
         if emb_text is None:
             raise ValueError("the masked-language loss needs the text modality")
-        hidden = self.choose_hidden(batch, emb_text, emb_image)
-        count = int(hidden.sum())
+        masked = self.choose_masked(batch, emb_text, emb_image)
+        count = int(masked.sum())
         if count == 0:
             return emb_text.new_zeros(()), 0
-        ids = masked_ids(batch.input_ids, hidden, text_encoder.mask_id)  # eq 20
+        ids = masked_ids(batch.input_ids, masked, text_encoder.mask_id)  # eq 20
         tokens_masked = text_encoder.encode(ids, batch.text_mask)  # eq 21
         emb_masked = self.embed_text(tokens_masked) if self.config.mask_projection else tokens_masked
         if self.config.mlm_cross == "masked":
             cross = self.attend(emb_masked, emb_image, batch)
         fused, _ = self.fuse(self.mlm_transformer, emb_masked, cross, emb_image, batch)  # eq 22
-        words = fused[:, : hidden.shape[1]]  # eq 23
-        logits = self.mlm_head(words[hidden])  # eq 24, at the hidden positions only
-        return F.cross_entropy(logits, batch.input_ids[hidden]), count  # eq 25
+        words = fused[:, : masked.shape[1]]  # eq 23
+        logits = self.mlm_head(words[masked])  # eq 24, at the masked positions only
+        return F.cross_entropy(logits, batch.input_ids[masked]), count  # eq 25
 
 
 class TiedWordHead(nn.Module):

@@ -47,8 +47,8 @@ class LabelRule(nn.Module):
         """Logits of the post's label, (..., d) to (..., classes)."""
         return post_logits(self.modality_logits(pooled))
 
-    def slope(self, pooled: Tensor) -> Tensor:
-        """The logits' derivatives at the pooled row (d,): (classes, d), what a linear head's weights are."""
+    def jacobian(self, pooled: Tensor) -> Tensor:
+        """The logits' derivatives (classes, d) at the pooled row (d,): the weights of the nearest linear head."""
         return torch.func.jacrev(self)(pooled)
 
     def modality_logits(self, pooled: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ _ALLOWANCE = 1e-9  # keeps 0.3 x 10 at 3
 
 
 def maskable_tokens(text_mask: Tensor) -> Tensor:
-    """Candidates for hiding: the real tokens without the first, [CLS], and the last, [SEP]. (B, n) to (B, n) bool."""
+    """Candidates for masking: the real tokens without the first, [CLS], and the last, [SEP]. (B, n) to (B, n) bool."""
     candidates = text_mask.clone()
     candidates[:, 0] = False
     last = text_mask.sum(dim=1) - 1
@@ -18,14 +18,14 @@ def maskable_tokens(text_mask: Tensor) -> Tensor:
     return candidates
 
 
-def hidden_count(candidates: Tensor, rate: float) -> Tensor:
+def masked_count(candidates: Tensor, rate: float) -> Tensor:
     """k per post (eq 19): 0 without candidates, else max(1, floor(rate x candidates)). (B, n) bool to (B,) int64."""
     count = candidates.sum(dim=1)
     k = (count.double() * rate + _ALLOWANCE).floor().long().clamp(min=1)
     return torch.where(count > 0, k, 0)
 
 
-def hidden_counts(words: np.ndarray, rate: float) -> np.ndarray:
+def masked_counts(words: np.ndarray, rate: float) -> np.ndarray:
     """The same on the host, from the number of candidates of each post: (B,) to (B,) int64."""
     k = np.maximum(np.floor(words * rate + _ALLOWANCE).astype(np.int64), 1)
     return np.where(words > 0, k, 0)
@@ -47,10 +47,10 @@ def image_guidance(emb_global: Tensor, emb_text: Tensor) -> Tensor:
 def top_k_mask(scores: Tensor, candidates: Tensor, rate: float) -> Tensor:
     """The k candidates with the highest scores, ties to the lower index: (B, n) bool (eq 19)."""
     ranked = scores.masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    chosen = torch.arange(scores.shape[1], device=scores.device) < hidden_count(candidates, rate)[:, None]
+    chosen = torch.arange(scores.shape[1], device=scores.device) < masked_count(candidates, rate)[:, None]
     return torch.zeros_like(candidates).scatter_(1, ranked, chosen)
 
 
-def masked_ids(input_ids: Tensor, hidden: Tensor, mask_id: int) -> Tensor:
-    """The ids with [MASK] at the hidden positions (eq 20)."""
-    return input_ids.masked_fill(hidden, mask_id)
+def masked_ids(input_ids: Tensor, masked: Tensor, mask_id: int) -> Tensor:
+    """The ids with [MASK] at the masked positions (eq 20)."""
+    return input_ids.masked_fill(masked, mask_id)

@@ -1,7 +1,6 @@
 """Builds the model that a configuration names. Only the module of that model is imported."""
 
 from importlib import import_module
-from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +22,7 @@ def build_model(
     *,
     word_embeddings: Tensor | None = None,
     log_prior: Tensor | None = None,
-) -> Any:
+) -> Model:
     """The configured model, freshly initialised.
 
     `word_embeddings` and `log_prior` are the fusion model's, for `tie_mlm_head` and `logit_adjustment`. Raises

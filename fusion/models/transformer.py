@@ -22,10 +22,10 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, r, d), mask (B, r) with True = real row; padded rows are never attended to. Returns (B, r, d)."""
         for layer in self.layers:
-            x = self.run(layer, x, mask)
+            x = self.run_layer(layer, x, mask)
         return x
 
-    def run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    def run_layer(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """One layer's rows, with or without keeping what its gradient needs."""
         if self.checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
@@ -49,28 +49,28 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, r, d), mask (B, r) with True = real row; returns (B, r, d)."""
-        return self.finish(x, self.attend(x, [(slice(None), slice(None), mask)]))
+        return self.residual_ffn(x, self.self_attend(x, [(slice(None), slice(None), mask)]))
 
-    def attend(self, x: Tensor, windows: Sequence[Window]) -> Tensor:
+    def self_attend(self, x: Tensor, windows: Sequence[Window]) -> Tensor:
         """Self-attention of the rows x (B, R, d) within each window, one after the other: (windows x B, r, d)."""
         width = x.shape[2]
         q, kv = self.qkv(x).split([width, 2 * width], dim=2)
-        return attention(q, kv, self.heads, windows, self.rate)
+        return attention(q, kv, self.heads, windows, self.dropout_p)
 
-    def rows_for(self, x: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-        """What this layer makes of the rows x (B, q, d) among `others` (B, r, d), x's own among them."""
+    def forward_queries(self, x: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        """The layer's output for the rows x (B, q, d), which attend to `others` (B, r, d), themselves among them."""
         width = x.shape[2]
         q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
         kv = F.linear(others, self.qkv.weight[width:], self.qkv.bias[width:])
-        attended = attention(q, kv, self.heads, [(slice(None), slice(None), mask)], self.rate)
-        return self.finish(x, attended)
+        attended = attention(q, kv, self.heads, [(slice(None), slice(None), mask)], self.dropout_p)
+        return self.residual_ffn(x, attended)
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer, row by row: (B, r, d)."""
-        x = self.norm1(add_dropped(x, self.out(attended), self.rate))
-        return self.norm2(add_dropped(x, feed_forward(x, self.up, self.down, self.rate), self.rate))
+    def residual_ffn(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Both residual connections with their norms, and the feed-forward between them: (B, r, d)."""
+        x = self.norm1(add_dropped(x, self.out(attended), self.dropout_p))
+        return self.norm2(add_dropped(x, feed_forward(x, self.up, self.down, self.dropout_p), self.dropout_p))
 
     @property
-    def rate(self) -> float:
-        """The dropout of now: none outside training."""
+    def dropout_p(self) -> float:
+        """The dropout probability: 0 outside training."""
         return self.dropout if self.training else 0.0

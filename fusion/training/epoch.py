@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fusion.data.batches import Batch, length_bucketed_batches, sampled_views
 from fusion.data.feature_store import FeatureStore
 from fusion.models import fast_losses as fast
-from fusion.models.base import Losses
+from fusion.models.base import Losses, Model
 from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import known_labels
-from fusion.models.masking import hidden_counts
+from fusion.models.masking import masked_counts
 from fusion.models.precision import precision
 from fusion.models.reencoding import Reencoder
 from fusion.training.distributed import Ranks
@@ -24,12 +24,12 @@ from fusion.training.optimizer import learning_rate
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 
-SYNC_EVERY = 50  # steps on a GPU between looks at the losses: each look waits for the device
+SYNC_EVERY = 50  # steps on a GPU after which the losses are read: each read waits for the device
 
 
 @dataclass
 class Step:
-    """One step's mean losses, sentiment by post and MLM by hidden position of the whole batch; posts in this pass."""
+    """One step's mean losses, sentiment by post and MLM by masked position of the whole batch; posts in this pass."""
 
     number: int  # from 0
     sentiment: float
@@ -45,7 +45,7 @@ class Epoch:
 
     def __init__(
         self,
-        model: FusionModel,
+        model: Model,
         optimizer: torch.optim.Optimizer,
         cache: Cache,
         features: FeatureStore,
@@ -64,7 +64,7 @@ class Epoch:
         self.steps = math.ceil(len(self._rows) / self._config.batch_size)
 
     def run(self, epoch: int, on_step: Callable[[Step], None] = lambda step: None) -> dict[str, float]:
-        """Train over all posts once; epochs count from 1. Returns the mean losses: sentiment by post, MLM by hidden
+        """Train over all posts once; epochs count from 1. Returns the mean losses: sentiment by post, MLM by masked
         position, the label rule's by known label. Raises InputError on a loss that is not finite.
         """
         config, rows = self._config, self._rows
@@ -73,27 +73,27 @@ class Epoch:
         torch.manual_seed(seed + self._ranks.rank)  # dropout and random masks
         self._model.train()
         batches = list(length_bucketed_batches(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
-        shares = [self._ranks.shard_rows(batch) for batch in batches]
+        shards = [self._ranks.shard_rows(batch) for batch in batches]
         sums, counted = Counter[str](), Counter[str]()  # of each loss over what it is a mean of, and of this
-        unseen: list[tuple[int, Tensor, dict[str, int]]] = []
+        unread: list[tuple[int, Tensor, dict[str, int]]] = []
         lr = config.lr
         views = None
         if config.views == "sample":
             views = sampled_views(len(self._cache), self._cache.views, config.seed, epoch)
-        for number, (batch, share) in enumerate(zip(batches, self._batches(shares, views), strict=True)):
+        for number, (batch, shard) in enumerate(zip(batches, self._batches(shards, views), strict=True)):
             lr = learning_rate(config, (epoch - 1) * self.steps + number, config.epochs * self.steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-            unseen.append((number, *self._step(batch, share, draws)))
+            unread.append((number, *self._step(batch, shard, draws)))
             if self._device.type == "cpu" or number % SYNC_EVERY == SYNC_EVERY - 1 or number == self.steps - 1:
-                for seen, values, counts in unseen:
+                for step, values, counts in unread:
                     means = dict(zip(self._reported, values.tolist(), strict=True))
-                    self._require_finite(epoch, seen, list(means.values()), batches[seen])
+                    self._require_finite(epoch, step, list(means.values()), batches[step])
                     for name, mean in means.items():
                         sums[name] += mean * counts[name]
                         counted[name] += counts[name]
-                    on_step(Step(seen, means["sentiment"], means["mlm"], counts["sentiment"]))
-                unseen.clear()
+                    on_step(Step(step, means["sentiment"], means["mlm"], counts["sentiment"]))
+                unread.clear()
         losses = {name: sums[name] / max(counted[name], 1) for name in self._reported}
         auxiliary = losses.get("auxiliary", 0.0)
         return {
@@ -103,25 +103,25 @@ class Epoch:
             "lr": lr,
         }
 
-    def _batches(self, shares: list[np.ndarray], views: np.ndarray | None) -> Any:
+    def _batches(self, shards: list[np.ndarray], views: np.ndarray | None) -> Any:
         """This rank's batches; None where a small last batch leaves it without a post."""
-        read = self._features.batches((share for share in shares if len(share)), views)
-        return (next(read) if len(share) else None for share in shares)
+        read = self._features.batches((shard for shard in shards if len(shard)), views)
+        return (next(read) if len(shard) else None for shard in shards)
 
-    def _step(self, rows: np.ndarray, share: Batch | None, draws: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+    def _step(self, rows: np.ndarray, shard: Batch | None, draws: torch.Generator) -> tuple[Tensor, dict[str, int]]:
         """One optimiser step: the batch's reported losses, still on the device, and what each is averaged over."""
         config = self._config
-        words = self._cache.lengths[rows] - 2
+        num_maskable = self._cache.lengths[rows] - 2
         if config.modality_dropout:
             chance = torch.rand(len(rows), generator=draws)
-            words = np.where(keeps_text(chance, config.modality_dropout).numpy(), words, 0)
-            if share is not None:
-                share = drop_modalities(share, self._ranks.shard_rows(chance), config.modality_dropout)
-        hidden = int(hidden_counts(words, config.mask_rate).sum()) if self._reencoder else 0
-        counts = {"sentiment": len(rows), "mlm": hidden, "auxiliary": int(self._known[rows].sum())}
+            num_maskable = np.where(keeps_text(chance, config.modality_dropout).numpy(), num_maskable, 0)
+            if shard is not None:
+                shard = drop_modalities(shard, self._ranks.shard_rows(chance), config.modality_dropout)
+        masked = int(masked_counts(num_maskable, config.mask_rate).sum()) if self._reencoder else 0
+        counts = {"sentiment": len(rows), "mlm": masked, "auxiliary": int(self._known[rows].sum())}
         means = torch.zeros(len(self._reported), device=self._device)
         self._optimizer.zero_grad()
-        for part in self._parts(share):
+        for part in self._parts(shard):
             with precision(config, self._device):
                 losses = self._losses(part)
             losses.scaled_total(counts, posts=len(rows)).backward()
@@ -135,13 +135,13 @@ class Epoch:
         self._optimizer.step()
         return means, counts
 
-    def _parts(self, share: Batch | None) -> list[Batch]:
-        if share is None:
+    def _parts(self, shard: Batch | None) -> list[Batch]:
+        if shard is None:
             return []
-        return [share[start : start + self._micro_batch] for start in range(0, len(share), self._micro_batch)]
+        return [shard[start : start + self._micro_batch] for start in range(0, len(shard), self._micro_batch)]
 
     def _losses(self, batch: Batch) -> Losses:
-        if self._config.model == "fusion":
+        if isinstance(self._model, FusionModel):
             return fast.losses(self._model, batch, self._reencoder)
         return self._model.losses(batch, None)
 
@@ -154,18 +154,18 @@ class Epoch:
             )
 
 
-def keeps_text(chance: Tensor, rate: float) -> Tensor:
+def keeps_text(chance: Tensor, probability: float) -> Tensor:
     """Which posts keep their text, (B,) bool; of those that lose a modality, half lose the text."""
-    return chance >= rate / 2
+    return chance >= probability / 2
 
 
-def drop_modalities(batch: Batch, chance: Tensor, rate: float) -> Batch:
-    """Take one modality, text or image with equal chance, from each post with probability `rate`.
+def drop_modalities(batch: Batch, chance: Tensor, probability: float) -> Batch:
+    """Take one modality, text or image with equal chance, from each post with this probability.
 
     chance (B,): uniform in [0, 1), on the host.
     """
-    has_text = keeps_text(chance, rate)
-    has_image = ~has_text | (chance >= rate)
+    has_text = keeps_text(chance, probability)
+    has_image = ~has_text | (chance >= probability)
     device = batch.labels.device
-    words = np.where(has_text.numpy(), batch.words, 0)
-    return replace(batch, has_text=has_text.to(device), has_image=has_image.to(device), words=words)
+    num_maskable = np.where(has_text.numpy(), batch.num_maskable, 0)
+    return replace(batch, has_text=has_text.to(device), has_image=has_image.to(device), num_maskable=num_maskable)

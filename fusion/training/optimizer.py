@@ -9,15 +9,15 @@ from fusion.config import Config
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
-    """The rate at a step (from 0) of `total`: a linear rise over the warm-up, then the schedule."""
+    """The learning rate at a step (from 0) of `total`: a linear rise over the warm-up, then the schedule."""
     warmup = int(config.warmup * total)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
+    done = (step - warmup) / max(1, total - warmup)
     if config.schedule == "linear":
-        return config.lr * (1 - share)
+        return config.lr * (1 - done)
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     return config.lr
 
 

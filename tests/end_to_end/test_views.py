@@ -283,7 +283,7 @@ def test_answers_are_the_mean_over_the_views_only_if_views_were_sampled(cache, t
 def test_sampling_repeats_resumes_and_is_the_same_from_memory(cache, tmp_path, monkeypatch):
     whole, _ = run_of(tmp_path / "whole", cache, "views=sample")
     first, _ = run_of(tmp_path / "first", cache, "views=first")
-    ram, _ = run_of(tmp_path / "ram", cache, "views=sample", means=ExecutionOptions(cache_in="ram"))
+    ram, _ = run_of(tmp_path / "ram", cache, "views=sample", execution=ExecutionOptions(cache_in="ram"))
     saves = []
     original = Run.save_state
 

@@ -15,9 +15,9 @@ from tests.helpers.toy import write_cache
 EVENTS = ExecutionOptions(tensorboard=True)
 
 
-def run_of(cache, folder, *settings, means=EVENTS, **options):
+def run_of(cache, folder, *settings, execution=EVENTS, **options):
     config = load_config(settings=(*SMALL, "mlm=false", *settings))
-    train(cache, config, Run(folder), torch.device("cpu"), means=means, quiet=True, **options)
+    train(cache, config, Run(folder), torch.device("cpu"), execution=execution, quiet=True, **options)
     return Run(folder)
 
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_counts_no_epoch_twice(tmp_path, monkeypatch, told):
 
 def test_without_the_option_none_are_written_and_overwrite_removes_them(tmp_path):
     cache = write_cache(tmp_path / "cache")
-    assert not list(run_of(cache, tmp_path / "plain", means=ExecutionOptions()).folder.glob("events*"))
+    assert not list(run_of(cache, tmp_path / "plain", execution=ExecutionOptions()).folder.glob("events*"))
     run = run_of(cache, tmp_path / "run")
     run.clear()
     assert not list(run.folder.iterdir())

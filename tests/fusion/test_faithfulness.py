@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
-from fusion.explanation.faithfulness import EncoderInput, faithfulness, format_faithfulness, hide_patches
+from fusion.explanation.faithfulness import EncoderInput, faithfulness, format_faithfulness, mask_patches
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from pipeline.common.errors import InputError
@@ -107,13 +107,13 @@ def test_a_text_without_words_and_no_posts_at_all():
     result = faithfulness(planted(), [empty], PlantedImage(), PlantedText())
     assert result["posts_by_kind"] == {"patches": 1}
     assert "-" in format_faithfulness(result).splitlines()[2].split()
-    with pytest.raises(InputError, match="nothing can be hidden"):
+    with pytest.raises(InputError, match="nothing can be masked"):
         faithfulness(planted(), [], PlantedImage(), PlantedText())
 
 
 def test_hidden_patches_are_squares_of_the_mean_colour():
     pixels = 2 * np.arange(3 * 6 * 6, dtype=np.uint8).reshape(3, 6, 6)
-    hidden = hide_patches(pixels, [1, 3], 9)  # 3 x 3: the middle of the top, the left of the middle
+    hidden = mask_patches(pixels, [1, 3], 9)  # 3 x 3: the middle of the top, the left of the middle
     changed = (hidden != pixels).any(axis=0)
     expected = np.zeros((6, 6), bool)
     expected[0:2, 2:4] = expected[2:4, 0:2] = True

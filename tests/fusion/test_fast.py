@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies
 
 from fusion.config import load_config
 from fusion.models import fast_losses as fast
-from fusion.models.masking import hidden_count, hidden_counts, maskable_tokens
+from fusion.models.masking import maskable_tokens, masked_count, masked_counts
 from fusion.training.epoch import drop_modalities
 from tests.helpers import oracle
 from tests.helpers.fast import assert_equals_the_clear_path, encode, gradients
@@ -100,7 +100,7 @@ def test_micro_batches_add_up_to_the_whole(variant):
 )
 def test_the_host_counts_hidden_words_as_the_device_does(words, rate):
     mask = torch.arange(max(words) + 2) < torch.tensor(words)[:, None] + 2
-    assert hidden_counts(np.array(words), rate).tolist() == hidden_count(maskable_tokens(mask), rate).tolist()
+    assert masked_counts(np.array(words), rate).tolist() == masked_count(maskable_tokens(mask), rate).tolist()
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_posts_words():

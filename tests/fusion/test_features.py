@@ -75,5 +75,5 @@ def test_a_part_of_a_batch_and_a_changed_one_keep_their_posts(cache):
     assert isinstance(part, Batch)
     assert part.rows.tolist() == [9, 2]
     assert torch.equal(part.tokens, batch.tokens[1:])
-    assert part.words.tolist() == (cache.lengths[[9, 2]] - 2).tolist()
-    assert torch.equal(batch.each(lambda tensor: tensor.clone()).patches, batch.patches)
+    assert part.num_maskable.tolist() == (cache.lengths[[9, 2]] - 2).tolist()
+    assert torch.equal(batch.map_tensors(lambda tensor: tensor.clone()).patches, batch.patches)

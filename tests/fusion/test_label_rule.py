@@ -173,11 +173,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, cache, settings):
 
 
 @pytest.mark.parametrize(
-    "means", [ExecutionOptions(micro_batch=3), ExecutionOptions(cache_in="ram")], ids=["micro-batches", "in memory"]
+    "execution", [ExecutionOptions(micro_batch=3), ExecutionOptions(cache_in="ram")], ids=["micro-batches", "in memory"]
 )
-def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, means):
+def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, execution):
     usual, _ = run_of(tmp_path / "usual", cache, *ON, "dropout=0.0", "epochs=2")
-    other, _ = run_of(tmp_path / "other", cache, *ON, "dropout=0.0", "epochs=2", means=means)
+    other, _ = run_of(tmp_path / "other", cache, *ON, "dropout=0.0", "epochs=2", execution=execution)
     for ours, theirs in zip(lines_of(other), lines_of(usual), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
 

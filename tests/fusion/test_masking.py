@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies
 
-from fusion.models.masking import hidden_count, image_guidance, maskable_tokens, masked_ids, top_k_mask
+from fusion.models.masking import image_guidance, maskable_tokens, masked_count, masked_ids, top_k_mask
 
 
 def mask_of(*lengths: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_candidates_are_the_tokens_between_cls_and_sep():
     ],
 )
 def test_a_share_of_the_pieces_is_hidden_and_at_least_one(pieces, rate, expected):
-    assert hidden_count(maskable_tokens(mask_of(pieces + 2)), rate).tolist() == [expected]
+    assert masked_count(maskable_tokens(mask_of(pieces + 2)), rate).tolist() == [expected]
 
 
 def test_the_closest_words_are_hidden_and_ties_go_to_the_lower_index():

@@ -43,9 +43,9 @@ def assert_agrees(model: FusionModel, batch: Batch) -> None:
     torch.testing.assert_close(losses.mean("sentiment"), sentiment, **EXACT)
     torch.testing.assert_close(losses.total, total, **EXACT)
     if options.mlm:
-        hidden = model.choose_hidden(batch, *model.embed(batch))
+        hidden = model.choose_masked(batch, *model.embed(batch))
         found = [row.nonzero()[:, 0].tolist() for row in hidden]
-        assert found == [oracle.hidden_positions(parameters, options, post) for post in posts]
+        assert found == [oracle.masked_positions(parameters, options, post) for post in posts]
         assert losses.count("mlm") == sum(map(len, found))
         with torch.no_grad():
             mlm = oracle.mlm_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
@@ -81,8 +81,8 @@ def test_logits_and_hidden_words_depend_neither_on_batch_nor_order(order):
     model, batch = model_of(load_config(settings=BASE)), batch_of(LENGTHS)
     part = select(batch, order)
     torch.testing.assert_close(model(part), model(batch)[order], **EXACT)
-    hidden = model.choose_hidden(batch, *model.embed(batch))[order][:, : part.text_mask.shape[1]]
-    assert torch.equal(model.choose_hidden(part, *model.embed(part)), hidden)
+    hidden = model.choose_masked(batch, *model.embed(batch))[order][:, : part.text_mask.shape[1]]
+    assert torch.equal(model.choose_masked(part, *model.embed(part)), hidden)
 
 
 def test_padding_changes_nothing():
@@ -114,7 +114,7 @@ def test_a_post_without_one_modality_is_the_other_ones_block_alone():
     for i, kind in enumerate(kinds):
         alone = oracle.logits(parameters, replace(options, modalities=kind), posts[i])
         torch.testing.assert_close(found[i], alone, **EXACT)
-    assert not model.choose_hidden(missing, *model.embed(missing))[3].any()
+    assert not model.choose_masked(missing, *model.embed(missing))[3].any()
 
 
 def test_a_batch_without_words_has_no_masked_language_loss():
@@ -136,11 +136,11 @@ def test_random_masking_hides_as_many_words_elsewhere():
     config = load_config(settings=(*BASE, "mask_choice=random"))
     model, batch = model_of(config), batch_of([7] * 31)
     torch.manual_seed(0)
-    hidden = model.choose_hidden(batch, *model.embed(batch))
+    hidden = model.choose_masked(batch, *model.embed(batch))
     assert hidden.sum(dim=1).tolist() == [1] * 31
     assert hidden.any(dim=0).tolist() == [False, True, True, True, True, True, False]
     torch.manual_seed(0)
-    assert torch.equal(model.choose_hidden(batch, *model.embed(batch)), hidden)
+    assert torch.equal(model.choose_masked(batch, *model.embed(batch)), hidden)
 
 
 def test_masking_in_cross_attention_keeps_the_hidden_words_out_of_pass_2():

@@ -49,7 +49,7 @@ def test_each_text_is_encoded_as_if_alone_and_padding_is_zero():
 
 def test_a_text_with_the_same_words_hidden_is_remembered_and_another_one_is_not():
     encoder = Counting()
-    reencoder = Reencoder(encoder, budget=1 << 20)
+    reencoder = Reencoder(encoder, cache_bytes=1 << 20)
     batch = batch_of(7, 4, 5)
     first = reencoder(batch, hide(batch, 3, 1, 2))
     calls = len(encoder.calls)
@@ -64,7 +64,7 @@ def test_a_text_with_the_same_words_hidden_is_remembered_and_another_one_is_not(
 
 
 def test_what_is_remembered_is_not_what_the_caller_may_change():
-    reencoder = Reencoder(ToyText(WIDTH), budget=1 << 20)
+    reencoder = Reencoder(ToyText(WIDTH), cache_bytes=1 << 20)
     batch = batch_of(5)
     first = reencoder(batch, hide(batch, 2))
     kept = first.clone()
@@ -74,7 +74,7 @@ def test_what_is_remembered_is_not_what_the_caller_may_change():
 
 def test_the_budget_is_kept_and_those_that_came_first_stay():
     size = 5 * WIDTH * 4
-    reencoder = Reencoder(ToyText(WIDTH), budget=2 * size)
+    reencoder = Reencoder(ToyText(WIDTH), cache_bytes=2 * size)
     batch = batch_of(5, 5, 5)
     for _ in range(2):
         reencoder(batch, hide(batch, 2, 2, 2))
@@ -100,7 +100,11 @@ def test_a_real_encoding_does_not_depend_on_its_neighbours_to_the_last_bit(text_
     whole = Reencoder(text_encoder)(batch, hidden)
     order = random.permutation(len(batch))[:11]
     some = replace(
-        batch, rows=batch.rows[order], input_ids=ids[order], text_mask=batch.text_mask[order], words=batch.words[order]
+        batch,
+        rows=batch.rows[order],
+        input_ids=ids[order],
+        text_mask=batch.text_mask[order],
+        num_maskable=batch.num_maskable[order],
     )
     part = Reencoder(text_encoder)(some, hidden[order])
     assert torch.equal(part, whole[order][:, : part.shape[1]])

@@ -103,7 +103,7 @@ def test_a_killed_command_resumes_to_the_same_numbers(tmp_path):
 def test_the_kept_model_is_the_best_epochs_and_training_stops_early(tmp_path, cache, monkeypatch):
     scores = iter([0.3, 0.5, 0.4, 0.45, 0.2, 0.9])
     monkeypatch.setattr(
-        "fusion.training.train.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(scores)}
+        "fusion.training.validate.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(scores)}
     )
     run, result = run_of(tmp_path, cache, "epochs=9", "patience=3", "mlm=false")
     assert (result.best_epoch, result.epochs) == (2, 5)
@@ -206,23 +206,25 @@ def test_validation_reports_the_masked_language_loss_on_request(tmp_path, cache)
 
 
 @pytest.mark.parametrize(
-    "means", [ExecutionOptions(remember=0), ExecutionOptions(cache_in="ram")], ids=["nothing remembered", "in memory"]
+    "execution",
+    [ExecutionOptions(encodings_bytes=0), ExecutionOptions(cache_in="ram")],
+    ids=["nothing remembered", "in memory"],
 )
-def test_how_a_run_is_carried_out_does_not_change_its_numbers(tmp_path, cache, means):
+def test_how_a_run_is_carried_out_does_not_change_its_numbers(tmp_path, cache, execution):
     usual, _ = run_of(tmp_path / "usual", cache, "mask_rate=0.5")
-    other, _ = run_of(tmp_path / "other", cache, "mask_rate=0.5", means=means)
+    other, _ = run_of(tmp_path / "other", cache, "mask_rate=0.5", execution=execution)
     assert lines_of(other) == lines_of(usual)
     assert usual.metrics()[-1]["speed"]["remembered_share"] > 0 or usual.metrics()[-1]["hidden"] == 0
 
 
 @pytest.mark.parametrize(
-    "means",
+    "execution",
     [ExecutionOptions(micro_batch=3), ExecutionOptions(checkpointing=True)],
     ids=["micro-batches", "checkpoints"],
 )
-def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, means):
+def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, execution):
     usual, _ = run_of(tmp_path / "usual", cache, "dropout=0.0", "epochs=2")
-    other, _ = run_of(tmp_path / "other", cache, "dropout=0.0", "epochs=2", means=means)
+    other, _ = run_of(tmp_path / "other", cache, "dropout=0.0", "epochs=2", execution=execution)
     for ours, theirs in zip(lines_of(other), lines_of(usual), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
 

@@ -11,13 +11,13 @@ from tests.helpers.toy import MASK
 NAMES = ("sentiment", "mlm", "auxiliary", "objective")
 
 
-def encode(batch, hidden):
-    return TEXT.encode(masked_ids(batch.input_ids, hidden, MASK), batch.text_mask)
+def encode(batch, masked):
+    return TEXT.encode(masked_ids(batch.input_ids, masked, MASK), batch.text_mask)
 
 
 def assert_equals_the_clear_path(model: FusionModel, batch) -> None:
     seed = int(torch.randint(2**30, ()))
-    torch.manual_seed(seed)  # for words hidden at random
+    torch.manual_seed(seed)  # for words masked at random
     clear = model.losses(batch, TEXT)
     expected = gradients(model, clear.total)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The paper written out slowly: one post's features in, logits, hidden words and both losses out.
+"""The paper written out slowly: one post's features in, logits, masked words and both losses out.
 
 Every equation in plain loops over words, patches and rows, in float64, without padding or batches; only products with
 one vector and elementwise functions are taken from torch, which also gives the gradients. The real model must agree
@@ -115,8 +115,8 @@ def adjusted_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
     return total / len(posts)
 
 
-def hidden_positions(p: Parameters, s: Settings, post: Post) -> list[int]:
-    """Which words to hide (eqs 18-19), without gradient."""
+def masked_positions(p: Parameters, s: Settings, post: Post) -> list[int]:
+    """Which words to mask (eqs 18-19), without gradient."""
     text, image = embeddings(p, s, post)
     similarity = softmax(
         [torch.dot(image[0], word).detach() for word in text]
@@ -135,12 +135,12 @@ def mlm_loss(
     reencode: Reencode,
     word_embeddings: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy at the hidden positions: sum over all posts' over their number; 0 if there are none (eqs 20-25)."""
+    """Cross-entropy at the masked positions: sum over all posts' over their number; 0 if there are none (eqs 20-25)."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for post in posts:
-        hidden = hidden_positions(p, s, post)
+        positions = masked_positions(p, s, post)
         ids = post.input_ids.clone()
-        for position in hidden:
+        for position in positions:
             ids[position] = mask_id  # eq 20
         encoded = reencode(ids)  # eq 21
         masked = [gelu(linear(p, "text_projection", token)) if s.mask_projection else token for token in encoded]
@@ -148,7 +148,7 @@ def mlm_loss(
         seen = cross(p, s, masked if s.mlm_cross == "masked" else text, image)
         which = "transformer" if s.share_transformer else "mlm_transformer"
         words = fused(p, s, which, masked, image, *seen)[: len(masked)]  # eqs 22-23
-        for position in hidden:
+        for position in positions:
             total = total + cross_entropy(
                 word_logits(p, s, words[position], word_embeddings), int(post.input_ids[position])
             )

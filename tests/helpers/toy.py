@@ -111,5 +111,5 @@ def random_batch(
         modality_labels=torch.randint(-1, 3, (count, 2), generator=generator),
         has_text=everyone,
         has_image=everyone,
-        words=np.array(lengths) - 2,
+        num_maskable=np.array(lengths) - 2,
     )

@@ -12,11 +12,11 @@ PLAIN = ExecutionOptions()
 CPU = torch.device("cpu")
 
 
-def run_of(folder, cache, *settings, means=PLAIN, **options):
+def run_of(folder, cache, *settings, execution=PLAIN, **options):
     run = Run(folder)
     config = load_config(settings=(*SMALL, *settings))
     encoder = ToyText(7) if config.mlm else None
-    result = train(cache, config, run, CPU, text_encoder=encoder, means=means, quiet=True, **options)
+    result = train(cache, config, run, CPU, text_encoder=encoder, execution=execution, quiet=True, **options)
     return run, result
 
 

@@ -1,0 +1,49 @@
+"""Scores a model on the validation posts after an epoch."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fusion.data.batches import chunks
+from fusion.data.feature_store import FeatureStore
+from fusion.evaluation.metrics import score
+from fusion.evaluation.predict import predict
+from fusion.models.base import Model
+from fusion.training.distributed import Ranks
+from pipeline.cache.reader import Cache
+from pipeline.encoders.load import TextEncoder
+
+
+def validate(
+    model: Model,
+    cache: Cache,
+    features: FeatureStore,
+    rows: np.ndarray,
+    text_encoder: TextEncoder | None,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """Scores and sentiment loss (pass 1) on the validation rows, as a line of metrics names them.
+
+    With `validate_mlm` also the masked-language loss (eq 25).
+    """
+    device = next(model.parameters()).device
+    shard = predict(model, cache, ranks.shard_rows(rows), device, features=features)
+    probabilities = ranks.gather(shard, len(rows), device)
+    labels = cache.labels[rows].astype(np.int64)
+    loss = F.nll_loss(torch.from_numpy(probabilities).log(), torch.from_numpy(labels))
+    scores = score(labels, probabilities.argmax(axis=1))
+    line = {"val_loss": float(loss), **{f"val_{name}": value for name, value in scores.items()}}
+    if model.config.validate_mlm and text_encoder:
+        line["val_loss_mlm"] = _mlm_loss(model, features, rows, text_encoder)
+    return line
+
+
+@torch.no_grad()
+def _mlm_loss(model: Model, features: FeatureStore, rows: np.ndarray, text_encoder: TextEncoder) -> float:
+    """The mean over all masked words."""
+    total, count = 0.0, 0
+    for batch in features.batches(chunks(rows, model.config.batch_size)):
+        losses = model.losses(batch, text_encoder)
+        total += float(losses.mean("mlm")) * losses.count("mlm")
+        count += losses.count("mlm")
+    return total / max(count, 1)
