@@ -58,15 +58,18 @@ class Commands(click.Group):
     context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 def cli() -> None:
-    """Image-text sentiment: encode a data set once, then train fusion models from the cache again and again."""
+    """Image-text sentiment: encode a data set once, then train fusion models from the cached features in seconds."""
 
 
 @cli.command()
 @click.option(
-    "--out", type=PATH, default=Path("artifacts/demo"), help="Its folder; only what a demo wrote is replaced."
+    "--out",
+    type=PATH,
+    default=Path("artifacts/demo"),
+    help="Output folder; only the files of an earlier demo are replaced.",
 )
-@click.option("--posts", type=click.IntRange(50), default=1000, help="How many posts to draw.")
-@click.option("--seed", default=0, help="Seed of the drawing and of the training.")
+@click.option("--posts", type=click.IntRange(50), default=1000, help="Number of posts to draw.")
+@click.option("--seed", default=0, help="Seed for drawing and training.")
 @device_option
 @click.pass_context
 def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> None:

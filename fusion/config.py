@@ -12,7 +12,7 @@ from pipeline.common.documents import read_yaml as read_plain_yaml
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_text
 
-# Settings that say what the fusion model is. Training settings and the sizes mean the same to the baselines.
+# Settings of the fusion model alone. Training settings and the sizes mean the same to the baselines.
 _FUSION_ONLY = (
     "modalities",
     "cross_attention",
@@ -28,7 +28,7 @@ _FUSION_ONLY = (
 
 def _known_model(name: str) -> str:
     if name not in model_modules():
-        raise ValueError(f"there is no such model; known are {', '.join(model_modules())}")
+        raise ValueError(f"no such model; known are {', '.join(model_modules())}")
     return name
 
 
@@ -37,7 +37,7 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Config(BaseModel):
-    """Everything that decides a run, apart from its cache. The defaults are the paper's where it gives any."""
+    """Everything that determines a run, apart from its cache. The defaults are the paper's where it gives any."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -55,7 +55,7 @@ class Config(BaseModel):
     segment_embeddings: bool = False  # beyond the paper: a learned vector for each of the four blocks
     modality_dropout: Fraction = 0.0  # not in the paper: probability that a training post loses one modality
 
-    # Beyond the paper, of a cache with several views: train on one at random each epoch, and answer by their mean
+    # Beyond the paper, of a cache with several views: train on a random one each epoch, predict with the mean over all
     views: Literal["first", "sample"] = "first"
 
     # The masked-language loss
@@ -69,7 +69,7 @@ class Config(BaseModel):
     validate_mlm: bool = False  # also report the loss of eq 25 on validation
 
     # The sentiment head and its loss, beyond the paper: label_rule.py and logit_adjustment.py in fusion/models/
-    label_rule: bool = False  # guess the text's own label and the image's, and let the label rule make the post's
+    label_rule: bool = False  # predict the text's and the image's own label, and derive the post's by the label rule
     auxiliary_weight: Weight = 0.5  # weight of the two modality heads' auxiliary loss
     logit_adjustment: Weight = 0.0  # tau, strength of the adjustment towards rare classes; 0 disables it
 
@@ -78,7 +78,7 @@ class Config(BaseModel):
     lr: Annotated[float, Field(gt=0)] = 2e-5
     weight_decay: Weight = 0.01
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, over all epochs
-    warmup: Fraction = 0.0  # share of all steps in which the rate rises to lr
+    warmup: Fraction = 0.0  # fraction of all steps in which the learning rate rises to lr
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     patience: Annotated[int, Field(ge=1, le=100_000)] = 5  # epochs without a better validation weighted F1
@@ -151,7 +151,7 @@ def save_config(path: Path, config: Config) -> None:
 
 def _preset_file(name: str) -> Path:
     if name not in presets():
-        raise InputError(f"--preset {name}: no such preset; there are {', '.join(presets())}")
+        raise InputError(f"--preset {name}: no such preset; known are {', '.join(presets())}")
     return presets()[name]
 
 

@@ -1,7 +1,7 @@
 """The run folder: a run's config, provenance, weights and training state, written so that a kill loses at most an
 epoch.
 
-config.yaml (re-runnable), run.json (what made it, from what), splits.csv (which post was where), metrics.jsonl (a line
+config.yaml (re-runnable), run.json (provenance), splits.csv (each post's label and split), metrics.jsonl (a line
 an epoch), model.safetensors (the best epoch's weights), train_state.safetensors (to resume; removed when the run is
 finished).
 """
@@ -33,7 +33,7 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")  # of each parameter: how many steps, 
 
 
 class Run:
-    """A run folder, to write while training and to read afterwards."""
+    """A run folder: written by training, read afterwards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class Run:
         """
         cache, metadata = Cache(folder or self.cache_folder), self.metadata
         if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
-            raise InputError(f"{cache.folder}: made by other encoders than those of {self.folder}; {difference}")
+            raise InputError(f"{cache.folder}: computed by other encoders than those of {self.folder}; {difference}")
         cache.require_sizes(metadata["dimensions"], self.folder)
         if splits:
             return cache.with_splits(splits)
@@ -92,7 +92,7 @@ class Run:
         return load_config(file=self.folder / "config.yaml")
 
     def resumable_config(self) -> Config:
-        """The unfinished run's own configuration, for going on with it."""
+        """The unfinished run's own configuration, to resume it."""
         if not self.started:
             raise InputError(f"{self.folder}: no unfinished run there to resume")
         return self.config
@@ -110,7 +110,7 @@ class Run:
                 remove_file(path)
 
     def resume_or_start(self, config: Config, cache: Cache, splits: Path | None) -> Cache:
-        """The cache with the splits to train on. An unfinished run goes on only with the same config, features and
+        """The cache with the splits to train on. An unfinished run resumes only with the same config, features and
         splits.
 
         Raises InputError naming what differs.
@@ -126,7 +126,7 @@ class Run:
                 "use --resume alone, or --overwrite"
             )
         if difference := first_difference(self.metadata["fingerprint"], cache.fingerprint):
-            raise InputError(f"{cache.folder}: of other encoders than the unfinished run {self.folder}; {difference}")
+            raise InputError(f"{cache.folder}: from other encoders than the unfinished run {self.folder}; {difference}")
         if cache.manifest_sha256 != self.metadata["manifest_sha256"]:
             raise InputError(f"{cache.folder}: holds other posts than the cache of the unfinished run {self.folder}")
         ours = cache.with_splits(self.splits)
@@ -135,7 +135,7 @@ class Run:
         return ours
 
     def start(self, config: Config, cache: Cache, dimensions: Dimensions, metadata: dict[str, Any]) -> None:
-        """Write what the run is made of; run.json last, since it says that the others are there."""
+        """Write config, splits and provenance; run.json last, since it says that the others are complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.folder / "config.yaml", config)
         self._write_splits(cache)
@@ -214,21 +214,23 @@ class Run:
         return progress
 
     def evaluation(self, split: str) -> dict[str, Any]:
-        """What `evaluate` wrote of a split. Raises InputError if it did not, and if the file or the run is damaged."""
+        """The evaluation of a split. Raises InputError if there is none, and if the file or the run is damaged."""
         path = self.folder / f"evaluation-{split}.json"
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `evaluate {self.folder} --split {split}`")
         self.require_finished()
-        found = read_json(path, Evaluation)
-        if found.split != split:
-            raise InputError(f"{path}: damaged, split: is {found.split}, not {split}")
-        return found.model_dump()
+        evaluation = read_json(path, Evaluation)
+        if evaluation.split != split:
+            raise InputError(f"{path}: damaged, split: is {evaluation.split}, not {split}")
+        return evaluation.model_dump()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         append_bytes(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
 
     def truncate_metrics(self, epochs: int) -> None:
-        """Drop metrics of epochs after these, whose state was not saved. Raises InputError if some of these lack."""
+        """Drop metrics of epochs after these, whose state was not saved. Raises InputError if some of these are
+        missing.
+        """
         lines = self._metrics_lines()
         if len(lines) < epochs:
             raise InputError(
@@ -238,7 +240,7 @@ class Run:
             write_text(self.folder / "metrics.jsonl", "".join(lines[:epochs]))
 
     def _metrics_lines(self) -> list[str]:
-        """The lines of metrics.jsonl; one without its end is what a kill or a full disk left, and counts as absent."""
+        """The lines of metrics.jsonl; an incomplete last line, which a kill or a full disk leaves, counts as absent."""
         path = self.folder / "metrics.jsonl"
         try:
             lines = regular_text(path, MOST_METRICS).split("\n")[:-1] if path.is_file() else []

@@ -51,9 +51,9 @@ def load_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:
         needed = 0
         for name, (dtype, shape) in expected.items():
             header = file.get_slice(name)
-            found, its_shape = header.get_dtype(), tuple(header.get_shape())
-            if _DTYPES.get(found) != dtype:
-                raise _damaged(path, f"{name} is {found}, not {dtype}".replace("torch.", ""))
+            its_dtype, its_shape = header.get_dtype(), tuple(header.get_shape())
+            if _DTYPES.get(its_dtype) != dtype:
+                raise _damaged(path, f"{name} is {its_dtype}, not {dtype}".replace("torch.", ""))
             if its_shape != tuple(shape):
                 raise _damaged(path, f"{name} is {its_shape}, and the model's {tuple(shape)}")
             needed += dtype.itemsize * torch.Size(shape).numel()

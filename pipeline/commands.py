@@ -1,4 +1,4 @@
-"""The commands of stage one: each reads its options, calls one function and prints what came of it."""
+"""The commands of stage one: each reads its options, calls one function and prints the result."""
 
 import contextlib
 from pathlib import Path
@@ -26,11 +26,11 @@ from pipeline.posts.formats import formats
     "--format",
     "name",
     type=click.Choice(list(formats())),
-    help="The format of the source; by default what it looks like.",
+    help="Format of the source; recognised by default.",
 )
 @click.option("--out", required=True, type=PATH, help="The manifest to write (JSONL).")
 @click.option("--splits", type=PATH, help="CSV id,label,split; without it a stratified split is made.")
-@click.option("--ratios", default="8:1:1", help="Shares of train, val and test.")
+@click.option("--ratios", default="8:1:1", help="Ratios of train, val and test.")
 @click.option("--seed", default=0, help="Seed of the stratified split.")
 @click.option("--encoding", help="Encoding of an MVSA folder's texts, gb18030 unless given; never guessed.")
 @overwrite_option
@@ -46,8 +46,8 @@ def prepare(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Read an MVSA folder, or a CSV file id,text,label,split without images: label rule, split, duplicates; write a
-    manifest.
+    """Read a data set (an MVSA folder, or a CSV file id,text,label,split without images), apply the label rule, split
+    the posts, count duplicates, and write a manifest.
     """
     from pipeline.posts.formats import format_of
     from pipeline.posts.manifest import write_manifest
@@ -80,12 +80,15 @@ def prepare(
     help="Precision on disk (HDF5 has no bfloat16).",
 )
 @click.option(
-    "--max-fail-rate", type=click.FloatRange(0, 1), default=0.05, help="Exit 1 if more posts than this failed."
+    "--max-fail-rate",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    help="Exit 1 if a larger fraction of the posts failed.",
 )
 @click.option("--append", is_flag=True, help="Add the posts of a larger manifest to a finished cache.")
-@click.option("--retry-failed", is_flag=True, help="Make the shards with failed posts again.")
-@click.option("--repair", is_flag=True, help="Check every shard's bytes, and make damaged ones again.")
-@click.option("--part", default="1/1", help="i/n: make part i of n only, for `merge`.")
+@click.option("--retry-failed", is_flag=True, help="Rebuild the shards that hold failed posts.")
+@click.option("--repair", is_flag=True, help="Check every shard's bytes, and rebuild the damaged ones.")
+@click.option("--part", default="1/1", help="i/n: make only part i of n, for `merge`.")
 @cluster_options
 @overwrite_option
 @result_options
@@ -154,17 +157,17 @@ def extract(
     if len(report.failed) > max_fail_rate * report.posts:
         raise InputError(
             f"{len(report.failed)} of {report.posts} posts failed, over --max-fail-rate {max_fail_rate:g}; "
-            f"{out / extraction.FAILURES} says why"
+            f"{out / extraction.FAILURES} gives the reasons"
         )
 
 
 @click.command()
 @encoder_options
-@click.option("--out", type=PATH, default=Path(), help="Where a cache is to be written.")
-@click.option("--offline", is_flag=True, help="Don't ask the hub, only its local cache.")
+@click.option("--out", type=PATH, default=Path(), help="Folder where a cache would be written.")
+@click.option("--offline", is_flag=True, help="Use only the hub's local cache.")
 @result_options
 def doctor(out: Path, console: Console, **encoders: Any) -> None:
-    """Say whether all that `extract` needs is here: weights, devices, memory, disk."""
+    """Check whether everything that `extract` needs is available: weights, devices, memory, disk."""
     from pipeline.encoders.load import EncoderChoice
     from pipeline.extraction.doctor import examine
 
@@ -183,7 +186,7 @@ def doctor(out: Path, console: Console, **encoders: Any) -> None:
 @overwrite_option
 @result_options
 def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, console: Console) -> None:
-    """Make one cache of the parts that `extract --part i/n` made."""
+    """Merge the parts that `extract --part i/n` wrote into one cache."""
     from pipeline.cache.merge import merge as merge_parts
 
     refuse_finished(out, (out / "index.h5").exists(), overwrite)
@@ -196,8 +199,10 @@ def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, console: Console)
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
 @click.option("--verify", is_flag=True, help="Read everything: checksums, offsets, finiteness, manifest hash.")
 @click.option("--re-encode", default=0, metavar="K", help="Also encode K random posts again and compare.")
-@click.option("--image-weights", type=PATH, help="For --re-encode: the image encoder's weights, if from a local file.")
-@click.option("--text-encoder", help="For --re-encode: the text encoder's folder, if from local files.")
+@click.option(
+    "--image-weights", type=PATH, help="For --re-encode: file of the image-encoder weights, if they were local."
+)
+@click.option("--text-encoder", help="For --re-encode: folder of the text encoder, if it was a local one.")
 @device_option
 @result_options
 def inspect(
@@ -209,7 +214,7 @@ def inspect(
     device: str,
     console: Console,
 ) -> None:
-    """Say what is in a cache, how big it is, and whether it is whole."""
+    """Report what a cache holds, its size, and whether it is complete."""
     from pipeline.cache.reader import Cache
 
     cache = Cache(cache_dir)

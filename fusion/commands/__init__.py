@@ -1,1 +1,1 @@
-"""The commands of stage two: each reads its options, calls one function and prints what came of it."""
+"""The commands of stage two: each reads its options, calls one function and prints the result."""

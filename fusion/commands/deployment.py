@@ -29,7 +29,10 @@ from pipeline.common.options import (
 @local_encoder_options
 @encoding_options
 @click.option(
-    "--max-fail-rate", type=click.FloatRange(0, 1), default=0.05, help="Exit 1 if more posts than this got no answer."
+    "--max-fail-rate",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    help="Exit 1 if a larger fraction of the posts got no prediction.",
 )
 @device_option
 @overwrite_option
@@ -49,13 +52,13 @@ def predict(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Class probabilities of raw posts: of one by --image and --text, or of POSTS with --out.
+    """Predict class probabilities of raw posts: of one given by --image and --text, or of all of POSTS with --out.
 
-    POSTS is a file like a manifest (JSONL); `text` or `image` may be left out where the run was trained for that. After
+    POSTS is a file like a manifest (JSONL); `text` or `image` may be missing if the run was trained for that. After
     a kill the same command resumes.
     """
-    from fusion.inference.predict_file import answer_file, remove_answers
-    from fusion.inference.predictor import Predictor, answer_one
+    from fusion.inference.predict_file import predict_file, remove_predictions
+    from fusion.inference.predictor import Predictor, predict_one
     from fusion.run import Run
     from pipeline.extraction.decode import start_server
 
@@ -69,39 +72,44 @@ def predict(
     chosen = console.device(device)
     predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
     if not posts or not out:
-        answer = answer_one(predictor, text, image)
-        console.save(answer.record())
-        for label, probability in answer.probabilities.items():
+        prediction = predict_one(predictor, text, image)
+        console.save(prediction.record())
+        for label, probability in prediction.probabilities.items():
             console.say(f"{label:10}{probability:>7.1%}  {'█' * round(40 * probability)}")
-        if answer.flags:
-            console.say(f"flags: {', '.join(answer.flags)}")
+        if prediction.flags:
+            console.say(f"flags: {', '.join(prediction.flags)}")
         return
     if overwrite:
-        remove_answers(out)
-    report = answer_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=console.quiet)
+        remove_predictions(out)
+    report = predict_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=console.quiet)
     console.report(report.summary())
-    console.say(f"wrote {out}: {report.posts} answers, {report.failed} of them the reason why there is none")
+    console.say(f"wrote {out}: {report.posts} posts, {report.failed} of them without a prediction and with the reason")
     if report.failed > max_fail_rate * report.posts:
         raise InputError(
-            f"{report.failed} of {report.posts} posts got no answer, over --max-fail-rate {max_fail_rate:g}; "
-            f"their lines in {out} say why"
+            f"{report.failed} of {report.posts} posts got no prediction, over --max-fail-rate {max_fail_rate:g}; "
+            f"their lines in {out} give the reasons"
         )
 
 
 @click.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--out", type=PATH, help="The folder for the page, the pictures and the JSON.")
-@click.option("--ids", help="Posts of the run's cache: a,b,c.")
-@click.option("--worst", type=click.IntRange(1), metavar="N", help="The N posts that the run got most wrong.")
-@click.option("--image", type=PATH, help="The image file of a post of one's own.")
+@click.option("--ids", help="Posts of the run's cache by id: a,b,c.")
+@click.option(
+    "--worst",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Explain the N posts with the lowest probability of their label.",
+)
+@click.option("--image", type=PATH, help="Image file of your own post.")
 @click.option("--text", help="Text of the post given with --image.")
-@click.option("--compare", multiple=True, type=PATH, metavar="RUN", help="Another run beside it; repeatable.")
-@click.option("--method", help="attention, rollout or gradient; by default what proved most faithful.")
+@click.option("--compare", multiple=True, type=PATH, metavar="RUN", help="Another run to show beside it; repeatable.")
+@click.option("--method", help="attention, rollout or gradient; the default was measured to be the most faithful.")
 @click.option(
     "--faithfulness", is_flag=True, help="Measure explanation faithfulness by occlusion instead of writing a page."
 )
-@click.option("--posts", type=click.IntRange(2), default=200, help="For --faithfulness: at most so many posts.")
-@click.option("--split", type=SPLIT, help="For --worst (test) and --faithfulness (val).")
+@click.option("--posts", type=click.IntRange(2), default=200, help="Number of posts for --faithfulness, at most.")
+@click.option("--split", type=SPLIT, help="Split for --worst (default test) and --faithfulness (default val).")
 @cache_option
 @local_encoder_options
 @device_option
@@ -126,7 +134,7 @@ def explain(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Show where a run looks, in the image and in the text (table 5); with --compare, several runs side by side."""
+    """Explain predictions: weights of patches and words (table 5); with --compare, several runs side by side."""
     from fusion.explanation.explain import DEFAULT_METHOD
     from fusion.inference.predictor import Predictor
     from fusion.run import Run
@@ -165,9 +173,14 @@ def explain(
 @click.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--out", required=True, type=PATH, help="The page to write (HTML).")
-@click.option("--split", type=SPLIT, default="test", help="Which evaluation to report.")
-@click.option("--worst", type=click.IntRange(0), default=12, help="How many of the posts it got most wrong to show.")
-@click.option("--method", help="How to explain them: attention, rollout or gradient.")
+@click.option("--split", type=SPLIT, default="test", help="Split whose evaluation to report.")
+@click.option(
+    "--worst",
+    type=click.IntRange(0),
+    default=12,
+    help="Number of posts to show, those with the lowest probability of their label.",
+)
+@click.option("--method", help="Explanation method: attention, rollout or gradient.")
 @cache_option
 @text_encoder_option
 @device_option
@@ -185,7 +198,7 @@ def report(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Write all that is known of an evaluated run into one HTML file, to read offline or send to a colleague."""
+    """Write a report of an evaluated run: one HTML file to read offline or to send to a colleague."""
     from fusion.explanation.explain import DEFAULT_METHOD
     from fusion.report.run_report import write_report
     from fusion.run import Run
@@ -208,11 +221,15 @@ def report(
 @click.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--out", required=True, type=PATH, help="The folder to write.")
-@click.option("--onnx", is_flag=True, help="Also the model from features to logits as ONNX, checked. Extra `onnx`.")
+@click.option(
+    "--onnx",
+    is_flag=True,
+    help="Also write the model (features to logits) as ONNX and check it; needs the extra `onnx`.",
+)
 @overwrite_option
 @result_options
 def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, console: Console) -> None:
-    """Write all that another machine needs to predict: weights, configuration, fingerprint, model card."""
+    """Write what another machine needs to predict: weights, configuration, fingerprint, model card."""
     from fusion.inference import export as exporting
     from fusion.run import Run
 
@@ -225,17 +242,19 @@ def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, console: Conso
 
 @click.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
-@click.option("--host", default="127.0.0.1", help="The address to listen on; the default is unreachable from outside.")
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@click.option(
+    "--host", default="127.0.0.1", help="Address to listen on; the default is unreachable from other machines."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="Port; 0 takes a free one.")
 @click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="A name by which browsers may reach the server, beside localhost; repeatable.",
+    help="Another host name by which browsers may reach the server; repeatable.",
 )
 @local_encoder_options
 @device_option
-@click.option("--quiet", is_flag=True, help="Print nothing but problems.")
+@click.option("--quiet", is_flag=True, help="Print only warnings and errors.")
 def serve(
     run_dir: Path,
     host: str,

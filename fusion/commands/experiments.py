@@ -20,8 +20,12 @@ from pipeline.common.options import (
 
 @click.command()
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
-@click.option("--space", "space_file", required=True, type=PATH, help="YAML: a range or choices for each setting.")
-@click.option("--trials", required=True, type=click.IntRange(1), help="How many in all; a later call may ask for more.")
+@click.option(
+    "--space", "space_file", required=True, type=PATH, help="YAML file with a range or choices for each setting."
+)
+@click.option(
+    "--trials", required=True, type=click.IntRange(1), help="Number of trials in all; a later call may ask for more."
+)
 @click.option("--out", required=True, type=PATH, help="The folder of trials to write.")
 @config_options()
 @splits_option
@@ -48,7 +52,7 @@ def sweep(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Try settings from a space and keep the best by validation. The same command resumes after a kill."""
+    """Search the settings of a space; keep the best by validation. The same command resumes after a kill."""
     from fusion.experiments import sweep as sweeping
     from fusion.experiments.search_space import read_space
     from fusion.experiments.study import SweepSpec
@@ -74,14 +78,14 @@ def sweep(
     "--table",
     required=True,
     type=click.Choice(["2", "3", "4", "beyond"]),
-    help="Which table of the paper, or `beyond` for our extra options.",
+    help="The paper's table, or `beyond` for the options that the paper lacks.",
 )
 @click.option("--out", required=True, type=PATH, help="The folder for runs and tables; all tables can share one.")
 @config_options("packaged")
-@click.option("--seeds", type=click.IntRange(1), default=5, help="Repeats of each trained row: seeds 0, 1, ...")
-@click.option("--folds", type=PATH, help="A folder of fold_K.csv (see `folds`): each post is tested once.")
-@click.option("--baselines", is_flag=True, help="Also the ten baselines of the paper's Table 2.")
-@click.option("--only-paper", is_flag=True, help="Without the rows that the paper lacks.")
+@click.option("--seeds", type=click.IntRange(1), default=5, help="Number of seeds (0, 1, ...) of each trained row.")
+@click.option("--folds", type=PATH, help="A folder of fold_K.csv files (see `folds`): each post is tested once.")
+@click.option("--baselines", is_flag=True, help="Also train the ten baselines of the paper's Table 2.")
+@click.option("--only-paper", is_flag=True, help="Leave out the rows that the paper lacks.")
 @click.option(
     "--budget", type=click.Choice(["quick", "full"]), default="full", help="quick: half of the preset's epochs."
 )
@@ -105,7 +109,9 @@ def reproduce(
     console: Console,
     **options: Any,
 ) -> None:
-    """Make a table of the paper: train what it lacks, compare by posts. The same command resumes after a kill."""
+    """Reproduce a table of the paper: train the missing runs, compare on the same posts. The same command resumes after
+    a kill.
+    """
     from fusion.experiments import reproduce as reproducing
     from fusion.experiments.tables.write import write_table
     from fusion.training.allocator import keep_memory
@@ -132,7 +138,7 @@ def reproduce(
 @click.option("--out", required=True, type=PATH, help="The folder for the Markdown and the figure.")
 @result_options
 def table(table_json: Path, out: Path, console: Console) -> None:
-    """Make a table again from the JSON that `reproduce` wrote, and nothing else."""
+    """Write a table's Markdown and figure again from the JSON of `reproduce`; nothing is trained."""
     from fusion.experiments.tables.table_file import read_table
     from fusion.experiments.tables.write import write_table
 
@@ -146,12 +152,12 @@ def table(table_json: Path, out: Path, console: Console) -> None:
 @click.command()
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
 @click.option("--out", required=True, type=PATH, help="The folder for fold_1.csv, fold_2.csv, ...")
-@click.option("--k", "count", type=click.IntRange(3), default=10, help="How many folds.")
+@click.option("--k", "count", type=click.IntRange(3), default=10, help="Number of folds.")
 @click.option("--seed", default=0, help="Seed of the assignment.")
 @overwrite_option
 @result_options
 def folds(cache_dir: Path, out: Path, count: int, seed: int, overwrite: bool, console: Console) -> None:
-    """Make split files of K folds: stratified, repeats of a text or an image on one side."""
+    """Write split files for K-fold cross-validation: stratified; repeats of a text or an image stay in one fold."""
     from fusion.data.folds import write_folds
     from pipeline.cache.reader import Cache
 

@@ -1,4 +1,4 @@
-"""Where a command's configuration comes from: a preset, a file, single settings."""
+"""Options that give a command its configuration: a preset, a file, single settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ConfigSource:
     settings: tuple[str, ...]
 
     def load(self, **named: Any) -> "Config":
-        """The configuration; `named` are settings that have an option of their own, None where it was not given."""
+        """The configuration; `named` are settings with an option of their own, None if not given."""
         from fusion.config import load_config
 
         return load_config(self.preset, self.file, (*self.settings, *_settings(named)))
@@ -42,14 +42,14 @@ def config_options(preset: str | None = None) -> Callable[[Callable[..., Any]], 
     """--preset, --config and --set; the command gets a `source`."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        @click.option("--preset", default=preset, help=f"A shipped configuration: {', '.join(presets())}.")
-        @click.option("--config", "config_file", type=PATH, help="A YAML file of settings, over the preset.")
+        @click.option("--preset", default=preset, help=f"Preset configuration: {', '.join(presets())}.")
+        @click.option("--config", "config_file", type=PATH, help="A YAML file of settings that override the preset.")
         @click.option(
             "--set",
             "settings",
             multiple=True,
             metavar="KEY=VALUE",
-            help="One setting, over preset and file; repeatable.",
+            help="A setting that overrides preset and file; repeatable.",
         )
         @wraps(command)
         def with_source(
@@ -62,9 +62,7 @@ def config_options(preset: str | None = None) -> Callable[[Callable[..., Any]], 
     return add
 
 
-encoder_folder_option = click.option(
-    "--text-encoder", help="The folder of the cache's text encoder, if it is not where it was."
-)
+encoder_folder_option = click.option("--text-encoder", help="Folder of the cache's text encoder, if it has moved.")
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(1),

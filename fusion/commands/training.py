@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @splits_option
 @result_options
 def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
-    """The linear floor: logistic regression on averaged features of text, image and both."""
+    """Linear-probe baseline: logistic regression on mean-pooled features of text, image and both."""
     from fusion.evaluation import linear_probe
     from pipeline.cache.reader import Cache
 
@@ -48,12 +48,12 @@ def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
 @click.option("--model", help=f"Same as --set model=NAME: {', '.join(model_modules())}.")
 @click.option("--seed", type=int, help="Same as --set seed=N.")
 @encoder_folder_option
-@click.option("--resume", is_flag=True, help="Resume the unfinished run at --out, with its own configuration.")
+@click.option("--resume", is_flag=True, help="Resume the unfinished run at --out with its own configuration.")
 @click.option(
     "--cache-in",
     type=click.Choice(["auto", "map", "ram", "device"]),
     default="auto",
-    help="Where features are read from: mapped files, this process's memory, the GPU.",
+    help="Where features are held: memory-mapped files, this process's memory, or the GPU.",
 )
 @click.option(
     "--remember",
@@ -63,9 +63,11 @@ def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
     help="Memory for cached encodings of masked texts, in MiB; CPU only.",
 )
 @click.option(
-    "--micro-batch", type=click.IntRange(1), help="Posts in the model at a time: less memory, the same gradient."
+    "--micro-batch",
+    type=click.IntRange(1),
+    help="Number of posts in the model at a time: less memory, the same gradient.",
 )
-@click.option("--checkpointing", is_flag=True, help="Compute layers again for the gradient: less memory, more time.")
+@click.option("--checkpointing", is_flag=True, help="Recompute layers in the backward pass: less memory, more time.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files into the run folder.")
 @device_option
 @overwrite_option
@@ -88,7 +90,7 @@ def train(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Train the fusion model, or a baseline, from a cache; write a run folder. torchrun uses several GPUs or hosts."""
+    """Train the fusion model or a baseline from a cache; write a run folder. torchrun uses several GPUs or hosts."""
     from fusion.run import Run
     from fusion.training import train as training
     from fusion.training.allocator import keep_memory
@@ -127,7 +129,7 @@ def train(
 
 @click.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
-@click.option("--split", type=SPLIT, default="test", help="Which posts to score.")
+@click.option("--split", type=SPLIT, default="test", help="Split to score.")
 @splits_option
 @cache_option
 @device_option
@@ -142,7 +144,9 @@ def evaluate(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Score a finished run: intervals, classes, without duplicates, shuffled partners, against the linear floor."""
+    """Evaluate a finished run: scores with 95 % intervals, by class, without duplicates of training posts, with
+    shuffled modalities, and the paired difference to the linear probe. Writes evaluation-SPLIT.json into the run.
+    """
     from fusion.evaluation import evaluate as evaluation
     from fusion.evaluation.display import format_scores
     from fusion.run import Run

@@ -41,18 +41,18 @@ class Batch:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> "Batch":
-        """Some of the posts, padded as the whole is."""
+        """A part of the batch, padded as the whole."""
         return Batch(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with every tensor changed: moved, pinned."""
+        """The batch with `change` applied to every tensor."""
         changed: dict[str, Any] = {
             name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
         }
         return Batch(**changed)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; out of pinned memory without waiting for it."""
+        """The batch on a device; the copy from pinned memory is asynchronous."""
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
 

@@ -120,7 +120,7 @@ class FeatureStore:
         return self._pinned(batch) if self.place == "ram" else batch
 
     def _pinned(self, batch: Batch) -> Batch:
-        """In memory that a GPU copies from by itself."""
+        """The batch in pinned memory if a GPU computes."""
         return batch.map_tensors(Tensor.pin_memory) if self._device.type == "cuda" else batch
 
 
@@ -132,7 +132,7 @@ def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
 
 
 def _decide(needed: int, device: torch.device, place: Location) -> tuple[Location, str]:
-    """Where features go, and the reason. Raises InputError if they do not fit into the place that was asked for."""
+    """Where features are held, and the reason. Raises InputError if they do not fit into the requested place."""
     size = f"{needed / 2**20:.0f} MiB"
     free = {"ram": free_memory(), "device": 0}
     if device.type == "cuda":

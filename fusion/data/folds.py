@@ -47,15 +47,15 @@ def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, over
 
 
 def _write(files: dict[Path, str], out: Path, overwrite: bool) -> None:
-    """Write the files that are absent. Of those that are there, each must be one of these, and at least one lack."""
-    there = _numbered(out)
+    """Write the files that are absent. Of those that are existing, each must be one of these, and at least one lack."""
+    existing = _numbered(out)
     if overwrite:
-        for path in there:
+        for path in existing:
             remove_file(path)
-    elif there and (len(there) == len(files) or any(not _holds(path, files.get(path)) for path in there)):
-        raise InputError(f"{there[0]}: is there already; give another name, or --overwrite")
+    elif existing and (len(existing) == len(files) or any(not _holds(path, files.get(path)) for path in existing)):
+        raise InputError(f"{existing[0]}: already exists; give another name, or --overwrite")
     for path, text in files.items():
-        if overwrite or path not in there:
+        if overwrite or path not in existing:
             write_text(path, text)
 
 
@@ -99,11 +99,11 @@ def fold_files(folder: Path, cache: Cache) -> list[Path]:
     files = _numbered(folder)
     if len(files) < 2:
         raise InputError(f"{folder}: {len(files)} files fold_K.csv there; make them with `folds`")
-    known = set(cache.ids)
+    cached = set(cache.ids)
     tested: dict[str, Path] = {}
     everyone: set[str] = set()
     for number, file in enumerate(files):
-        assignments = {id_: given for id_, given in read_splits(file).items() if id_ in known}
+        assignments = {id_: given for id_, given in read_splits(file).items() if id_ in cached}
         if number and assignments.keys() != everyone:
             other = min(assignments.keys() ^ everyone)
             raise InputError(f"{file}: not the same posts as in {files[0]} ({other!r} stands in one alone)")

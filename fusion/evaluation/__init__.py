@@ -1,1 +1,1 @@
-"""What predictions on cached posts are worth: metrics, intervals, the linear probe, comparisons."""
+"""Evaluation on cached posts: metrics, intervals, the linear probe, comparisons."""

@@ -9,7 +9,7 @@ from fusion.evaluation.metrics import Scores, bootstrap, score
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus the other's, in shares: each score's mean over the repeats, with its interval.
+    """Ours minus the other's, as fractions: each score's mean over the repeats, with its interval.
 
     only_ours, only_other: posts that one model alone got right, mean over the repeats.
     """

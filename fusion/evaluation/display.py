@@ -1,4 +1,4 @@
-"""How an evaluation is shown: the rows of its table of scores, the table as text, and the colours of all plots."""
+"""Displays an evaluation: the rows of its table of scores, the table as text, and the colours of all plots."""
 
 from typing import Any, NamedTuple
 

@@ -22,7 +22,7 @@ SHUFFLES = 3
 def evaluate(
     run: Run, device: torch.device, *, split: str = "test", splits: Path | None = None, cache_folder: Path | None = None
 ) -> dict[str, Any]:
-    """Score a finished run on one split; see `cli.py evaluate --help` for what the result holds.
+    """Score a finished run on one split; the keys of the result are those of `run_files.Evaluation`.
 
     Raises InputError if the run is not finished, the cache is of other encoders, or the posts were trained on.
     """
@@ -74,32 +74,32 @@ def controls(
 ) -> dict[str, Scores]:
     """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
 
-    A model that uses both modalities loses by both. Predictions are scored against the post that kept the other
-    modality. Texts alone have the second one only.
+    A model that uses both modalities scores lower with either shuffled. Predictions are scored against the post that
+    kept the other modality. Texts alone have the second one only.
     """
     drawn = [derangement(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
     truth = cache.labels[rows].astype(np.int64)
-    found = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]}
+    shuffled = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]}
     if cache.has_images:
         image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in drawn]
-        found = {"image_shuffled": image, **found}
+        shuffled = {"image_shuffled": image, **shuffled}
     return {
         name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
-        for name, each in found.items()
+        for name, each in shuffled.items()
     }
 
 
 def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """The paired difference, model minus the linear probe of all modalities that there are, on the same posts."""
+    """The paired difference, model minus the linear probe of all modalities of the cache, on the same posts."""
     kind = kinds_of(cache)[-1]
-    floor = probe(cache, kind, split)
-    right, probe_right = predicted == truth, floor.test_predictions == truth
-    probe_scores, ours = score(truth, floor.test_predictions), score(truth, predicted)
+    linear = probe(cache, kind, split)
+    right, probe_right = predicted == truth, linear.test_predictions == truth
+    probe_scores, ours = score(truth, linear.test_predictions), score(truth, predicted)
     return {
         "kind": kind,
         "probe": probe_scores,
         "difference": {name: ours[name] - probe_scores[name] for name in ours},
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, floor.test_predictions)},
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, linear.test_predictions)},
         "only_model_right": int((right & ~probe_right).sum()),
         "only_probe_right": int((~right & probe_right).sum()),
     }

@@ -71,7 +71,7 @@ def probe(cache: Cache, kind: str, test_split: str = "test") -> Probe:
 
 
 def kinds_of(cache: Cache) -> tuple[str, ...]:
-    """What can be probed: of texts alone, the text."""
+    """The modalities that can be probed: of texts alone, the text."""
     return KINDS if cache.has_images else ("text",)
 
 
@@ -88,7 +88,7 @@ def features_of(cache: Cache, rows: np.ndarray, kind: str) -> np.ndarray:
 
 
 def require_all_classes(cache: Cache) -> None:
-    """A class that training never shows can't be learned: say so instead of scoring it."""
+    """Raises InputError if a class has no training post: it could not be learned."""
     present = set(cache.labels[cache.rows("train")].tolist())
     if absent := [name for code, name in enumerate(LABELS) if code not in present]:
         raise InputError(

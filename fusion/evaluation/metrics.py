@@ -9,7 +9,7 @@ from pipeline.posts.manifest import LABELS
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}  # as people read them
+SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}  # for people
 _CHUNK = 500  # resamples at a time, fewer where there are many posts:
 _CHUNK_ENTRIES = 1 << 25  # posts x resamples at a time, of 12 bytes each
 CODES = tuple(range(len(LABELS)))

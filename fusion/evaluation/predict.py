@@ -22,11 +22,11 @@ def predict(
     image_rows: np.ndarray | None = None,
     features: FeatureStore | None = None,
 ) -> np.ndarray:
-    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text beside another post's image.
+    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text is paired with another post's image.
 
-    A model that was trained on sampled views answers by the mean over all views.
-    Texts of like length share a batch: a post's answer does not depend on its neighbours, padding costs time.
-    `features`: where the rows' features lie already.
+    A model that was trained on sampled views predicts with the mean over all views.
+    Texts of like length share a batch: padding costs time, and a post's prediction does not depend on its neighbours.
+    `features`: a feature store that holds the rows.
     """
     model.eval()
     order = np.argsort(cache.lengths[rows], kind="stable")

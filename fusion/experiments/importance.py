@@ -1,4 +1,4 @@
-"""Draws how much each setting of a sweep mattered, as a PNG."""
+"""Draws the importance of each setting of a sweep, as a PNG."""
 
 import io
 from pathlib import Path

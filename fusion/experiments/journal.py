@@ -33,7 +33,7 @@ TrialId = Annotated[int, Field(ge=0, lt=_MOST_TRIALS)]
 
 
 class Entry(Document):
-    """What every operation has. Others would be replayed unseen, so none is permitted."""
+    """The fields of every operation. Others would be replayed unseen, so none is permitted."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ class CreateStudy(Entry):
 
 
 class MadeOf(Document):
-    """What a sweep is made from, compared with what it is to be resumed with."""
+    """The inputs of a sweep; it resumes only with the same ones."""
 
     space: Annotated[dict[Line, Annotated[str, Field(max_length=100_000)]], Field(min_length=1, max_length=100)]
     configuration: Annotated[dict[str, Any], PLAIN]
@@ -110,7 +110,7 @@ class SetTrialAttributes(Entry):
 
 
 class SetSystemAttributes(Entry):
-    """What the sampler tells other processes of a trial that has begun: its settings as JSON, in pieces."""
+    """A trial's settings, as JSON in pieces, which the sampler stores for other processes."""
 
     op_code: Literal[9]
     trial_id: TrialId
@@ -156,7 +156,7 @@ def check_journal(path: Path, space: Space) -> None:
 
 
 class _Replay:
-    """What the operations so far have made."""
+    """The state of the study after the operations read so far."""
 
     def __init__(self, out: Path, space: Space) -> None:
         self._out, self._space = out, space
@@ -168,7 +168,7 @@ class _Replay:
         self._finished: set[int] = set()
 
     def problem(self, line: Operation) -> str:
-        """Why the next operation is none that a sweep would write; empty if it is one. Applies it."""
+        """Apply the next operation; the reason if no sweep would write it, else empty."""
         if isinstance(line, CreateStudy):
             self._created = True
             return ""

@@ -1,4 +1,4 @@
-"""Runs work in a few processes of this machine; each begins once, and ends when the one that started it does."""
+"""Runs items of work in a few processes of this machine, which end with the process that started them."""
 
 import itertools
 import multiprocessing
@@ -29,10 +29,10 @@ def in_processes(
     ended: Callable[[Item], None],
     out: Path,
 ) -> None:
-    """Do each item in one of `jobs` processes, which share the machine's cores; `ended` is told here.
+    """Process each item in one of `jobs` processes, which share the machine's cores; `ended` is called here.
 
-    begin(*arguments), called once in each process, gives what does an item. An item is drawn when a process is free for
-    it. Raises InputError naming `out` if a process was lost.
+    begin(*arguments), called once in each process, returns the function for an item. An item is taken when a process is
+    free for it. Raises InputError naming `out` if a process was lost.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(jobs, begin, arguments)) as pool:
@@ -50,7 +50,7 @@ def in_processes(
         except BrokenProcessPool:
             raise InputError(
                 f"{out}: a process was lost (killed, or out of memory: fewer --jobs need less); "
-                "the same command goes on"
+                "the same command resumes"
             ) from None
 
 

@@ -20,7 +20,7 @@ from fusion.evaluation.linear_probe import probe
 from fusion.evaluation.predict import predict
 from fusion.experiments.processes import in_processes
 from fusion.experiments.tables.rows import FULL, Row, rows_of
-from fusion.experiments.tables.table_file import read_answers
+from fusion.experiments.tables.table_file import read_predictions
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
 from fusion.training.train import require_trainable
@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What all fits of a table have in common, small enough to send to another process."""
+    """The inputs that all fits of a table share, small enough to send to another process."""
 
     cache: Path
     out: Path
@@ -57,7 +57,7 @@ class TableSpec:
     jobs: int = 1
 
     def rows(self, cache: Cache) -> tuple[list[Row], list[dict[str, str]]]:
-        """The table's rows, and those that the base or the cache excludes: each one's title and why.
+        """The table's rows, and those that the base or the cache excludes, each with its title and the reason.
 
         Raises InputError if the full model is among these.
         """
@@ -88,7 +88,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class TableRun:
-    """One thing to fit: a row, with a seed (a floor has none), on a fold (or the cache's own splits)."""
+    """One fit: a row with a seed (baselines have none), on a fold (or the cache's own splits)."""
 
     row: Row
     seed: int | None
@@ -101,10 +101,10 @@ class TableRun:
 
 
 def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
-    """Fit what the table still lacks, `spec.jobs` at a time; returns the table's JSON, written after each fit too.
+    """Run the missing fits, `spec.jobs` at a time; returns the table's JSON, which is also written after each fit.
 
-    Raises InputError if the full model can't be had of the cache, if the folder holds runs of other settings, posts or
-    encoders, and if another process is at it.
+    Raises InputError if the cache excludes the full model, if the folder holds runs of other settings, posts or
+    encoders, and if another process writes there.
     """
     cache = Cache(spec.cache)
     folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
@@ -116,11 +116,11 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
     for fit in fits:
         require_no_link(fit.folder(spec.out), spec.out)
     with only_writer(spec.out):
-        lacking = [fit for fit in fits if not (fit.folder(spec.out) / ANSWERS).is_file()]
+        missing = [fit for fit in fits if not (fit.folder(spec.out) / ANSWERS).is_file()]
         for row in left_out:
             say(f"left out: {row['title']} ({row['why']})")
-        say(f"table {spec.table}: {len(fits)} fits, {len(fits) - len(lacking)} of them done before")
-        done = len(fits) - len(lacking)
+        say(f"table {spec.table}: {len(fits)} fits, {len(fits) - len(missing)} of them done before")
+        done = len(fits) - len(missing)
 
         def write() -> dict[str, Any]:
             result = {**collect(spec, rows, cache, folds), "left_out": left_out}
@@ -134,12 +134,12 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
             write()
 
         if spec.jobs == 1:
-            answer = begin(spec)
-            for fit in lacking:
-                answer(fit)
+            fit_one = begin(spec)
+            for fit in missing:
+                fit_one(fit)
                 ended(fit)
-        elif lacking:
-            in_processes(iter(lacking), spec.jobs, begin, (spec,), ended, spec.out)
+        elif missing:
+            in_processes(iter(missing), spec.jobs, begin, (spec,), ended, spec.out)
         return write()
 
 
@@ -148,20 +148,20 @@ def result_file(spec: TableSpec) -> Path:
 
 
 def begin(spec: TableSpec) -> Callable[[TableRun], None]:
-    """In each process: open the cache once; returns what makes a fit and writes its answers."""
+    """In each process: open the cache once; returns the function that makes a fit and writes its predictions."""
     trainer = Trainer(spec.cache, spec.device, text_encoder=spec.text_encoder, jobs=spec.jobs)
 
-    def answer(fit: TableRun) -> None:
+    def fit_one(fit: TableRun) -> None:
         cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
-        said = _trained(fit, spec, trainer, cache) if fit.row.kind == "trained" else _floor(fit.row, cache)
-        write_json(fit.folder(spec.out) / ANSWERS, said)
+        predictions = _trained(fit, spec, trainer, cache) if fit.row.kind == "trained" else _baseline(fit.row, cache)
+        write_json(fit.folder(spec.out) / ANSWERS, predictions)
 
-    return answer
+    return fit_one
 
 
 def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterator[TableRun]:
-    """The paper's rows before others; of like rows all with one seed before any with the next, so that a table that is
-    not whole yet can be compared.
+    """Yield the paper's rows first; within a group finish one seed for all rows before the next, so that a partial
+    table is comparable.
     """
     rows = [row for row in rows if row.kind != "shuffled"]
     for group in dict.fromkeys(row.group for row in rows):
@@ -176,15 +176,15 @@ def _trained(fit: TableRun, spec: TableSpec, trainer: Trainer, cache: Cache) -> 
     run = Run(fit.folder(spec.out))
     trainer.train(run, spec.config(fit.row, fit.seed or 0), splits=fit.fold)
     model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
-    said = {"predicted": _codes(predict(model, cache, rows, device))}
+    predictions = {"predicted": _codes(predict(model, cache, rows, device))}
     if fit.row.key == FULL:
         partner = derangement(len(rows), np.random.default_rng(fit.seed))
-        said["image-shuffled"] = _codes(predict(model, cache, rows, device, image_rows=rows[partner]))
-        said["text-shuffled"] = _codes(predict(model, cache, rows[partner], device, image_rows=rows))
+        predictions["image-shuffled"] = _codes(predict(model, cache, rows, device, image_rows=rows[partner]))
+        predictions["text-shuffled"] = _codes(predict(model, cache, rows[partner], device, image_rows=rows))
     facts = run.metadata
     return {
         "ids": [cache.ids[row] for row in rows],
-        **said,
+        **predictions,
         "validation": facts["validation"],
         "epochs": facts["epochs"],
         "best_epoch": facts["best_epoch"],
@@ -194,7 +194,7 @@ def _trained(fit: TableRun, spec: TableSpec, trainer: Trainer, cache: Cache) -> 
     }
 
 
-def _floor(row: Row, cache: Cache) -> dict[str, Any]:
+def _baseline(row: Row, cache: Cache) -> dict[str, Any]:
     rows = cache.rows("test")
     if row.kind == "majority":
         counts = np.bincount(cache.labels[cache.rows("train")], minlength=len(LABELS))
@@ -207,9 +207,9 @@ def _floor(row: Row, cache: Cache) -> dict[str, Any]:
 
 
 def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
-    """The table as it stands: the posts that it was tested on, and each row's answers by repeat, all else beside.
+    """The table so far: the test posts, and each row's predictions by repeat with their metadata.
 
-    Answers and labels are strings of class codes, a digit a post. A repeat whose folds are not all there is left out.
+    Predictions and labels are strings of class codes, a digit a post. A repeat with missing folds is left out.
     """
     tested = [cache.with_splits(fold).rows("test") if fold else cache.rows("test") for fold in folds]
     order = np.concatenate(tested)
@@ -243,9 +243,9 @@ def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) ->
     for seed in range(spec.seeds) if source.kind == "trained" else [None]:
         files = [TableRun(source, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
         if all(file.is_file() for file in files):
-            parts = [_answers(file, key, source) for file in files]
+            parts = [_predictions(file, key, source) for file in files]
             if [id_ for part in parts for id_ in part["ids"]] != ids:
-                raise InputError(f"{files[0].parent}: answers to other posts than the table's; give another --out")
+                raise InputError(f"{files[0].parent}: predictions for other posts than the table's; give another --out")
             repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
     trained = row.config(spec.base).model_dump() if row.kind == "trained" else {}
     base = spec.base.model_dump()
@@ -260,9 +260,9 @@ def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) ->
     }
 
 
-def _answers(file: Path, key: str, row: Row) -> dict[str, Any]:
-    """What a fit said of the test posts. Raises InputError if what is needed of it is missing."""
-    part = read_answers(file)
+def _predictions(file: Path, key: str, row: Row) -> dict[str, Any]:
+    """A fit's predictions on the test posts. Raises InputError if a needed field is missing."""
+    part = read_predictions(file)
     for name in (key, *(_OF_TRAINED if row.kind == "trained" else ())):
         if name not in part:
             raise InputError(f"{file}: damaged, {name}: is missing")
@@ -270,7 +270,7 @@ def _answers(file: Path, key: str, row: Row) -> dict[str, Any]:
 
 
 def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is known of a repeat beside its answers: means over folds, and seconds in all."""
+    """A repeat's metadata: means over folds, and seconds in all."""
     facts: dict[str, Any] = {}
     if all("validation" in part for part in parts):
         names = [name for name in parts[0]["validation"] if all(name in part["validation"] for part in parts)]
@@ -283,9 +283,9 @@ def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _require_same(fit: TableRun, spec: TableSpec, cache: Cache) -> None:
-    """A run that is there already counts only if it is of the same settings, posts and encoders.
+    """An existing run counts only if it has the same settings, posts and encoders.
 
-    An unfinished one is checked when it is taken up again.
+    An unfinished one is checked when it is resumed.
     """
     if fit.row.kind != "trained":
         return

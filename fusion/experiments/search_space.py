@@ -27,7 +27,7 @@ _RANGE_KEYS = {"low", "high", "log", "step"}
 
 
 def read_space(path: Path, base: Config) -> Space:
-    """What a space file says of each setting, in its order; `base` gives the other settings.
+    """The entry of each setting of a space file, in its order; `base` gives the other settings.
 
     Raises InputError naming the file and the setting: unknown, neither a range nor a list, or with a bound or a choice
     that it can never have. Settings that exclude each other are found when they are drawn.
@@ -81,7 +81,7 @@ def _require_possible(where: str, name: str, value: Any, base: Config) -> None:
 
 
 def configured(base: Config, drawn: dict[str, Any]) -> Config:
-    """The base configuration with what a trial drew. Raises InputError where settings exclude each other."""
+    """The base configuration with a trial's settings. Raises InputError where settings exclude each other."""
     try:
         return Config(**{**base.model_dump(), **drawn})
     except ValidationError as error:
@@ -89,7 +89,7 @@ def configured(base: Config, drawn: dict[str, Any]) -> Config:
 
 
 def draw(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
-    """A value for each setting; the same ones again where the trial has drawn before."""
+    """Sample a value for each setting; a resumed trial gets the same values again."""
     drawn: dict[str, Any] = {}
     for name, range_ in space.items():
         if isinstance(range_, FloatDistribution):
@@ -116,13 +116,13 @@ class RepeatableSampler(BaseSampler):
         return TPESampler(seed=int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def infer_relative_search_space(self, study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> Space:
-        """The settings that are drawn together: all, once enough trials are finished."""
+        """The settings that are sampled together: all, once enough trials are finished."""
         return self._for(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: "optuna.Study", trial: "optuna.trial.FrozenTrial", search_space: Space
     ) -> dict[str, Any]:
-        """All settings at once, by how the finished trials fared."""
+        """Sample all settings together, from the finished trials' scores."""
         return self._for(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -132,5 +132,5 @@ class RepeatableSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """One setting at random, while few trials are finished."""
+        """Sample one setting at random, while few trials are finished."""
         return self._for(trial, param_name).sample_independent(study, trial, param_name, param_distribution)

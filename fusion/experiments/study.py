@@ -18,12 +18,12 @@ from fusion.training.display import EpochMetrics
 from pipeline.common.errors import InputError
 
 JOURNAL = "journal.log"
-FIRST_COMPLETE = 5  # trials that end before any is cut short
+FIRST_COMPLETE = 5  # trials that end before any is pruned
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """What all trials have in common, small enough to send to another process or machine."""
+    """The inputs that all trials share, small enough to send to another process or machine."""
 
     cache: Path
     out: Path
@@ -35,12 +35,12 @@ class SweepSpec:
 
 
 def trainer_of(spec: SweepSpec) -> Trainer:
-    """What trains this process's trials."""
+    """The trainer of this process's trials."""
     return Trainer(spec.cache, spec.device, splits=spec.splits, text_encoder=spec.text_encoder, jobs=spec.jobs)
 
 
 def open_study(spec: SweepSpec) -> "optuna.Study":
-    """The sweep in Optuna's terms, kept in its journal."""
+    """The Optuna study, stored in the sweep's journal."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     backend = JournalFileBackend(str(spec.out / JOURNAL))
     return optuna.create_study(
@@ -54,7 +54,7 @@ def open_study(spec: SweepSpec) -> "optuna.Study":
 
 
 def attempt(study: "optuna.Study", number: int, spec: SweepSpec, space: Space, trainer: Trainer) -> None:
-    """Train a trial and note in the study how it ended: complete, pruned, or failed with the reason."""
+    """Train a trial and record its outcome in the study: complete, pruned, or failed with the reason."""
     reporter = TrialReporter(study, number)
     try:
         config = configured(spec.base, draw(reporter.trial, space))
@@ -73,11 +73,11 @@ class TrialReporter:
     def __init__(self, study: "optuna.Study", number: int) -> None:
         self._study, self._number = study, number
         frozen = study.get_trials(deepcopy=False)[number]
-        self.trial = optuna.Trial(study, frozen._trial_id)  # Optuna has no other way to take up a trial again
+        self.trial = optuna.Trial(study, frozen._trial_id)  # Optuna has no other way to resume a trial
         self._reported = set(frozen.intermediate_values)
 
     def on_epoch(self, line: EpochMetrics) -> None:
-        """Note an epoch's score. Raises TrialPruned if the best so far is below the median of the completed trials."""
+        """Record an epoch's score. Raises TrialPruned if the best so far is below the completed trials' median."""
         if line["epoch"] not in self._reported:
             self.trial.report(line[SCORE], line["epoch"])
             self._reported.add(line["epoch"])

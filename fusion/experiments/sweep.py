@@ -1,6 +1,6 @@
-"""Searches settings: trains a trial for each draw, and keeps a table of all and the best one's configuration.
+"""Searches settings: trains a trial for each sample of the space, and keeps a table of all and the best configuration.
 
-Trials are chosen and cut short by validation weighted F1 alone; the test split is never read. All that a killed sweep
+Trials are compared and pruned by validation weighted F1 alone; the test split is never read. All that a killed sweep
 needs to go on stands in its journal (Optuna's) and its run folders: a trial that was cut short draws the same settings
 again and resumes its training, so that, one trial at a time, each ends as it would have without the kill.
 """
@@ -47,7 +47,7 @@ def sweep(
     overwrite: bool = False,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Run a sweep's trials up to the asked number, going on where an earlier call stopped; returns what came out.
+    """Run a sweep's trials up to the asked number, going on where an earlier call stopped; returns the results.
 
     `spec.jobs` trials at a time, in processes of this machine, or on the cluster of `ray`. Raises InputError if the
     folder holds another sweep or a finished one, if another process is at it, and if no trial was completed.
@@ -64,17 +64,17 @@ def sweep(
             require_no_link(folder, spec.out)
         _tidy_journal(spec.out)
         check_journal(spec.out / JOURNAL, space)
-        told = _told(spec.out)
+        reported = _reported_trials(spec.out)
         study = open_study(spec)
         _require_same(study, spec, space, trainer.cache)
         finished = sum(trial.state.is_finished() for trial in study.trials)
-        if finished >= trials and told == finished:
+        if finished >= trials and reported == finished:
             raise InputError(
-                f"{spec.out}: a sweep of {finished} trials is there already; ask for more --trials, give another name, "
+                f"{spec.out}: a sweep of {finished} trials already exists; ask for more --trials, give another name, "
                 "or --overwrite"
             )
         if finished:
-            say(f"going on after {finished} trials")
+            say(f"resuming after {finished} trials")
 
         def ended(number: int) -> None:
             write_results(study, spec.out, space)
@@ -98,7 +98,7 @@ def sweep(
 
 
 def _numbers(study: "optuna.Study", trials: int) -> Iterator[int]:
-    """The trials to run: first those that a kill cut short, then new ones, each asked for when it is about to begin."""
+    """The trials to run: first those that a kill interrupted, then new ones, each created just before it begins."""
     yield from [trial.number for trial in study.trials if not trial.state.is_finished()]
     while len(study.get_trials(deepcopy=False)) < trials:
         yield study.ask().number
@@ -111,7 +111,7 @@ def _begin(spec: SweepSpec, space: Space) -> Callable[[int], None]:
 
 
 def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: Cache) -> None:
-    """A sweep goes on only with the space, settings, posts and splits that it began with."""
+    """A sweep resumes only with the space, settings, posts and splits that it began with."""
     assigned = json.dumps([cache.ids, cache.labels.tolist(), cache.splits.tolist()]).encode()
     now = {
         "space": {name: optuna.distributions.distribution_to_json(range_) for name, range_ in space.items()},
@@ -127,8 +127,8 @@ def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: C
         raise InputError(f"{spec.out}: there is a sweep with another {key}; give another name, or --overwrite")
 
 
-def _told(out: Path) -> int:
-    """How many trials the result of an earlier call is of."""
+def _reported_trials(out: Path) -> int:
+    """The number of trials in the result of an earlier call."""
     path = out / RESULT
     return sum(read_json(path, SweepResult).trials.values()) if path.is_file() else 0
 

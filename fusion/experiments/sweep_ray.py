@@ -51,7 +51,7 @@ def run_on_ray(
 
 
 def _train(drawn: dict[str, Any], spec: SweepSpec, threads: int) -> None:
-    """On a worker: train one trial, telling each epoch's score, then the best one's or why it failed."""
+    """On a worker: train one trial; report each epoch's score, then the best score or the reason of failure."""
     torch.set_num_threads(threads)
     exact_float32()
 
@@ -68,7 +68,7 @@ def _train(drawn: dict[str, Any], spec: SweepSpec, threads: int) -> None:
 
 
 class _Trials(Searcher):
-    """Gives Ray Tune the study's trials, and the study how they ended."""
+    """Passes the study's trials to Ray Tune, and their outcomes to the study."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class _Trials(Searcher):
         self._number_of: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray Tune keeps a copy on disk to go on from, and a sweep goes on from the study's journal."""
+        """Empty: Ray Tune would resume from a copy on disk, and a sweep resumes from the study's journal."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -113,14 +113,14 @@ class _Trials(Searcher):
         self._ended(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's journal holds the state."""
+        """No-op: the study's journal holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study's journal holds the state."""
+        """No-op: the study's journal holds the state."""
 
 
 class _Pruning(tune.Stopper):
-    """Ends a trial that the study cuts short."""
+    """Ends a trial that the study prunes."""
 
     def __init__(self, trials: _Trials) -> None:
         self._trials = trials

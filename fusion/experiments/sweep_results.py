@@ -21,7 +21,7 @@ def trial_folder(out: Path, number: int) -> Path:
 
 
 def trial_rows(study: "optuna.Study", space: Space) -> list[dict[str, Any]]:
-    """A row for each trial. A pruned one's score is its best epoch's until it was cut short; a failed one has none."""
+    """A row for each trial. A pruned trial's score is its best epoch's so far; a failed one has none."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
@@ -72,7 +72,7 @@ def best_trial(study: "optuna.Study") -> int | None:
 
 
 def summary(study: "optuna.Study", out: Path, space: Space) -> dict[str, Any]:
-    """What came of a sweep; draws the plot. Raises InputError with the first failure if no trial was completed."""
+    """The summary of a sweep; draws the plot. Raises InputError with the first failure if no trial was completed."""
     best = best_trial(study)
     done = study.get_trials(deepcopy=False)
     counts = {word: sum(trial.state.name == state for trial in done) for state, word in _STATES.items()}
@@ -84,13 +84,13 @@ def summary(study: "optuna.Study", out: Path, space: Space) -> dict[str, Any]:
         from fusion.experiments.importance import draw_importance
 
         draw_importance(shares, out / IMPORTANCE)
-    found = study.trials[best]
-    chosen = {"best_trial": best, SCORE: found.value, "best": found.params}
+    trial = study.trials[best]
+    chosen = {"best_trial": best, SCORE: trial.value, "best": trial.params}
     return {"trials": counts, **chosen, "importance": shares, "rows": trial_rows(study, space)}
 
 
 def importance(study: "optuna.Study") -> dict[str, float]:
-    """Each setting's share in how completed trials differ (PED-ANOVA); empty while fewer than two differ."""
+    """Each setting's share of the variance between completed trials (PED-ANOVA); empty while fewer than two differ."""
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     if len({trial.value for trial in complete}) < 2:
         return {}
@@ -98,10 +98,10 @@ def importance(study: "optuna.Study") -> dict[str, float]:
 
 
 def describe_trial(study: "optuna.Study", number: int) -> str:
-    """How a trial ended, in one line."""
+    """A trial's outcome in one line."""
     trial = study.get_trials(deepcopy=False)[number]
     settings = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
-    told = trial.user_attrs.get("reason") or f"weighted F1 {max(trial.intermediate_values.values(), default=0):.4f}"
+    outcome = trial.user_attrs.get("reason") or f"weighted F1 {max(trial.intermediate_values.values(), default=0):.4f}"
     best = best_trial(study)
     so_far = f"; best {study.trials[best].value:.4f} (trial {best})" if best is not None else ""
-    return f"trial {number} {_STATES[trial.state.name]}: {told}; {settings}{so_far}"
+    return f"trial {number} {_STATES[trial.state.name]}: {outcome}; {settings}{so_far}"

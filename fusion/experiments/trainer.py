@@ -43,7 +43,7 @@ class Trainer:
         *,
         splits: Path | None = None,
     ) -> float:
-        """Train, from where a killed process stopped; the best epoch's validation weighted F1.
+        """Train or resume a run; returns the best epoch's validation weighted F1.
 
         `on_epoch` is also called for epochs trained before a restart: the killed process may not have reported them.
         """

@@ -1,1 +1,1 @@
-"""What a prediction rests on: patches and words with weights, and how faithful they are."""
+"""Explanations: weights of patches and words for a prediction, and how faithful they are."""

@@ -1,4 +1,4 @@
-"""Weighs each word piece and each image patch of one post by how it bears on the prediction, by three methods.
+"""Attributes a prediction to the word pieces and image patches of one post, by three methods.
 
 The forward pass is written out again here, for one post without padding, because it must show what the fast one hides:
 the attention weights. A test holds it to the model's own rows. All in the parameters' precision, dropout off.
@@ -30,11 +30,11 @@ class PostFeatures:
 
 @dataclass(frozen=True)
 class Pass:
-    """Everything on the way from features to logits.
+    """The intermediate values of a forward pass.
 
     text_to_image (n, 1+m) and image_to_text (1+m, n): eqs 8 and 10, None where there is no cross-modal attention.
     blocks: which of text, text_seen, image_seen, image are there, and their slice of the r rows. attention: a layer's
-    (heads, r, r) each. rows (r, d): what the shared Transformer says. logits (classes,).
+    (heads, r, r) each. rows (r, d): the shared Transformer's output. logits (classes,).
     """
 
     text_to_image: Tensor | None
@@ -64,31 +64,31 @@ def trace(model: FusionModel, post: PostFeatures) -> Pass:
         emb_text = F.gelu(model.text_projection(post.tokens))  # eq 6
     if post.patches is not None and post.pooled is not None and config.modalities != "text":
         emb_image = F.gelu(model.image_projection(torch.cat([post.pooled[None], post.patches])))  # eqs 3-4
-    found: dict[str, Tensor] = {}
+    blocks: dict[str, Tensor] = {}
     if emb_text is not None:
-        found["text"] = emb_text
+        blocks["text"] = emb_text
     if emb_text is not None and emb_image is not None and config.cross_attention:
         scores = emb_text @ emb_image.T * (config.width**-0.5 if config.attention_scale else 1.0)  # eq 7
         text_to_image, image_to_text = scores.softmax(dim=1), scores.T.softmax(dim=1)  # eqs 8, 10
-        found |= {"text_seen": text_to_image @ emb_image, "image_seen": image_to_text @ emb_text}  # eqs 9, 11
+        blocks |= {"text_seen": text_to_image @ emb_image, "image_seen": image_to_text @ emb_text}  # eqs 9, 11
     if emb_image is not None:
-        found["image"] = emb_image
-    if not found:
-        raise ValueError(f"no modality to look at: the run reads {config.modalities}")
+        blocks["image"] = emb_image
+    if not blocks:
+        raise ValueError(f"no modality to explain: the run reads {config.modalities}")
     segments = {name: number for number, name in enumerate(("text", "text_seen", "image_seen", "image"))}
-    blocks: dict[str, slice] = {}
+    slices: dict[str, slice] = {}
     end = 0
-    for name, block in found.items():
-        end, blocks[name] = end + len(block), slice(end, end + len(block))
+    for name, block in blocks.items():
+        end, slices[name] = end + len(block), slice(end, end + len(block))
         if config.segment_embeddings:
-            found[name] = block + model.segments.weight[segments[name]]
-    x, attention = torch.cat(list(found.values())), []
+            blocks[name] = block + model.segments.weight[segments[name]]
+    x, attention = torch.cat(list(blocks.values())), []
     for layer in model.transformer.layers:
         assert isinstance(layer, EncoderLayer)
         x, weights = encoder_layer(layer, x, config.heads)  # eq 12
         attention.append(weights)
     logits = model.sentiment_head(x.amax(dim=0))  # eqs 14-15
-    return Pass(text_to_image, image_to_text, blocks, attention, x, logits)
+    return Pass(text_to_image, image_to_text, slices, attention, x, logits)
 
 
 def encoder_layer(layer: EncoderLayer, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ def gradient_times_input(model: FusionModel, post: PostFeatures, predicted: int)
     f = logit_c - log sum over the other classes of exp(logit) = log(p_c / (1 - p_c)), which unlike p_c never saturates
     word i      max(0, df/dtokens[i] . tokens[i])
     patch j     max(0, (df/dpatches[j] + df/dpooled / m) . patches[j]), as pooled is the patches' mean (eq 2)
-    What speaks against the class counts as 0.
+    Evidence against the class counts as 0.
     """
     signed_pieces, signed_patches = signed_contributions(model, post, predicted)
     return _normalised(signed_pieces.clamp(min=0), signed_patches.clamp(min=0))
@@ -183,9 +183,9 @@ def signed_contributions(model: FusionModel, post: PostFeatures, predicted: int)
         logits = trace(model, PostFeatures(*leaves)).logits
         others = torch.cat([logits[:predicted], logits[predicted + 1 :]])
         odds = logits[predicted] - others.logsumexp(dim=0)
-        there = [leaf for leaf in leaves if leaf is not None]
-        found = iter(torch.autograd.grad(odds, there, allow_unused=True))
-    gradients = [None if leaf is None else next(found) for leaf in leaves]
+        inputs = [leaf for leaf in leaves if leaf is not None]
+        computed = iter(torch.autograd.grad(odds, inputs, allow_unused=True))
+    gradients = [None if leaf is None else next(computed) for leaf in leaves]
     patches, _, tokens = leaves
     by_patches, by_pooled, by_tokens = gradients
     none = odds.new_zeros(0).detach()
@@ -203,7 +203,7 @@ METHODS: dict[str, Callable[[FusionModel, PostFeatures, int], Weights]] = {
 
 
 def methods_for(config: Config) -> list[str]:
-    """The methods that can serve a run."""
+    """The methods that fit a run."""
     both = config.modalities == "both" and config.cross_attention
     return [name for name in METHODS if both or name != "attention"]
 

@@ -32,7 +32,7 @@ DEFAULT_METHOD = "gradient"
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model says of one post, and where it looked.
+    """A prediction for one post with the weights behind it.
 
     Attributes:
         predicted: the class with the highest probability; probabilities: by class.
@@ -53,7 +53,7 @@ class Explanation:
 
     @property
     def text_share(self) -> float | None:
-        """How much of the weight lies in the text; None where the method can't say, or nothing weighs anything."""
+        """The text's part of all weight; None if the method cannot tell, or if all weights are 0."""
         total = float(self.pieces.sum() + self.patches.sum())
         return None if self.method == "attention" or total == 0 else float(self.pieces.sum()) / total
 
@@ -71,14 +71,14 @@ class Explanation:
 
 
 def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str = DEFAULT_METHOD) -> list[Explanation]:
-    """Explain raw posts, with the probabilities that `predictor.answer` gives to the same posts.
+    """Explain raw posts, with the probabilities that `predictor.predict_inputs` gives for the same posts.
 
     Args:
         inputs: what `predictor.inputs` made of them. One that has a `reason` raises InputError.
         method: one of METHODS; their formulas stand in `fusion.explanation.attribution`.
     """
     views = predictor.features(inputs)
-    batch, answers = views[0], predictor.probabilities(views)
+    batch, known = views[0], predictor.probabilities(views)
     posts = []
     for i, one in enumerate(inputs):
         tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
@@ -86,7 +86,7 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
     texts = [one.text for one in inputs]
     return explain_features(
-        explainable(predictor.model), posts, texts, predictor.text.spans, method=method, probabilities=answers
+        explainable(predictor.model), posts, texts, predictor.text.spans, method=method, probabilities=known
     )
 
 
@@ -106,30 +106,32 @@ def explain_features(
     method: str = DEFAULT_METHOD,
     probabilities: np.ndarray | None = None,
 ) -> list[Explanation]:
-    """Explain each post by itself: what one looks like never depends on the others.
+    """Explain each post by itself: an explanation does not depend on the other posts.
 
     Args:
         texts: what the features' tokens were made of; spans: `TextEncoder.spans`.
-        probabilities: (posts, 3) what was answered before; without it the model is asked here, in float32.
+        probabilities: (posts, 3) the known prediction; without it the model predicts here, in float32.
     """
     explanations = []
     for number, (post, text) in enumerate(zip(posts, texts, strict=True)):
-        answer = answer_of(model, post) if probabilities is None else probabilities[number]
-        weights = weigh(model, post, int(answer.argmax()), method)
-        explanations.append(_explanation(method, answer, weights, text, spans))
+        classes = probabilities_of(model, post) if probabilities is None else probabilities[number]
+        weights = weigh(model, post, int(classes.argmax()), method)
+        explanations.append(_explanation(method, classes, weights, text, spans))
     return explanations
 
 
-def answer_of(model: FusionModel, post: PostFeatures) -> np.ndarray:
+def probabilities_of(model: FusionModel, post: PostFeatures) -> np.ndarray:
     """Class probabilities (3,) float64 of one post (eq 15)."""
     with torch.no_grad():
         return trace(model, post).logits.double().softmax(dim=0).cpu().numpy()
 
 
 def weigh(model: FusionModel, post: PostFeatures, predicted: int, method: str) -> Weights:
-    """The weights of a post's word pieces and patches. Raises InputError on a method that is not, or can't serve."""
+    """The weights of a post's word pieces and patches. Raises InputError for a method that is unknown or does not fit
+    the run.
+    """
     if method not in METHODS:
-        raise InputError(f"--method {method}: no such method; there are {', '.join(METHODS)}")
+        raise InputError(f"--method {method}: no such method; known are {', '.join(METHODS)}")
     return METHODS[method](model, post, predicted)
 
 
@@ -144,8 +146,8 @@ def explain_cached(
     for row, written in zip(rows.tolist(), texts, strict=True):
         if written is not None and len(text.spans(written)) != cache.lengths[row]:
             raise InputError(f"{cache.folder}: post {cache.ids[row]}: its features are not of its text")
-    answers = predict(model, cache, rows, device)
-    return explain_features(model, posts, texts, text.spans, method=method, probabilities=answers)
+    known = predict(model, cache, rows, device)
+    return explain_features(model, posts, texts, text.spans, method=method, probabilities=known)
 
 
 def cache_of(run: Run, folder: Path | None = None) -> Cache:
@@ -164,7 +166,7 @@ def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeature
 
 
 def _explanation(
-    method: str, answer: np.ndarray, weights: Weights, text: str | None, spans: Callable[[str], Spans]
+    method: str, probabilities: np.ndarray, weights: Weights, text: str | None, spans: Callable[[str], Spans]
 ) -> Explanation:
     pieces, patches = weights.pieces.cpu().double().numpy(), weights.patches.cpu().double().numpy()
     words: list[tuple[str, float]] = []
@@ -174,8 +176,8 @@ def _explanation(
     highest = max((weight for _, weight in words), default=0.0)
     return Explanation(
         method=method,
-        predicted=LABELS[int(answer.argmax())],
-        probabilities=dict(zip(LABELS, map(float, answer), strict=True)),
+        predicted=LABELS[int(probabilities.argmax())],
+        probabilities=dict(zip(LABELS, map(float, probabilities), strict=True)),
         words=[(word, weight / highest if highest else 0.0) for word, weight in words],
         unread=unread,
         heat=_heat(patches) if len(patches) else None,

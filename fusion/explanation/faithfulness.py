@@ -1,6 +1,6 @@
 """Measures explanations: how much the predicted class loses when what a method points at is masked.
 
-A method that finds what the model goes by costs it more than hiding the same number of words or patches at random.
+A method that finds what the model uses lowers it more than masking the same number of words or patches at random.
 The raw input is masked: words become [MASK] and the frozen text encoder reads the text again; patches are filled
 with the image's mean colour and the frozen image encoder looks again. So words that BERT mixed into their neighbours
 are gone from these, too.
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusion.explanation.attribution import PostFeatures, methods_for
-from fusion.explanation.explain import answer_of, cache_of, explainable, weigh
+from fusion.explanation.explain import cache_of, explainable, probabilities_of, weigh
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
 from fusion.models.base import FrozenText
@@ -85,8 +85,8 @@ def faithfulness(
     for post in posts:
         count += 1
         features = _features(model, *image.encode(post.pixels[None]), _tokens(text, post.input_ids[None]))[0]
-        answer = answer_of(model, features)
-        predicted = int(answer.argmax())
+        whole = probabilities_of(model, features)
+        predicted = int(whole.argmax())
         weights = [weigh(model, features, predicted, method) for method in methods]
         by_kind = {
             "words": (np.flatnonzero(post.words), [one.pieces for one in weights]),
@@ -99,7 +99,7 @@ def faithfulness(
             chosen = [_strongest(one.cpu().numpy(), candidates, k) for one in found]
             chosen += [random.choice(candidates, k, replace=False) for _ in range(draws)]
             left = _without(model, features, post, kind, chosen, image, text)[:, predicted]
-            lost = answer[predicted] - left
+            lost = whole[predicted] - left
             drops[kind].append([*lost[: len(methods)], float(lost[len(methods) :].mean())])
     if not count:
         raise InputError("none of the posts' images can be read any more, so nothing can be masked")
@@ -172,7 +172,7 @@ def _without(
         pixels = np.stack([mask_patches(post.pixels, masked, len(features.patches)) for masked in chosen])
         tokens = features.tokens[None].expand(len(chosen), -1, -1) if features.tokens is not None else None
         changed = _features(model, *image.encode(pixels), tokens)
-    return np.stack([answer_of(model, one) for one in changed])
+    return np.stack([probabilities_of(model, one) for one in changed])
 
 
 def _features(model: FusionModel, patches: np.ndarray, pooled: np.ndarray, tokens: Tensor | None) -> list[PostFeatures]:

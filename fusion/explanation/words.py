@@ -1,4 +1,4 @@
-"""Turns weights of word pieces into weights of words as people read them."""
+"""Turns weights of word pieces into weights of whole words."""
 
 import re
 from bisect import bisect_right

@@ -1,1 +1,1 @@
-"""Predictions for raw posts, and models to hand on."""
+"""Inference: predictions for raw posts, and exported models."""

@@ -55,7 +55,7 @@ def _use() -> str:
 
 ```
 python cli.py predict THIS_FOLDER --image photo.jpg --text "What a night!"
-python cli.py predict THIS_FOLDER posts.jsonl --out answers.jsonl
+python cli.py predict THIS_FOLDER posts.jsonl --out predictions.jsonl
 python cli.py serve THIS_FOLDER
 ```"""
 
@@ -76,7 +76,7 @@ def _encoders(run: Run) -> str:
         rows.append(f"| {kind} | {escaped(name)} | {weights} | {source} |")
     return f"""## Encoders
 
-The answers hold for these encoders alone; others are refused by their fingerprint (in `run.json`).
+Predictions hold for these encoders alone; others are refused by their fingerprint (in `run.json`).
 
 | | name | SHA-256 of the weights | where from |
 |---|---|---|---|

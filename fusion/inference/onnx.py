@@ -90,7 +90,7 @@ def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> 
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    there = {one.name for one in session.get_inputs()}  # a run of one modality has the other's inputs not
-    fed = {name: values.numpy() for name, values in zip(INPUTS, features, strict=True) if name in there}
-    (found,) = session.run(["logits"], fed)
-    return float(np.abs(found - logits(*features).numpy()).max())
+    input_names = {one.name for one in session.get_inputs()}  # a run of one modality has the other's inputs not
+    fed = {name: values.numpy() for name, values in zip(INPUTS, features, strict=True) if name in input_names}
+    (logits,) = session.run(["logits"], fed)
+    return float(np.abs(logits - logits(*features).numpy()).max())

@@ -1,6 +1,6 @@
 """Predicts a JSONL file of posts of any size, resumably: a line for a line, in order.
 
-Until all are answered they lie in OUT.unfinished, whose first line says by which model and of which posts they are. A
+Until all have a prediction, the lines are in OUT.unfinished, whose first line identifies the model and the posts. A
 kill leaves whole lines there and perhaps a torn one, which the same command cuts off before it goes on.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from fusion.inference.predictor import Answer, Inputs, Predictor, unanswerable
+from fusion.inference.predictor import Inputs, Prediction, Predictor, missing_input
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
 from pipeline.common.folders import open_to_append
@@ -38,7 +38,9 @@ _MOST_LINE_BYTES = 1 << 24  # of a post
 
 @dataclass
 class StreamReport:
-    """What came of a file: how many posts, how many of them earlier, how many without an answer and why the first."""
+    """The outcome of a file of posts: how many posts, how many of them earlier, how many without a prediction and why
+    the first.
+    """
 
     posts: int
     answered_before: int = 0
@@ -69,34 +71,34 @@ def unfinished(out: Path) -> Path:
     return out.with_name(out.name + ".unfinished")
 
 
-def remove_answers(out: Path) -> None:
-    """Remove the answers, finished or not."""
+def remove_predictions(out: Path) -> None:
+    """Remove the predictions, finished or not."""
     out.unlink(missing_ok=True)
     unfinished(out).unlink(missing_ok=True)
 
 
-def answer_file(
+def predict_file(
     predictor: Predictor, posts: Path, out: Path, *, batch_size: int = 32, workers: int = 2, quiet: bool = False
 ) -> StreamReport:
-    """Answer every post of a JSONL file, going on after the answers that an earlier call left.
+    """Predict every post of a JSONL file, resuming after the predictions of an earlier call.
 
     As in extraction, worker processes decode and each core encodes a batch of its own. A line that is no post, or a
-    post that can't be answered, gets an answer line with the reason. Raises InputError if what lies there is of another
-    run or other posts, if somebody else writes there, or when stopped by a signal.
+    post without a prediction, gets a line with the reason. Raises InputError if an unfinished file is of another run or
+    of other posts, if another process writes there, or when stopped by a signal.
     """
     started = time.perf_counter()
     sha256, total = _measure(posts)
     header = {"model_sha256": sha256_of_file(predictor.run.folder / "model.safetensors"), "posts_sha256": sha256}
     report = StreamReport(total)
-    with _unfinished_answers(out, header, report) as file:
+    with _unfinished_file(out, header, report) as file:
         done = report.answered_before
         with (
             graceful_shutdown() as stop,
             tqdm(total=total, initial=done, unit="post", desc="predict", disable=quiet) as bar,
         ):
             lines = islice(_read(posts, predictor), done, None)
-            for answers in _answers(predictor, lines, batch_size, workers, stop):
-                records = [answer.record() for answer in answers]
+            for predictions in _predictions(predictor, lines, batch_size, workers, stop):
+                records = [prediction.record() for prediction in predictions]
                 file.write("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode())
                 file.flush()
                 for record in records:
@@ -104,23 +106,22 @@ def answer_file(
                 bar.update(len(records))
                 done += len(records)
         if done < total:
-            raise InputError(
-                f"stopped by {stop.signal}; {done} of {total} posts are answered; the same command goes on from there"
-            )
+            finished = f"{done} of {total} posts have predictions"
+            raise InputError(f"stopped by {stop.signal}; {finished}; the same command resumes from there")
         file.seek(0)
         file.readline()  # the header
-        with complete_or_absent(out) as temporary, temporary.open("wb") as finished:
-            shutil.copyfileobj(file, finished)
+        with complete_or_absent(out) as temporary, temporary.open("wb") as complete:
+            shutil.copyfileobj(file, complete)
     unfinished(out).unlink()
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _answers(
+def _predictions(
     predictor: Predictor, lines: Iterator[_Line], batch_size: int, workers: int, stop: StopRequest
-) -> Iterator[list[Answer]]:
-    """The answers, batch by batch in order; `Decoders` bounds how many are in memory."""
-    pending: deque[Future[list[Answer]]] = deque()
+) -> Iterator[list[Prediction]]:
+    """The predictions, batch by batch in order; `Decoders` bounds how many are in memory."""
+    pending: deque[Future[list[Prediction]]] = deque()
     image = predictor.image
     with (
         encoding_threads(predictor.device) as threads,
@@ -129,16 +130,18 @@ def _answers(
         while not stop and (batch := list(islice(lines, batch_size))):
             paths = [line.image for line in batch if line.image]
             reading = decoders.read(paths) if paths else None  # waits here while enough are decoded
-            pending.append(threads.submit(_answer, predictor, batch, reading, decoders))
+            pending.append(threads.submit(_predict_batch, predictor, batch, reading, decoders))
             while pending and (pending[0].done() or len(pending) > 2 * workers):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _answer(predictor: Predictor, batch: Sequence[_Line], reading: Reading | None, decoders: Decoders) -> list[Answer]:
+def _predict_batch(
+    predictor: Predictor, batch: Sequence[_Line], reading: Reading | None, decoders: Decoders
+) -> list[Prediction]:
     if reading is None:
-        return predictor.answer([line.inputs for line in batch])
+        return predictor.predict_inputs([line.inputs for line in batch])
     seen = iter(zip(*decoders.pixels(reading), strict=True))
     inputs = []
     for line in batch:
@@ -147,7 +150,7 @@ def _answer(predictor: Predictor, batch: Sequence[_Line], reading: Reading | Non
             values, decoded = next(seen)
             one = Inputs(one.id, one.text, values, decoded.flags, decoded.reason)
         inputs.append(one)
-    return predictor.answer(inputs)
+    return predictor.predict_inputs(inputs)
 
 
 def _measure(posts: Path) -> tuple[str, int]:
@@ -199,14 +202,14 @@ def _parse(line: bytes, folder: Path, where: str, predictor: Predictor) -> _Line
         return _Line(Inputs("", reason=f"{where}: not UTF-8 at byte {error.start}"), None)
     except InputError as error:
         return _Line(Inputs("", reason=str(error)), None)
-    reason = unanswerable(predictor, "text" in missing, "image" in missing)
+    reason = missing_input(predictor, "text" in missing, "image" in missing)
     if "text" not in missing:
         reason = reason or text_problem(post)
     image = None if reason or "image" in missing else post.image
     return _Line(Inputs(post.id, post.text, reason=reason), image)
 
 
-def _open_answers(path: Path) -> BinaryIO:
+def _open_unfinished(path: Path) -> BinaryIO:
     try:
         return open_to_append(path)
     except OSError as error:
@@ -215,24 +218,24 @@ def _open_answers(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _unfinished_answers(out: Path, header: dict[str, str], report: StreamReport) -> Iterator[BinaryIO]:
-    """The file of answers so far, open at its end, locked; `report` learns what is in it. Raises InputError if they are
-    others.
+def _unfinished_file(out: Path, header: dict[str, str], report: StreamReport) -> Iterator[BinaryIO]:
+    """The file of predictions so far, locked, open at its end; `report` counts them. Raises InputError if they are of
+    another run or other posts.
     """
     path = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with hold(path.with_name(path.name + ".lock")), _open_answers(path) as file:
+    with hold(path.with_name(path.name + ".lock")), _open_unfinished(path) as file:
         file.seek(0)
         line = file.readline(_MOST_LINE_BYTES)
         if (first := _whole(line)) is None:
             if not _torn_header(line):
-                raise InputError(f"{path}: no unfinished answers; delete it, or name another --out")
+                raise InputError(f"{path}: no unfinished predictions; delete it, or name another --out")
             file.truncate(0)
             file.write(json.dumps(header).encode() + b"\n")
         else:
             for name, what in (("model_sha256", "by another run"), ("posts_sha256", "of other posts")):
                 if first.get(name) != header[name]:
-                    raise InputError(f"{path}: unfinished answers {what}; --overwrite begins again")
+                    raise InputError(f"{path}: unfinished predictions {what}; --overwrite begins again")
             end = file.tell()
             while report.answered_before < report.posts and (record := _whole(file.readline(_MOST_LINE_BYTES))):
                 report.answered_before += 1

@@ -1,7 +1,7 @@
 """Predicts raw posts, through the decoding and the encoders that made the run's features.
 
 `Predictor` holds the run's model and both encoders; prediction, explanation and the page share it. Features are rounded
-to the cache's stored precision, so that a post gets the answer that it would get from the cache.
+to the cache's stored precision, so that a post gets the prediction that it would get from the cache.
 """
 
 import math
@@ -45,7 +45,7 @@ class Inputs:
     """What the encoders get of a post: its text, and pixels (3, S, S) uint8, of several views (V, 3, S, S); None where
     there is none.
 
-    `reason` says why the post can't be answered, and is empty if it can. `picture` is the whole upright RGB picture,
+    `reason` says why the post cannot be predicted, and is empty if it can. `picture` is the whole upright RGB picture,
     for showing.
     """
 
@@ -58,7 +58,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """A post's class probabilities by name, or the reason why there are none. `id` is empty where none was given.
 
     `flags` says what a reader should know: no_text, no_image, empty_text, truncated, rotated, animated, converted.
@@ -102,10 +102,10 @@ class Predictor:
     def open(
         cls, run: Run, device: torch.device, *, image_weights: Path | None = None, text_encoder: str | None = None
     ) -> "Predictor":
-        """Load the run's model and encoders; `image_weights` and `text_encoder` say where these lie, if not where they
-        did.
+        """Load the run's model and encoders; `image_weights` and `text_encoder` say where these are, if they have
+        moved.
 
-        Raises InputError if the run is not finished, or an encoder can't be had or is another, naming the field.
+        Raises InputError if the run is not finished, or an encoder is unavailable or another one, naming the field.
         """
         metadata = run.require_finished()
         fingerprint, name = metadata["fingerprint"], str(device)
@@ -113,12 +113,12 @@ class Predictor:
         text = same_text_encoder(fingerprint["text"], name, folder=text_encoder, owner=run.folder)
         return cls(run, run.load_model(device), image, text, device)
 
-    def predict(self, posts: Sequence[RawPost]) -> list[Answer]:
-        """An answer for each post, in order. The posts are one batch; which they are together changes rounding only."""
-        return self.answer([self.inputs(post) for post in posts])
+    def predict(self, posts: Sequence[RawPost]) -> list[Prediction]:
+        """A prediction for each post, in order. The posts are one batch, whose composition changes rounding only."""
+        return self.predict_inputs([self.inputs(post) for post in posts])
 
     def inputs(self, post: RawPost, *, max_pixels: int = MAX_PIXELS) -> Inputs:
-        """Decode a post's image and look at its text. A post that can't be answered comes back with the reason."""
+        """Decode a post's image and check its text. A post that cannot be predicted is returned with the reason."""
         picture, pixels = None, None
         flags: tuple[str, ...] = ()
         reason = raw_text_problem(post.text)
@@ -128,22 +128,22 @@ class Predictor:
                 pixels = self.image.pixels(picture)
             except ImageProblem as error:
                 reason = f"image: {error}"
-        reason = reason or unanswerable(self, post.text is None, post.image is None)
+        reason = reason or missing_input(self, post.text is None, post.image is None)
         return Inputs(post.id, post.text, pixels, flags, reason, picture)
 
     @torch.inference_mode()
-    def answer(self, inputs: Sequence[Inputs]) -> list[Answer]:
-        """As `predict`, of what `inputs` made."""
-        answers = {i: Answer(one.id, {}, reason=one.reason) for i, one in enumerate(inputs) if one.reason}
-        good = [i for i in range(len(inputs)) if i not in answers]
+    def predict_inputs(self, inputs: Sequence[Inputs]) -> list[Prediction]:
+        """As `predict`, for what `inputs` returned."""
+        predictions = {i: Prediction(one.id, {}, reason=one.reason) for i, one in enumerate(inputs) if one.reason}
+        good = [i for i in range(len(inputs)) if i not in predictions]
         if good:
             batches, flags, finite = self._encode([inputs[i] for i in good])
             probabilities = self.probabilities(batches)
-            for i, values, said, whole in zip(good, probabilities, flags, finite, strict=True):
-                named = dict(zip(LABELS, map(float, values), strict=True))
-                bad = Answer(inputs[i].id, {}, reason=f"features: not finite in {self._stored}")
-                answers[i] = Answer(inputs[i].id, named, said) if whole else bad
-        return [answers[i] for i in range(len(inputs))]
+            for i, values, post_flags, is_finite in zip(good, probabilities, flags, finite, strict=True):
+                by_name = dict(zip(LABELS, map(float, values), strict=True))
+                bad = Prediction(inputs[i].id, {}, reason=f"features: not finite in {self._stored}")
+                predictions[i] = Prediction(inputs[i].id, by_name, post_flags) if is_finite else bad
+        return [predictions[i] for i in range(len(inputs))]
 
     @torch.inference_mode()
     def probabilities(self, views: Sequence[Batch]) -> np.ndarray:
@@ -156,8 +156,8 @@ class Predictor:
         return total / len(views)
 
     def features(self, inputs: Sequence[Inputs]) -> list[Batch]:
-        """The features of posts as a batch for each view that the run answers by, the encoder's own crop first; labels
-        unknown. Raises InputError naming the first post that has none.
+        """The features of posts as a batch for each view that the run predicts with, the encoder's own crop first;
+        labels unknown. Raises InputError naming the first post that has none.
         """
         if bad := next((one for one in inputs if one.reason), None):
             raise InputError(f"post {bad.id}: {bad.reason}")
@@ -205,11 +205,12 @@ class Predictor:
         return batches, flags, finite
 
 
-def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> Answer:
-    """The answer to a text and an image file, which a process of its own decodes, within the limits that extraction
-    has. Raises InputError saying what is wrong with either.
+def predict_one(predictor: Predictor, text: str | None, image: Path | None) -> Prediction:
+    """The prediction for a text and an image file, which a separate process decodes within extraction's limits.
+
+    Raises InputError saying what is wrong with either.
     """
-    reason = raw_text_problem(text) or unanswerable(predictor, text is None, image is None)
+    reason = raw_text_problem(text) or missing_input(predictor, text is None, image is None)
     one = Inputs("", text, reason=reason)
     if image and not reason:
         encoder = predictor.image
@@ -219,14 +220,14 @@ def answer_one(predictor: Predictor, text: str | None, image: Path | None) -> An
         if decoded.reason:
             what = decoded.reason.removeprefix("image: ").removesuffix(f": {image}")
             raise InputError(f"--image {image}: {what}")
-    (answer,) = predictor.answer([one])
-    if answer.reason:
-        raise InputError(answer.reason)
-    return answer
+    (prediction,) = predictor.predict_inputs([one])
+    if prediction.reason:
+        raise InputError(prediction.reason)
+    return prediction
 
 
-def unanswerable(predictor: Predictor, no_text: bool, no_image: bool) -> str:
-    """Why a run can't answer a post that has or lacks these; empty if it was trained for that."""
+def missing_input(predictor: Predictor, no_text: bool, no_image: bool) -> str:
+    """Why a run cannot predict a post without these modalities; empty if it can."""
     if no_text and no_image:
         return "neither text nor image"
     config = predictor.config
@@ -234,7 +235,7 @@ def unanswerable(predictor: Predictor, no_text: bool, no_image: bool) -> str:
         if missing and config.modalities != other and not config.modality_dropout:
             return f"{what}: none; this run needs both (trained with modality_dropout it could do without)"
     if isinstance(predictor.image, NoImages) and not no_image:
-        return "image: this run was made of texts alone; leave the image out"
+        return "image: this run was trained on texts alone; leave the image out"
     return ""
 
 
@@ -250,7 +251,7 @@ def raw_text_problem(text: str | None) -> str:
 
 
 def _flags(inputs: Inputs, truncated: bool) -> tuple[str, ...]:
-    """What a reader of the answer should know, in the cache's words where it has them."""
+    """What a reader of the prediction should know, in the cache's words where it has them."""
     return (
         *(["no_text"] if inputs.text is None else ["empty_text"] if inputs.text == "" else []),
         *(["no_image"] if inputs.pixels is None else []),

@@ -11,7 +11,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """The posts whose highest probability lies in (low, high]: how many, its mean, and how many answers were right."""
+    """The posts whose highest probability is in (low, high]: their number, its mean, and how many are right."""
 
     low: float
     high: float

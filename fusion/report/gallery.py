@@ -58,7 +58,7 @@ def view_cached_posts(
     cache_folder: Path | None = None,
     text_encoder: str | None = None,
 ) -> tuple[list[PostView], list[RunView]]:
-    """Posts of the runs' caches by id, as `evaluate` answers them. Raises InputError on an id that a cache lacks."""
+    """Posts of the runs' caches by id, as `evaluate` predicts them. Raises InputError on an id that a cache lacks."""
     looks: list[RunView] = []
     shown: list[PostView] = []
     encoder: TextEncoder | None = None

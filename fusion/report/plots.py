@@ -42,7 +42,7 @@ def curves(epochs: Sequence[dict[str, Any]], best: int) -> list[tuple[str, Marku
 
 
 def reliability_diagram(bins: Sequence[Bin]) -> Markup:
-    """How often the answers of each bin were right, against how sure the model was; the diagonal is perfect."""
+    """How often the predictions of each bin were right, against how sure the model was; the diagonal is perfect."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 3.6), layout="constrained")
         axes = figure.subplots()
@@ -62,7 +62,7 @@ def reliability_diagram(bins: Sequence[Bin]) -> Markup:
                 str(one.posts), ((one.low + one.high) / 2, one.accuracy), (0, 5), textcoords="offset points",
                 ha="center", fontsize=8,
             )  # fmt: skip
-        axes.set(xlim=(0.3, 1), ylim=(0, 1.08), xlabel="highest probability", ylabel="share of right answers")
+        axes.set(xlim=(0.3, 1), ylim=(0, 1.08), xlabel="highest probability", ylabel="fraction of right predictions")
         return _inline(figure, "Reliability diagram")
 
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, create_model
 
-from fusion.inference.predictor import Answer
+from fusion.inference.predictor import Prediction
 from fusion.report.cards import data_uri, shrunk
 from fusion.report.heatmap import STOPS
 from fusion.serving.handler import RequestHandler
@@ -67,14 +67,14 @@ class LimitValues(BaseModel):
 
 
 class Model(BaseModel):
-    """What this server answers with."""
+    """The model that this server runs."""
 
     run: str = Field(description="the name of the run's folder")
     labels: list[str]
     encoders: Encoders
     reads: Modalities = Field(description="the modalities that the run reads")
     needs: Modalities = Field(description="what every post must have")
-    method: str = Field(description="how answers are explained")
+    method: str = Field(description="how predictions are explained")
     limits: LimitValues
 
 
@@ -131,7 +131,7 @@ def build_app(handler: RequestHandler, name: str) -> FastAPI:
         title="mscf", description="Classifies posts of image and text.", docs_url=None, redoc_url=None, version="1"
     )
     labels = tuple(handler.predictor.run.metadata["labels"])
-    prediction, explanation = _answer_types(labels)
+    prediction, explanation = _response_types(labels)
     examples = _examples() if handler.reads()["image"] else []
 
     @app.post("/predict", response_model=prediction, responses=_PROBLEMS, openapi_extra=_BODY)
@@ -142,10 +142,10 @@ def build_app(handler: RequestHandler, name: str) -> FastAPI:
     @app.post("/explain", response_model=explanation, responses=_PROBLEMS, openapi_extra=_BODY)
     async def explain(request: Request) -> Any:
         """Class probabilities of one post, the picture under its heat map, and the weight of each word."""
-        found = await handler.explain(*await _sent(request))
-        share = found.explanation.text_share if found.explanation else None
-        more = {"method": handler.method, "heat_map": found.heat_map, "words": found.words, "text_share": share}
-        return {**_record(found.answer), **more, "legend": [[f"rgb{colour}", at] for at, colour in STOPS]}
+        explained = await handler.explain(*await _sent(request))
+        share = explained.explanation.text_share if explained.explanation else None
+        more = {"method": handler.method, "heat_map": explained.heat_map, "words": explained.words, "text_share": share}
+        return {**_record(explained.prediction), **more, "legend": [[f"rgb{colour}", at] for at, colour in STOPS]}
 
     @app.get("/health")
     async def health() -> Health:
@@ -188,12 +188,16 @@ async def _sent(request: Request) -> tuple[str, bytes]:
     return request.headers.get("content-type", ""), await request.body()
 
 
-def _record(answer: Answer) -> dict[str, Any]:
-    return {"label": answer.label, "probabilities": answer.probabilities, "flags": list(answer.flags)}
+def _record(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "label": prediction.label,
+        "probabilities": prediction.probabilities,
+        "flags": list(prediction.flags),
+    }
 
 
-def _answer_types(labels: tuple[str, ...]) -> tuple[type[BaseModel], type[BaseModel]]:
-    """The types of answers, with the run's label names."""
+def _response_types(labels: tuple[str, ...]) -> tuple[type[BaseModel], type[BaseModel]]:
+    """The types of responses, with the run's label names."""
     probability = Annotated[float, Field(ge=0, le=1)]
     fields: dict[str, Any] = {f"class_{i}": (probability, Field(alias=label)) for i, label in enumerate(labels)}
     probabilities = create_model("Probabilities", __doc__="Each class's probability.", **fields)

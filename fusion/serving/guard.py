@@ -188,5 +188,5 @@ def _netloc(origin: str) -> str:
 
 def host_name(host: str) -> str:
     """The name in a Host header without its port; empty where it is none."""
-    found = _HOST.fullmatch(host)
-    return found[1] if found else ""
+    match = _HOST.fullmatch(host)
+    return match[1] if match else ""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fusion.explanation.explain import DEFAULT_METHOD, Explanation, explain_posts
-from fusion.inference.predictor import Answer, Inputs, Predictor, raw_text_problem, unanswerable
+from fusion.inference.predictor import Inputs, Prediction, Predictor, missing_input, raw_text_problem
 from fusion.models.fusion import FusionModel
 from fusion.report.cards import data_uri, shaded
 from fusion.report.heatmap import overlay
@@ -27,9 +27,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Explained:
-    """An answer with what it rests on: the picture under its heat map as PNG in a data URI, and each word's weight."""
+    """A prediction with its explanation: the picture under its heat map (PNG in a data URI), and each word's weight."""
 
-    answer: Answer
+    prediction: Prediction
     explanation: Explanation | None
     heat_map: str | None
 
@@ -79,7 +79,7 @@ class RequestHandler:
         if problem and not isinstance(problem, Refusal):
             raise problem
 
-    async def predict(self, content_type: str, body: bytes) -> Answer:
+    async def predict(self, content_type: str, body: bytes) -> Prediction:
         """Class probabilities of the post in a body. Raises Refusal."""
         return await self._on_a_core(self._predict, content_type, body)
 
@@ -122,23 +122,23 @@ class RequestHandler:
         most = self.limits.characters
         if post.text and len(post.text) > most:
             return Refusal(413, f"text: {len(post.text)} characters, over the limit of {most}")
-        reason = raw_text_problem(post.text) or unanswerable(self.predictor, post.text is None, post.image is None)
+        reason = raw_text_problem(post.text) or missing_input(self.predictor, post.text is None, post.image is None)
         return Refusal(422, reason) if reason else None
 
-    def _predict(self, post: Post) -> Answer:
-        return self._answer(self._inputs(post))
+    def _predict(self, post: Post) -> Prediction:
+        return self._predict_inputs(self._inputs(post))
 
     def _explain(self, post: Post) -> Explained:
         inputs = self._inputs(post)
-        answer = self._answer(inputs)
+        prediction = self._predict_inputs(inputs)
         if not isinstance(self.predictor.model, FusionModel):  # the methods explain the paper's model alone
-            return Explained(answer, None, None)
+            return Explained(prediction, None, None)
         (explanation,) = explain_posts(self.predictor, [inputs])
         heat_map = None
         if explanation.heat is not None and inputs.picture is not None:
             view = self.predictor.image.fingerprint["transform"]
             heat_map = data_uri(overlay(inputs.picture, explanation.heat, view), "png")
-        return Explained(answer, explanation, heat_map)
+        return Explained(prediction, explanation, heat_map)
 
     def _inputs(self, post: Post) -> Inputs:
         if post.image is None:
@@ -148,11 +148,11 @@ class RequestHandler:
             raise Refusal(422, picture.reason)
         return Inputs("", post.text, picture.pixels, picture.flags, picture=picture.shown)
 
-    def _answer(self, inputs: Inputs) -> Answer:
-        (answer,) = self.predictor.answer([inputs])
-        if answer.reason:
-            raise Refusal(422, answer.reason)
-        return answer
+    def _predict_inputs(self, inputs: Inputs) -> Prediction:
+        (prediction,) = self.predictor.predict_inputs([inputs])
+        if prediction.reason:
+            raise Refusal(422, prediction.reason)
+        return prediction
 
     def reads(self) -> dict[str, bool]:
         """Which modalities the run reads at all."""
@@ -163,11 +163,11 @@ class RequestHandler:
     def needs(self) -> dict[str, bool]:
         """Which modalities every post must have."""
         return {
-            "image": bool(unanswerable(self.predictor, no_text=False, no_image=True)),
-            "text": bool(unanswerable(self.predictor, no_text=True, no_image=False)) and self.reads()["text"],
+            "image": bool(missing_input(self.predictor, no_text=False, no_image=True)),
+            "text": bool(missing_input(self.predictor, no_text=True, no_image=False)) and self.reads()["text"],
         }
 
     @property
     def method(self) -> str:
-        """How answers are explained."""
+        """How predictions are explained."""
         return DEFAULT_METHOD

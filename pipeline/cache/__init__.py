@@ -1,1 +1,1 @@
-"""The cache of features: HDF5 files, what reads them, and what merges them."""
+"""The cache of features: its HDF5 files, reading and merging them."""

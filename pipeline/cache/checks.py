@@ -28,7 +28,7 @@ _LONGEST_ID = 4096
 
 
 class Wrong(ValueError):
-    """A claim that does not hold, in a few words."""
+    """A claim that is false, in a few words."""
 
 
 def fingerprint(text: str) -> dict[str, Any]:
@@ -49,14 +49,14 @@ def fingerprint(text: str) -> dict[str, Any]:
 
 def part(text: str) -> dict[str, Any]:
     """Parse and check what an index says of the larger cache that it is a part of."""
-    found = _json_object(text, "part")
-    numbers = [found.get(name) for name in ("number", "of", "posts")]
-    if any(type(number) is not int for number in numbers) or not is_sha256(found.get("ids_sha256")):
+    content = _json_object(text, "part")
+    numbers = [content.get(name) for name in ("number", "of", "posts")]
+    if any(type(number) is not int for number in numbers) or not is_sha256(content.get("ids_sha256")):
         raise Wrong("part must hold number, of, posts and ids_sha256")
     number, of, posts = (int(value) for value in numbers if value is not None)
     if not (1 <= number <= of <= _MOST_SHARDS and of <= posts):
         raise Wrong(f"part {number} of {of} of {posts} posts is impossible")
-    return found
+    return content
 
 
 def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> None:

@@ -77,7 +77,7 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
 
 
 def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
-    """What each of some finished shards says, in order; in the place of a damaged one stands the problem."""
+    """What each of some finished shards says, in order; a damaged one is replaced by the problem."""
     for path, found in zip(paths, apart(hdf5_read.shard, paths, seconds=_SECONDS, mib=_MIB), strict=True):
         if isinstance(found, InputError):
             yield _of(path, found)
@@ -87,7 +87,7 @@ def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
 
 
 def read_shard_posts(path: Path) -> tuple[list[PostRecord], dict[str, Any]]:
-    """The posts of a finished shard and its fingerprint, for going on with an unfinished extraction."""
+    """The posts of a finished shard and its fingerprint, to resume an unfinished extraction."""
     (shard,) = read_shards([path])
     if isinstance(shard, InputError):
         raise shard
@@ -141,9 +141,9 @@ def read_index(folder: Path) -> Index:
     """Read the index of a finished cache. Raises InputError if it is of another version, or if any of its claims does
     not hold.
     """
-    found = _from_index(folder, hdf5_read.index, folder)
+    content = _from_index(folder, hdf5_read.index, folder)
     columns: dict[str, Any] = {
-        name: np.array(found.pop(name), dtype)
+        name: np.array(content.pop(name), dtype)
         for name, dtype in (
             ("ok", bool),
             ("flags", np.uint16),
@@ -153,10 +153,10 @@ def read_index(folder: Path) -> Index:
     }
     table = {
         name: np.array(column, "S64" if name == "sha256" else "S16" if name == "name" else np.int64)
-        for name, column in found.pop("shards").items()
+        for name, column in content.pop("shards").items()
     }
-    m, channels = found.pop("patches_shape")
-    return Index(**found, **columns, shards=table, patches_shape=(m, channels))
+    m, channels = content.pop("patches_shape")
+    return Index(**content, **columns, shards=table, patches_shape=(m, channels))
 
 
 def read_records(folder: Path) -> list[PostRecord]:
@@ -170,7 +170,7 @@ def read_texts(folder: Path) -> list[str]:
 
 
 def read_posts(folder: Path) -> list[Post]:
-    """The posts of a finished cache as its manifest had them, but for the problems of unread texts."""
+    """The posts of a finished cache as in its manifest, without the problems of unread texts."""
     index = read_index(folder)
     columns = _from_index(folder, hdf5_read.columns, (folder, ["text", "image"]))
 
@@ -224,10 +224,10 @@ def _from_index(folder: Path, work: Callable[[Any], Any], task: Any) -> Any:
     """What `work` reads from an index, with as much time and memory as its size justifies."""
     path = folder / INDEX
     mib = min(path.lstat().st_size, MOST_BYTES) >> 20
-    (found,) = apart(work, [task], seconds=_SECONDS + mib, mib=_MIB + 16 * mib)
-    if isinstance(found, InputError):
-        raise _of(path, found)
-    return found
+    (content,) = apart(work, [task], seconds=_SECONDS + mib, mib=_MIB + 16 * mib)
+    if isinstance(content, InputError):
+        raise _of(path, content)
+    return content
 
 
 def _of(path: Path, problem: InputError) -> InputError:
@@ -256,7 +256,7 @@ def _records(columns: Mapping[str, Sequence[Any]]) -> list[PostRecord]:
 
 
 def _write_shard_table(file: h5py.File, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
-    """Where each shard's arrays lie, and virtual datasets over all shards for people with other HDF5 tools."""
+    """The places of each shard's arrays, and virtual datasets over all shards for other HDF5 tools."""
     table: dict[str, list[Any]] = {
         "name": [path.name for path in paths],
         "rows": [len(shard.posts) for shard in shards],

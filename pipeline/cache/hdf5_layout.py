@@ -1,4 +1,4 @@
-"""What stands in the files of a cache: names and HDF5 types, for those who write them and those who check them.
+"""Names and HDF5 types in the files of a cache, for writing and for checking them.
 docs/cache-format.md describes them.
 """
 

@@ -40,7 +40,7 @@ _VIRTUAL = [name for name in FEATURES if name != "offsets"]
 
 
 def index(folder: Path) -> dict[str, Any]:
-    """All that the index of a cache says, but for texts, image paths, hashes and reasons, which are checked only."""
+    """The index of a cache without texts, image paths, hashes and reasons, which are only checked."""
     with _opened(folder / INDEX, INDEX_KIND) as file:
         _members(file.id, "/", ("image", "text", "post", "shard"))
         fingerprint = checks.fingerprint(_attribute(file, "fingerprint"))
@@ -142,11 +142,11 @@ def _members(group: h5g.GroupID, path: str, expected: Iterable[str]) -> None:
     """Refuse a group that has other members than these, or one that is no plain object of this file."""
     wanted = set(expected)
     count = group.get_num_objs()
-    found = {name.decode("utf-8", "backslashreplace") for name in group} if count <= 2 * len(wanted) else None
-    if found is None or found - wanted:
+    names = {name.decode("utf-8", "backslashreplace") for name in group} if count <= 2 * len(wanted) else None
+    if names is None or names - wanted:
         raise Wrong(f"{path} has members that a cache has not")
-    if wanted - found:
-        raise Wrong(f"{path} lacks {', '.join(sorted(wanted - found))}")
+    if wanted - names:
+        raise Wrong(f"{path} lacks {', '.join(sorted(wanted - names))}")
     for name in wanted:
         if group.links.get_info(name.encode()).type != h5l.TYPE_HARD:
             raise Wrong(f"{path.rstrip('/')}/{name} is a link")
@@ -179,18 +179,18 @@ def _plain(file: h5py.File, path: str, dtype: np.dtype) -> h5d.DatasetID:
 
 
 def _virtual(file: h5py.File, path: str, dtype: np.dtype) -> tuple[list[int], list[tuple[str, int, int]]]:
-    """The shape of a virtual dataset, and its sources: the file, and its first and last row here."""
+    """The shape of a virtual dataset, and its sources: the file, and its first and last row target."""
     dataset = h5d.open(file.id, path.encode())
     how = dataset.get_create_plist()
     if how.get_layout() != h5d.VIRTUAL:
         raise Wrong(f"{path} is not virtual")
     sources = []
     for number in range(how.get_virtual_count()):  # before asking for the shape, for which HDF5 may open them
-        here, there = how.get_virtual_vspace(number), how.get_virtual_srcspace(number)
-        for space in (here, there):
+        target, source = how.get_virtual_vspace(number), how.get_virtual_srcspace(number)
+        for space in (target, source):
             if space.get_simple_extent_dims() != space.get_simple_extent_dims(True):
                 raise Wrong(f"{path} is virtual without an end")
-        first, last = here.get_select_bounds()
+        first, last = target.get_select_bounds()
         names = how.get_virtual_filename(number), how.get_virtual_dsetname(number)
         if names[1] != path:
             raise Wrong(f"{path} is virtual over another dataset")

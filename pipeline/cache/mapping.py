@@ -31,7 +31,7 @@ class ShardMaps:
         return self._folder / self._index.shards["name"][number].decode()
 
     def problem(self, number: int) -> str:
-        """What keeps a shard from being read, by its place in the folder alone; empty if nothing does."""
+        """Why a shard cannot be read, as far as its file in the folder shows; empty if it can."""
         size = int(self._index.shards["bytes"][number])
         try:
             state = self.path(number).lstat()

@@ -55,7 +55,7 @@ def _require_all(parts: Sequence[Path]) -> None:
         seen[number] = folder
         first = first or index
         if difference := first_difference(first.fingerprint, index.fingerprint):
-            raise InputError(f"{folder}: made by other encoders than {parts[0]}; {difference}")
+            raise InputError(f"{folder}: computed by other encoders than {parts[0]}; {difference}")
         if difference := first_difference({**first.part, "number": 0}, {**index.part, "number": 0}):  # type: ignore[dict-item]
             raise InputError(f"{folder}: a part of another manifest or division than {parts[0]}; {difference}")
     assert first is not None

@@ -1,7 +1,7 @@
 """Reads a finished cache: features as views of the mapped bytes, which many processes share.
 
 Opening reads the index alone, and checks all of its claims; a shard is mapped on first use, and nothing of it but the
-bytes of its arrays is relied on. The files themselves are the matter of `pipeline.cache.hdf5`.
+bytes of its arrays is relied on. `pipeline.cache.hdf5` handles the file format.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from pipeline.posts.manifest import LABELS, SPLITS, comparable_text, read_splits
 
 
 def remove_cache_files(folder: Path) -> None:
-    """Remove a cache's own files, the index first, and nothing else that lies in the folder."""
+    """Remove a cache's own files, the index first, and nothing else in the folder."""
     (folder / INDEX).unlink(missing_ok=True)
     for path in (*hdf5.shards_in(folder).values(), *folder.glob("*.h5.partial")):
         path.unlink()
@@ -32,7 +32,7 @@ class Cache:
 
     Attributes: `ids` (list of str), `ok` (N,) bool, `labels` and `splits` (N,) int8 indices into LABELS and SPLITS with
     -1 for none, `lengths` (N,) tokens per text, `fingerprint`, `patches_shape` (m, C), `text_width` D, `views` how many
-    there are of each image; `index` is all that the index file says.
+    there are of each image; `index` is the content of the index file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -163,8 +163,8 @@ class Cache:
         """Raises InputError if the features have other sizes than those that a model was made for, whatever the
         fingerprint says. `dimensions` may lack `patches`.
         """
-        found = {"channels": self.patches_shape[1], "text_width": self.text_width, "patches": self.patches_shape[0]}
-        for name, size in found.items():
+        sizes = {"channels": self.patches_shape[1], "text_width": self.text_width, "patches": self.patches_shape[0]}
+        for name, size in sizes.items():
             if dimensions.get(name, size) != size:
                 raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {dimensions[name]}")
 
@@ -201,7 +201,7 @@ class Cache:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What is in it, for people and scripts."""
+        """What the cache holds, for people and scripts."""
         lengths = self.lengths[self.ok]
         names = {**dict(enumerate(SPLITS)), -1: "none"}
         return {

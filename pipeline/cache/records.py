@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PostRecord:
-    """What extraction found out about one post, kept beside its features."""
+    """What extraction recorded of one post, beside its features."""
 
     id: str
     text_sha256: str

@@ -84,7 +84,7 @@ def escaped_warnings() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Console:
-    """What a command prints, nothing with --quiet, and where its result is also saved, with --json."""
+    """Prints a command's output (nothing with --quiet) and saves its result (with --json)."""
 
     quiet: bool = False
     json_file: Path | None = None
@@ -100,12 +100,12 @@ class Console:
             say(text)
 
     def save(self, result: Any) -> None:
-        """Save the result for scripts, where that was asked for."""
+        """Save the result if --json was given."""
         if self.json_file:
             write_json(self.json_file, result)
 
     def report(self, summary: dict[str, Any]) -> None:
-        """Save a summary, and print an entry a line."""
+        """Save a summary, and print one entry a line."""
         self.save(summary)
         for key, value in summary.items():
             self._entry(key, value)
@@ -137,4 +137,4 @@ class Console:
 def refuse_finished(path: Path, finished: bool, overwrite: bool) -> None:
     """Raises InputError if an earlier call has finished what a command is to write, unless it may be overwritten."""
     if finished and not overwrite:
-        raise InputError(f"{path}: is there already; give another name, or --overwrite")
+        raise InputError(f"{path}: already exists; give another name, or --overwrite")

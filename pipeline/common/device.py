@@ -1,4 +1,4 @@
-"""Which device computes."""
+"""Chooses the device to compute on."""
 
 import torch
 

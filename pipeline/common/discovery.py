@@ -1,4 +1,4 @@
-"""Finds what a package offers by its files: to add one, add a file, and edit no list.
+"""Finds what a package offers by its files: adding a file adds a model or a format; there is no list to edit.
 
 Only texts are read; nothing is imported before it is asked for.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def files_of(package: str, suffix: str = ".py") -> dict[str, Path]:
-    """The files of a package with a suffix, by what they are called elsewhere: `dnn_lr.py` is `dnn-lr`."""
+    """The files of a package with a suffix, by their public names: `dnn_lr.py` is `dnn-lr`."""
     spec = find_spec(package)
     folders = (spec.submodule_search_locations if spec else None) or []
     return {file.stem.replace("_", "-"): file for folder in folders for file in sorted(Path(folder).glob(f"*{suffix}"))}

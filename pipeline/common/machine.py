@@ -1,4 +1,4 @@
-"""What this machine has, on every operating system."""
+"""Memory and cores of this machine, on every operating system."""
 
 import os
 

@@ -27,23 +27,27 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
 
 
 def result_options(command: Command) -> Command:
-    """What every command takes; it gets a `console`."""
+    """--quiet and --json, which every command has; the command gets a `console`."""
 
     @wraps(command)
     def with_console(*arguments: Any, quiet: bool, json_file: Path | None = None, **named: Any) -> Any:
         return command(*arguments, console=Console(quiet, json_file), **named)
 
     return _all(
-        click.option("--quiet", is_flag=True, help="Print nothing but problems."),
-        click.option("--json", "json_file", type=PATH, help="Also write the result here, for scripts."),
+        click.option("--quiet", is_flag=True, help="Print only warnings and errors."),
+        click.option("--json", "json_file", type=PATH, help="Also write the result to this JSON file."),
     )(with_console)
 
 
 encoder_options = _all(  # the fields of pipeline.encoders.load.EncoderChoice
     click.option(
-        "--encoders", "preset", type=click.Choice(["paper", "packaged"]), default="paper", help="A pair of encoders."
+        "--encoders",
+        "preset",
+        type=click.Choice(["paper", "packaged"]),
+        default="paper",
+        help="Preset pair of encoders.",
     ),
-    click.option("--image-encoder", "image", help="A timm model with a patch grid; none: texts alone."),
+    click.option("--image-encoder", "image", help="Name of a timm model with a patch grid, or `none` for texts alone."),
     click.option("--image-weights", type=PATH, help="Image-encoder weights from a local .safetensors or .pth file."),
     click.option(
         "--views",
@@ -51,35 +55,35 @@ encoder_options = _all(  # the fields of pipeline.encoders.load.EncoderChoice
         default=1,
         help="Number of views of each image: centre crop, mirrored, corners.",
     ),
-    click.option("--text-encoder", "text", help="A BERT-family model by hub name, or a local folder."),
+    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family model."),
     click.option(
         "--text-layers",
         type=click.IntRange(1),
         default=1,
         help="Use the mean of the text encoder's last K layers as tokens.",
     ),
-    click.option("--max-tokens", default=128, help="Longer texts are cut by the tokenizer."),
+    click.option("--max-tokens", default=128, help="Longer texts are truncated by the tokenizer."),
 )
-text_encoder_option = click.option("--text-encoder", help="The folder of the run's text encoder, if from local files.")
+text_encoder_option = click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one.")
 local_encoder_options = _all(
-    click.option("--image-weights", type=PATH, help="The file of the run's image weights, if local."),
+    click.option("--image-weights", type=PATH, help="File of the run's image-encoder weights, if they were local."),
     text_encoder_option,
 )
 encoding_options = _all(
-    click.option("--batch-size", type=click.IntRange(1), default=32, help="Posts encoded at once."),
-    click.option("--workers", type=click.IntRange(1), default=2, help="Processes that decode images."),
+    click.option("--batch-size", type=click.IntRange(1), default=32, help="Number of posts encoded at a time."),
+    click.option("--workers", type=click.IntRange(1), default=2, help="Number of processes that decode images."),
 )
 cluster_options = _all(
     click.option(
         "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray (experimental): on a Ray cluster."
     ),
-    click.option("--address", help="The Ray cluster's; without it one is started here."),
+    click.option("--address", help="The Ray cluster's address; without it, one is started here."),
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what an earlier call finished there.")
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the finished output of an earlier call.")
+device_option = click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda or cuda:N.")
 splits_option = click.option(
     "--splits", type=PATH, help="CSV id,label,split in place of the cache's own labels and splits."
 )
 cache_option = click.option(
-    "--cache", "cache_dir", type=PATH, help="A cache of the same encoders, in place of the run's."
+    "--cache", "cache_dir", type=PATH, help="Another cache from the same encoders, in place of the run's own."
 )

@@ -33,7 +33,9 @@ class StopRequest:
 
 @contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT while the block runs. Outside the main thread, where signals can't be had, none comes."""
+    """Note SIGTERM and SIGINT while the block runs. Outside the main thread, where signals cannot be handled, none
+    comes.
+    """
     wish = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield wish

@@ -26,7 +26,7 @@ SURVIVING = {
     (POSITIVE, NEUTRAL): 0.135, (NEGATIVE, NEUTRAL): 0.11, (NEUTRAL, POSITIVE): 0.135, (NEUTRAL, NEGATIVE): 0.11,
 }  # fmt: skip
 CONFLICTING = {(POSITIVE, NEGATIVE): 0.03, (NEGATIVE, POSITIVE): 0.03}  # on top of the survivors; the rule drops them
-NO_MAJORITY = 0.04  # share of posts, on top, about whose text or image three annotators say three different things
+NO_MAJORITY = 0.04  # share of posts, on top, whose text or image got three different labels from three annotators
 ONE_DISSENTS = 0.25  # share of the other judgements in which one annotator of three disagrees
 TEXT_OFF, IMAGE_OFF = 0.02, 0.04  # share of texts and of images that read one mood off their label
 RETWEETS = 0.03
@@ -40,7 +40,7 @@ def replace(folder: Path, *, posts: int, seed: int) -> None:
     if folder.exists():
         note = folder / NOTE
         if not _is_ours(note):
-            raise InputError(f"{folder}: is there already and was not drawn by `demo`; name another folder with --out")
+            raise InputError(f"{folder}: already exists and was not drawn by `demo`; name another folder with --out")
         require_no_link(folder / "data", folder)
         for file in [*(folder / "data").glob("*.jpg"), *(folder / "data").glob("*.txt")]:
             remove_file(file)
@@ -111,7 +111,7 @@ def _share_out(shares: dict[tuple[int, int], float], count: int) -> list[tuple[i
 
 
 def _vote(rng: random.Random, text: int, image: int, split_vote: bool) -> list[tuple[int, int]]:
-    """What three annotators say of (text, image); a split vote has no majority in one of the two."""
+    """The labels of three annotators for (text, image); a split vote has no majority in one of the two."""
     unsure = rng.choice(("text", "image")) if split_vote else None
     columns = []
     for kind, mood in (("text", text), ("image", image)):

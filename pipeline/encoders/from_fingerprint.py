@@ -1,7 +1,7 @@
 """Reloads the encoders recorded in a fingerprint, from their original source or from given local files.
 
-Whoever goes on with features that are there already (masking, checking, predicting) needs the same encoders again, and
-is refused others, by field.
+Masking, checking and predicting continue with existing features, so they need the same encoders again; others are
+refused by field.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,8 @@ def same_image_encoder(
 ) -> ImageEncoder:
     """The image encoder of a fingerprint's `image` part; `weights` is its file, if not from a package or the hub.
 
-    `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
+    `owner` is what the features belong to, for messages. Raises InputError if the encoder is unavailable or another
+    one.
     """
     if fingerprint["name"] == NO_IMAGES:
         return NoImages(resolve_device(device))
@@ -47,7 +48,7 @@ def same_image_encoder(
         raise InputError(
             f"{owner}: needs the image encoder {fingerprint['name']}, "
             f"weights {fingerprint.get('weights_sha256', '')[:12]}; "
-            f"{error.what}; where they lie in a file, say so with --image-weights FILE"
+            f"{error.what}; if they are in a local file, give it with --image-weights FILE"
         ) from None
     _refuse_another(
         {**fingerprint, "views": views}, encoder.fingerprint, f"--image-weights {weights or fingerprint['name']}", owner
@@ -58,13 +59,14 @@ def same_image_encoder(
 def same_text_encoder(
     fingerprint: Mapping[str, Any], device: str, *, folder: str | None = None, owner: object
 ) -> TextEncoder:
-    """The text encoder of a fingerprint's `text` part; `folder` is where it lies, if not where it did.
+    """The text encoder of a fingerprint's `text` part; `folder` is where it is, if it has moved.
 
-    `owner` is what the features belong to, for messages. Raises InputError if the encoder can't be had or is another.
+    `owner` is what the features belong to, for messages. Raises InputError if the encoder is unavailable or another
+    one.
     """
     name = fingerprint["name"]
     if folder is None and name.endswith("(local files)"):
-        raise InputError(f"{owner}: its text encoder was {name}; say where it lies with --text-encoder DIR")
+        raise InputError(f"{owner}: its text encoder was {name}; give its folder with --text-encoder DIR")
     if folder is None and name != PACKAGED_TEXT and Path(name).is_dir():  # a stranger's name must not choose a folder
         raise InputError(f"{owner}: its text encoder is called {name}, as a folder here is; give --text-encoder")
     layers = fingerprint.get("layers", [-1])  # a fingerprint that does not say it is of the last one
@@ -81,7 +83,7 @@ def same_text_encoder(
     except Unreachable as error:
         raise InputError(
             f"{owner}: needs the text encoder {name}, weights {fingerprint.get('weights_sha256', '')[:12]}; "
-            f"{error.what}; where it lies in a folder, say so with --text-encoder DIR"
+            f"{error.what}; if it is in a local folder, give that with --text-encoder DIR"
         ) from None
     _refuse_another({**fingerprint, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
     return encoder

@@ -1,6 +1,6 @@
 """Reads encoder weights from a local file, an installed package or the hub.
 
-Nothing is unpickled but tensors.
+Only tensors are unpickled.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.common.errors import InputError
 from pipeline.common.files import open_regular
 
-_WAYS_OUT = "use --encoders packaged, or local files with --image-weights FILE and --text-encoder DIR"
+_REMEDIES = "use --encoders packaged, or local files with --image-weights FILE and --text-encoder DIR"
 
 _MOST_WEIGHTS_BYTES = 1 << 36
 _MOST_TEXT_BYTES = 1 << 28  # of a configuration or a tokenizer; the largest known ones have some 30 MiB
@@ -23,10 +23,10 @@ Loaded = TypeVar("Loaded")
 
 
 class Unreachable(InputError):
-    """Neither the hub nor its local cache gives the weights; `what` says so without the ways out."""
+    """Neither the hub nor its local cache has the weights; `what` is the message without the suggested remedies."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; {_WAYS_OUT}")
+        super().__init__(f"{what}; {_REMEDIES}")
         self.what = what
 
 
@@ -95,12 +95,12 @@ def packaged_image_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def package_folder(package: str, folder: str) -> Path:
     """A folder of an installed weights package. Raises InputError naming what to install."""
-    found = importlib.util.find_spec(package)  # located, not imported: the text one would import sentence-transformers
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)  # located, not imported: the text one would import sentence-transformers
+    if spec is None or spec.origin is None:
         raise InputError(
             f"--encoders packaged needs the package {package.replace('_', '-')}: pip install -e '.[packaged]'"
         )
-    return Path(found.origin).parent / folder
+    return Path(spec.origin).parent / folder
 
 
 def hub_file(config: Mapping[str, Any], name: str, offline: bool) -> Path:
@@ -125,7 +125,9 @@ def cached_or_fetched(repository: str, load: Callable[[bool], Loaded], offline: 
         return load(True)
     except (OSError, ValueError):
         if offline:
-            raise Unreachable(f"{repository}: not in the local hub cache (and --offline asks nobody)") from None
+            raise Unreachable(
+                f"{repository}: not in the local hub cache (and --offline does not ask the hub)"
+            ) from None
     try:
         HfApi().model_info(repository, timeout=10)  # one attempt; the download functions would retry for a minute
         return load(False)

@@ -1,4 +1,4 @@
-"""Finds how the cache that is to be continued reads texts, so that `extract` loads the encoder that made it."""
+"""Finds how an existing cache reads texts, so that `extract` loads the encoder that made it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress

@@ -35,7 +35,7 @@ MEMORY_MIB = 2048  # a worker process, beside what it starts with; the largest o
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one image file; `reason` says why there are no pixels, and is empty if there are."""
+    """The outcome of reading one image file; `reason` says why there are no pixels, and is empty if there are."""
 
     image_sha256: str
     flags: tuple[str, ...]
@@ -43,7 +43,7 @@ class Decoded:
     seconds: float
 
 
-Reading = Future[tuple[np.ndarray, list[Decoded]]]  # a batch on its way: its pixels, and what becomes of each file
+Reading = Future[tuple[np.ndarray, list[Decoded]]]  # a batch on its way: its pixels, and the outcome of each file
 
 
 class Decoders:
@@ -92,7 +92,7 @@ class Decoders:
         return self._threads.submit(self._read_batch, [str(path) for path in paths])
 
     def pixels(self, reading: Reading) -> tuple[np.ndarray, list[Decoded]]:
-        """Take a batch: its pixels (B, *shape) uint8, and what became of each file.
+        """Take a batch: its pixels (B, *shape) uint8, and the outcome of each file.
 
         A file without a picture has zeros. To be called once for each batch: it makes room for another one.
         """

@@ -22,7 +22,7 @@ _NOTHING = Decoded(image_sha256="", flags=(), reason="", seconds=0.0)  # placeho
 
 @dataclass
 class Seconds:
-    """Where the time went, summed over workers and threads."""
+    """Seconds spent in each step, summed over workers and threads."""
 
     decode: float = 0.0
     encode: float = 0.0
@@ -81,7 +81,7 @@ class ShardJob:
         return seconds
 
     def features(self) -> ShardFeatures:
-        """Settle each post's record once every batch is encoded: failed posts become zeros and no tokens."""
+        """The shard's features once every batch is encoded; failed posts have zeros and no tokens."""
         records = []
         for row, post in enumerate(self.posts):
             decoded = self._decoded[row]

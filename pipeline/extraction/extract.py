@@ -49,7 +49,7 @@ Engine = Callable[[Plan, Path, dict[str, Any], ExtractionProgress, StopRequest],
 
 @dataclass
 class ExtractReport:
-    """What an extraction did: counts, reasons of failure, and seconds spent in each step."""
+    """The outcome of an extraction: counts, reasons of failure, and seconds spent in each step."""
 
     posts: int = 0
     encoded: int = 0  # of them in this call
@@ -99,11 +99,11 @@ def extract(
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExtractReport:
-    """Write the cache `out` of `posts`, or a part of it; go on with an unfinished one, or change a finished one.
+    """Write the cache `out` of `posts`, or a part of it; resume an unfinished one, or change a finished one.
 
     Finished shards whose posts, source bytes and fingerprint are unchanged are kept, but for `overwrite`, which begins
     anew. `engine` makes the shards elsewhere than in this process. With NoImages for `image` the posts' images are not
-    looked at. Raises InputError if what lies there is of something else, if somebody else writes there, if it won't
+    looked at. Raises InputError if what lies there is of something else, if another process writes there, if it won't
     fit, or when stopped by a signal.
     """
     started = time.perf_counter()
@@ -156,7 +156,7 @@ def make_shards(
     progress: ExtractionProgress,
     stop: StopRequest,
 ) -> Seconds:
-    """Decode, encode and write the shards that are to be made. Returns where the time went."""
+    """Decode, encode and write the shards that are to be made. Returns the seconds spent in each step."""
     total, dtype = Seconds(), np.dtype(fingerprint["stored_dtype"])
     started: deque[tuple[int, ShardJob, list[Future[Seconds]]]] = deque()
     writing: Future[float] | None = None
@@ -204,7 +204,7 @@ def make_shards(
 def _refuse_if_stopped(stop: StopRequest, todo: Plan, progress: ExtractionProgress, out: Path) -> None:
     if len(progress.made) < len(todo.todo):  # an older shard may lie where one is still to be made
         finished = _finished(todo, progress, out)
-        raise InputError(f"stopped by {stop.signal}; {finished}; the same command goes on from there")
+        raise InputError(f"stopped by {stop.signal}; {finished}; the same command resumes from there")
 
 
 @contextmanager
@@ -214,7 +214,7 @@ def _broken_off_in_one_line(todo: Plan, progress: ExtractionProgress, out: Path)
         yield
     except OSError as error:
         what = f"{error.filename or out}: {error.strerror or error}; {_finished(todo, progress, out)}"
-        raise InputError(f"{what}; once that is mended the same command goes on from there") from error
+        raise InputError(f"{what}; once that is fixed, the same command resumes from there") from error
     except torch.OutOfMemoryError as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"the GPU is out of memory ({reason}); a smaller --batch-size needs less") from error

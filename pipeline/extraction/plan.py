@@ -115,7 +115,7 @@ def plan(
         records = shard.posts
         if difference := first_difference(shard.fingerprint, fingerprint):
             raise InputError(
-                f"{path}: made by other encoders; {difference}; use another --out, or --overwrite to begin again"
+                f"{path}: computed by other encoders; {difference}; use another --out, or --overwrite to begin again"
             )
         if changes.retry_failed and any(record.reason for record in records):
             return False
@@ -155,7 +155,7 @@ def record_bytes(plan: Plan) -> int:
 
 
 def require_space(needed: int, out: Path) -> int:
-    """Free bytes where `out` lies. Raises InputError if `needed` won't fit."""
+    """Free bytes on the file system of `out`. Raises InputError if `needed` bytes do not fit."""
     free = shutil.disk_usage(out).free
     if needed + _SPARE_BYTES > free:
         raise InputError(
@@ -167,17 +167,17 @@ def require_space(needed: int, out: Path) -> int:
 def _in_order_of(out: Path, index: Index | None, posts: Sequence[Post]) -> list[Post]:
     """The posts in the order of the cache, then those that it lacks, which also fill the gaps of an unfinished one."""
     by_id = {post.id: post for post in posts}
-    there = [index.ids] if index else _ids_by_shard(out)
-    known = [id_ for ids in there for id_ in ids]
-    if lost := [id_ for id_ in known if id_ not in by_id]:
+    ids_by_shard = [index.ids] if index else _ids_by_shard(out)
+    cached_ids = [id_ for ids in ids_by_shard for id_ in ids]
+    if lost := [id_ for id_ in cached_ids if id_ not in by_id]:
         raise InputError(
             f"{out}: {len(lost)} of its posts, {lost[0]!r} among them, are not in the manifest; --append only adds; "
             "another manifest needs another --out, or --overwrite"
         )
-    places = set(known)
+    places = set(cached_ids)
     rest = (post for post in posts if post.id not in places)
     ordered: list[Post] = []
-    for ids in there:
+    for ids in ids_by_shard:
         ordered += [by_id[id_] for id_ in ids]
         if not index:
             ordered += islice(rest, hdf5.SHARD_POSTS - len(ids))

@@ -33,7 +33,7 @@ class ExtractionProgress:
         self._bar.close()
 
     def done(self, number: int) -> None:
-        """Shard `number` lies in the cache folder."""
+        """Shard `number` is in the cache folder."""
         self.made.add(number)
         self._bar.update(self._posts[number])
         left = len(self._posts) - len(self.made)
@@ -50,7 +50,7 @@ class ExtractionProgress:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 47 s, 12 min, 3 h 20 min, 4 d 7 h."""
+    """A duration for people: 47 s, 12 min, 3 h 20 min, 4 d 7 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

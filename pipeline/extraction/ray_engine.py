@@ -27,7 +27,7 @@ _CHECK_SECONDS = 1.0
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected to the cluster at `address`, or started here. Raises InputError if it can't be had."""
+    """Ray, connected to the cluster at `address`, or started here. Raises InputError if it is unavailable."""
     try:
         import ray
     except ImportError:
@@ -54,7 +54,7 @@ class ShardMaker:
         return f"{os.getpid()} on {socket.gethostname()}"
 
     def make(self, number: int, plan: Plan, out: Path, fingerprint: dict[str, Any], batch_size: int) -> Seconds:
-        """Write one shard; returns where the time went."""
+        """Write one shard; returns the seconds spent in each step."""
         from pipeline.extraction.extract import make_shards
 
         only = Plan(plan.posts, plan.shards, [number], plan.part)
@@ -95,7 +95,7 @@ def _make_shards_on(
     shared = ray.put(Plan([], plan.shards, [], plan.part))
     total, losses = Seconds(), dict.fromkeys(plan.todo, 0)
     waiting = list(reversed(plan.todo))
-    names: dict[Any, str] = {}  # worker -> who it is, once it has said so
+    names: dict[Any, str] = {}  # worker -> who it is, once it has seconds so
     busy: dict[Any, tuple[Any, int | None]] = {}  # pending answer -> worker, and the shard it makes
 
     def hire() -> None:
@@ -112,7 +112,7 @@ def _make_shards_on(
         for answer in done:
             worker, number = busy.pop(answer)
             try:
-                said = ray.get(answer)
+                seconds = ray.get(answer)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None  # as if it had happened here
             except ray.exceptions.RayActorError as error:
@@ -129,10 +129,10 @@ def _make_shards_on(
                 hire()
                 continue
             if number is None:
-                names[worker] = said
+                names[worker] = seconds
             else:
                 log(f"shard {number} written by {names[worker]}")
-                total.add(said)
+                total.add(seconds)
                 progress.done(number)
             if waiting and not stop:
                 number = waiting.pop()

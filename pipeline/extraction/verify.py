@@ -17,9 +17,9 @@ RELATIVE, ABSOLUTE = 1e-2, 1e-2
 def load_encoders(
     cache: Cache, device: str, image_weights: Path | None, text_encoder: str | None
 ) -> tuple[ImageEncoder, TextEncoder]:
-    """The encoders that made the cache, by the names in its fingerprint or from where they lie now.
+    """The encoders that made the cache, by the names in its fingerprint, or from the given local files.
 
-    Raises InputError if they can't be had or are others, naming the field.
+    Raises InputError if they are unavailable or others, naming the field.
     """
     fingerprint = cache.fingerprint
     image = same_image_encoder(fingerprint["image"], device, weights=image_weights, owner=cache.folder)

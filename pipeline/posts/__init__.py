@@ -1,1 +1,1 @@
-"""What a post is, and the formats that posts come in: manifests, MVSA folders, CSV files, images."""
+"""Posts and the formats that they are read from: manifests, MVSA folders, CSV files, images."""

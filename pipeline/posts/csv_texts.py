@@ -15,7 +15,7 @@ COLUMNS = ("id", "text", "label", "split")
 
 
 def reads(source: Path) -> bool:
-    """Whether this looks like a CSV file, by its name."""
+    """Whether the name is that of a CSV file."""
     return source.suffix.lower() == ".csv"
 
 

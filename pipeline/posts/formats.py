@@ -22,9 +22,9 @@ def format_of(source: Path, name: str | None = None) -> Any:
     if not source.exists():
         raise InputError(f"{source}: no such folder or file")
     if name is None:
-        found = [module for module in map(import_module, formats().values()) if module.reads(source)]
-        if len(found) != 1:
-            what = "like more than one" if found else "like none"
+        matching = [module for module in map(import_module, formats().values()) if module.reads(source)]
+        if len(matching) != 1:
+            what = "like more than one" if matching else "like none"
             raise InputError(f"{source}: looks {what} of the formats {', '.join(formats())}; name one with --format")
-        return found[0]
+        return matching[0]
     return import_module(formats()[name])

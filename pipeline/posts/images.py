@@ -1,4 +1,4 @@
-"""Decodes image bytes to an upright RGB picture, or says why there is none.
+"""Decodes image bytes to an upright RGB picture, or gives the reason why there is none.
 
 Nothing is repaired silently: a truncated file fails, and what was changed on the way is said in flags.
 """

@@ -211,7 +211,7 @@ def require_name(value: str, field: str, where: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: escaped, on one line, and not all of it if it is long."""
+    """A value for a message: escaped, on one line, shortened if it is long."""
     if isinstance(value, str):
         return repr(value[:_MOST_SHOWN]) + (" ..." if len(value) > _MOST_SHOWN else "")
     text = json.dumps(value)
@@ -232,7 +232,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
 
 
 def choice(value: Any, field: str, where: str) -> str | None:
-    """A label or split as it stands in a file; None for nothing. Raises InputError if there is no such one."""
+    """A label or split as a file gives it; None for nothing. Raises InputError if it is unknown."""
     if value is None or value == "":
         return None
     if value not in _CHOICES[field]:

@@ -25,7 +25,7 @@ _MOST_TEXT_BYTES = 1 << 20  # of a post; a tweet has a few hundred
 
 @dataclass(frozen=True)
 class MergedLabel:
-    """What the label rule says of one row: a label and how it came about, or None and why the post is dropped."""
+    """The label rule's result for one row: a label and how it was found, or None and why the post is dropped."""
 
     label: str | None
     text_label: str | None

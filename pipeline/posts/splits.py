@@ -52,20 +52,20 @@ def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
     """Posts with the split that the file gives them, and how many rows of the file name no post here."""
     assignments = read_splits(path)
     for post in posts:
-        given = assignments.get(post.id)
-        if given and given.label and post.label and given.label != post.label:
+        assignment = assignments.get(post.id)
+        if assignment and assignment.label and post.label and assignment.label != post.label:
             raise InputError(
-                f"{path}: post {post.id!r} is {given.label} there but {post.label} by the data set's own labels; "
-                "mend the file, or leave its label column out"
+                f"{path}: post {post.id!r} is {assignment.label} there but {post.label} by the data set's own labels; "
+                "correct the file, or leave its label column out"
             )
     unmatched = len(assignments.keys() - {post.id for post in posts})
     if unmatched == len(assignments):
         raise InputError(f"{path}: not one of its {unmatched} ids is a post of this data set")
     placed = []
     for post in posts:
-        given = assignments.get(post.id)
-        label = post.label or (given.label if given else None)
-        placed.append(replace(post, label=label, split=given.split if given else None))
+        assignment = assignments.get(post.id)
+        label = post.label or (assignment.label if assignment else None)
+        placed.append(replace(post, label=label, split=assignment.split if assignment else None))
     return placed, unmatched
 
 
@@ -75,9 +75,9 @@ def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
     images = {post.id: _image_sha256(post.image) for post in posts if post.image is not None}
     counts = {}
     for split in SPLITS[1:]:
-        here = [post.id for post in posts if post.split == split]
-        same_text = _repeats(here, posts, texts)
-        same_image = _repeats(here, posts, images)
+        ids = [post.id for post in posts if post.split == split]
+        same_text = _repeats(ids, posts, texts)
+        same_image = _repeats(ids, posts, images)
         counts[split] = {"text": len(same_text), "image": len(same_image), "either": len(same_text | same_image)}
     return counts
 

@@ -44,7 +44,7 @@ def test_train_then_evaluate(run, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == json.loads((run / "evaluation-test.json").read_text())
     assert f"{100 * result['accuracy']:.2f}" in output
-    assert "is there already" in refused("evaluate", run)
+    assert "already exists" in refused("evaluate", run)
     invoke("evaluate", run, "--overwrite", "--quiet")
 
 
@@ -136,7 +136,7 @@ def test_what_is_not_there_is_named_and_nothing_is_written(arguments, parts, tmp
 def test_a_finished_run_is_kept_unless_told_otherwise(cache, run):
     before = (run / "model.safetensors").read_bytes()
     (run / "notes.txt").write_text("mine")
-    assert "is there already" in refused("train", cache.folder, "--out", run, *SETTINGS)
+    assert "already exists" in refused("train", cache.folder, "--out", run, *SETTINGS)
     assert (run / "model.safetensors").read_bytes() == before
     invoke("train", cache.folder, "--out", run, *SETTINGS, "--overwrite", "--seed", "5", "--quiet")
     assert (run / "model.safetensors").read_bytes() != before

@@ -196,7 +196,7 @@ def test_asked_to_stop_it_finishes_the_shard_in_hand_and_a_killed_one_leaves_no_
     assert 1 <= done < SHARDS
     assert last.startswith("Error: stopped by SIGTERM; ")
     assert f"{done} of {SHARDS} shards" in last
-    assert last.endswith("the same command goes on from there")
+    assert last.endswith("the same command resumes from there")
     assert not (out / LOCK).exists()
     mark = f"MSCF_MARK_{os.getpid()}"
     process = start(script, manifest, out, env={mark: "1"})

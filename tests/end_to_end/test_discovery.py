@@ -69,7 +69,7 @@ def test_a_new_file_is_a_model_that_can_be_trained_evaluated_and_compared(new_mo
 
 def test_without_its_file_a_model_is_refused_by_name(tmp_path):
     for name in ("mean-words", "attention", "base", "../fusion", "fusion.py", ""):
-        with pytest.raises(InputError, match=r"config, model: there is no such model; known are fusion, .*clmlf"):
+        with pytest.raises(InputError, match=r"config, model: no such model; known are fusion, .*clmlf"):
             load_config(settings=(f"model={name!r}",))
 
 

@@ -12,7 +12,7 @@ from fusion.experiments.journal import check_journal
 from fusion.experiments.search_space import read_space
 from fusion.experiments.study import SweepSpec
 from fusion.experiments.sweep import _clear
-from fusion.experiments.tables.table_file import read_answers, read_table
+from fusion.experiments.tables.table_file import read_predictions, read_table
 from pipeline.common.errors import InputError
 from tests.helpers.commands import invoke
 from tests.helpers.toy import write_cache
@@ -274,7 +274,7 @@ def test_answers(commands, place, case):
         path.write_text(change)
     if case != "no parameters":  # which a majority class has not either
         with pytest.raises(InputError, match=r"answers\.json: damaged"):
-            read_answers(path)
+            read_predictions(path)
     if case in ("deep", "no parameters"):
         assert "answers.json: damaged" in commands.refused(*reproduce(place), watch=place)
 
@@ -295,13 +295,13 @@ def test_folds_go_on_after_a_full_disk_and_leave_none_of_an_earlier_set(tmp_path
         patch.setattr(folds, "write_text", full)
         with pytest.raises(OSError, match="fold_4"):
             write_folds(cache, out, folds=7)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write_folds(cache, out, folds=5)
     write_folds(cache, out, folds=7)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         path.name: path.read_text() for path in (tmp_path / "whole").iterdir()
     }
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write_folds(cache, out, folds=7)
     write_folds(cache, out, folds=3, overwrite=True)
     assert len(list(out.iterdir())) == 3

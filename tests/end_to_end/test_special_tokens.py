@@ -176,5 +176,5 @@ def test_what_can_not_be_read_says_nothing_of_the_reading(old_cache, tmp_path):
 def test_readings_are_not_mixed(old_cache, tmp_path, text_encoder):
     (old_cache / "index.h5").unlink()
     posts = posts_of(tmp_path, 24)
-    with pytest.raises(InputError, match=r"made by other encoders; text\.special_tokens_in_text: None, not split"):
+    with pytest.raises(InputError, match=r"computed by other encoders; text\.special_tokens_in_text: None, not split"):
         extract(posts, old_cache, NoImages(CPU), text_encoder, quiet=True)

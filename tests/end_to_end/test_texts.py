@@ -158,7 +158,7 @@ def test_a_cache_of_texts_alone_has_image_features_of_no_size(make, tmp_path):
     assert hdf5.read_posts(cache.folder)[9] == posts[9]
     assert {record.image_sha256 for record in cache.records} == {""}
     assert not cache.repeats_training(np.arange(17)).any()  # that there are no images makes no duplicates
-    alone = r"cache: made of texts alone \(--image-encoder none\), and a photo needs them"
+    alone = r"cache: has texts alone \(--image-encoder none\), and a photo needs them"
     with pytest.raises(InputError, match=alone):
         require_images(cache.fingerprint, cache.folder, "a photo needs them")
 
@@ -179,7 +179,7 @@ def test_its_bytes_are_the_same_however_it_was_made(make, tmp_path, monkeypatch)
     whole = shard_bytes(tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(1, patch)
-        with pytest.raises(InputError, match="the same command goes on"):
+        with pytest.raises(InputError, match="the same command resumes"):
             make(posts, tmp_path / "stopped")
     assert make(posts, tmp_path / "stopped").shards_kept >= 1
     make(posts[:-3], tmp_path / "grown")
@@ -242,7 +242,7 @@ def test_a_run_on_texts_answers_texts_and_refuses_images(chain, tmp_path):
     assert "no_image" in answer
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"never read")
-    assert "made of texts alone; leave the image out" in refused(
+    assert "trained on texts alone; leave the image out" in refused(
         "predict", chain / "run", "--text", "x", "--image", photo
     )
     posts = tmp_path / "posts.jsonl"
@@ -254,7 +254,7 @@ def test_a_run_on_texts_answers_texts_and_refuses_images(chain, tmp_path):
 
 
 def test_what_needs_images_refuses_a_cache_of_texts_in_one_line(chain, tmp_path):
-    alone = "made of texts alone (--image-encoder none)"
+    alone = "has texts alone (--image-encoder none)"
     assert alone in refused("train", chain / "cache", "--out", tmp_path / "r", "--set", "mlm=false")
     image = ("--set", "modalities=image", "--set", "mlm=false")
     assert alone in refused("train", chain / "cache", "--out", tmp_path / "r", *image)
@@ -263,7 +263,7 @@ def test_what_needs_images_refuses_a_cache_of_texts_in_one_line(chain, tmp_path)
         assert alone in refused("explain", chain / "run", *what, "--out", tmp_path / "look")
     assert alone in refused("explain", chain / "run", "--faithfulness")
     invoke("report", chain / "run", "--out", tmp_path / "report.html", "--quiet")
-    assert "made of texts alone" in (tmp_path / "report.html").read_text()
+    assert "texts alone" in (tmp_path / "report.html").read_text()
     assert "'image' is missing" in refused("extract", chain / "m.jsonl", "--out", tmp_path / "c")
     invoke("export", chain / "run", "--out", tmp_path / "export", "--quiet")
     assert "| text |" in (tmp_path / "export" / "README.md").read_text()

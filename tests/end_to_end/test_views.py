@@ -181,7 +181,7 @@ def test_views_are_the_same_bytes_however_the_cache_was_made(make, tmp_path, mon
     make(posts, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(1, patch)
-        with pytest.raises(InputError, match="the same command goes on"):
+        with pytest.raises(InputError, match="the same command resumes"):
             make(posts, tmp_path / "stopped")
     make(posts, tmp_path / "stopped")
     make(posts[:-3], tmp_path / "grown")
@@ -190,7 +190,7 @@ def test_views_are_the_same_bytes_however_the_cache_was_made(make, tmp_path, mon
         assert shard_bytes(tmp_path / name) == shard_bytes(tmp_path / "whole"), name
     make(posts, tmp_path / "part", part=Part(2, 2))
     assert shard_bytes(tmp_path / "part")["shard-00001.h5"] == shard_bytes(tmp_path / "whole")["shard-00001.h5"]
-    with pytest.raises(InputError, match=r"made by other encoders; image\.views: "):
+    with pytest.raises(InputError, match=r"computed by other encoders; image\.views: "):
         make(posts, tmp_path / "whole", image=TinyImage())
 
 

@@ -71,5 +71,5 @@ def test_a_bad_file_is_named(tmp_path):
             load_config(file=file)
     with pytest.raises(InputError, match="no such file"):
         load_config(file=tmp_path / "none.yaml")
-    with pytest.raises(InputError, match=r"no such preset; there are .*mvsa-single"):
+    with pytest.raises(InputError, match=r"no such preset; known are .*mvsa-single"):
         load_config("mvsa_single")

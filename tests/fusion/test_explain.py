@@ -216,7 +216,9 @@ def test_raw_posts_are_explained_with_the_answers_that_predict_gives(image_encod
     ]
     inputs = [predictor.inputs(post) for post in posts]
     explanations = explain_posts(predictor, inputs)
-    for post, one, explanation, answer in zip(posts, inputs, explanations, predictor.answer(inputs), strict=True):
+    for post, one, explanation, answer in zip(
+        posts, inputs, explanations, predictor.predict_inputs(inputs), strict=True
+    ):
         assert explanation.probabilities == answer.probabilities
         assert [word for word, _ in explanation.words] == (post.text or "").split()
         assert (explanation.heat is None) == (post.image is None)
@@ -229,7 +231,7 @@ def test_raw_posts_are_explained_with_the_answers_that_predict_gives(image_encod
 def test_unknown_methods_and_crooked_grids_are_refused(toy, tmp_path):
     cache, model = toy
     post = cached_features(cache, 0, CPU)
-    with pytest.raises(InputError, match="no such method; there are attention, rollout, gradient"):
+    with pytest.raises(InputError, match="no such method; known are attention, rollout, gradient"):
         explain_features(model, [post], [None], lambda _: [], method="magic")
     with pytest.raises(InputError, match="no square grid"):
         explain_features(model, [PostFeatures(post.patches[:3], post.pooled, post.tokens)], [None], lambda _: [])

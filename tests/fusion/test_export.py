@@ -93,7 +93,7 @@ def test_the_card_tells_the_data_the_scores_and_the_settings(masking_run, tmp_pa
 
 def test_runs_are_never_overwritten_by_exports(masking_run, tiny_run, tmp_path):
     before = (tiny_run.folder / "run.json").read_bytes()
-    assert "is there already" in refused("export", masking_run.folder, "--out", tiny_run.folder)
+    assert "already exists" in refused("export", masking_run.folder, "--out", tiny_run.folder)
     message = refused("export", masking_run.folder, "--out", tiny_run.folder, "--overwrite")
     assert "a run lies there" in message
     assert (tiny_run.folder / "run.json").read_bytes() == before

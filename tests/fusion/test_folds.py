@@ -99,5 +99,5 @@ def test_the_command_writes_them_and_keeps_what_is_there(tmp_path):
     out = tmp_path / "folds"
     invoke("folds", cache.folder, "--out", out, "--k", 3, "--json", tmp_path / "f.json")
     assert json.loads((tmp_path / "f.json").read_text())["posts"] == 31
-    assert "is there already" in refused("folds", cache.folder, "--out", out, "--k", 3)
+    assert "already exists" in refused("folds", cache.folder, "--out", out, "--k", 3)
     invoke("folds", cache.folder, "--out", out, "--k", 3, "--overwrite")

@@ -306,11 +306,11 @@ def test_the_commands_write_once_and_say_where(reported, tmp_path, monkeypatch):
     output = invoke("report", run.folder, "--out", out, "--worst", 2, "--json", summary)
     assert f"wrote {out}" in output
     assert json.loads(summary.read_text())["explained"] == most_wrong(run.evaluation("test"), 2)
-    assert "is there already" in refused("report", run.folder, "--out", out)
+    assert "already exists" in refused("report", run.folder, "--out", out)
     gallery = tmp_path / "gallery"
     output = invoke("explain", run.folder, "--worst", 3, "--out", gallery, "--compare", run.folder)
     assert f"wrote {gallery / 'index.html'}: 3 posts, 2 runs, method {DEFAULT_METHOD}" in output
-    assert "is there already" in refused("explain", run.folder, "--ids", "1", "--out", gallery)
+    assert "already exists" in refused("explain", run.folder, "--ids", "1", "--out", gallery)
     assert "--ids nobody: no such post" in refused("explain", run.folder, "--ids", "1,nobody", "--out", tmp_path / "g")
     invoke("explain", run.folder, "--out", gallery, code=2)
     invoke("explain", run.folder, "--ids", " ,", "--out", gallery, code=2)

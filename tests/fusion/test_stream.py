@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fusion.config import Config
-from fusion.inference.predict_file import answer_file, remove_answers, unfinished
-from fusion.inference.predictor import Answer
+from fusion.inference.predict_file import predict_file, remove_predictions, unfinished
+from fusion.inference.predictor import Prediction
 from pipeline.common.errors import InputError
 from pipeline.common.locks import hold
 from tests.helpers.commands import ROOT, invoke, refused
@@ -39,12 +39,12 @@ class Toy:
         (folder / "model.safetensors").write_bytes(b"toy")
         self._seconds = seconds
 
-    def answer(self, inputs):
+    def predict_inputs(self, inputs):
         time.sleep(self._seconds)
         return [
-            Answer(one.id, {}, reason=one.reason)
+            Prediction(one.id, {}, reason=one.reason)
             if one.reason
-            else Answer(one.id, {"positive": float(one.pixels.mean())}, one.flags)
+            else Prediction(one.id, {"positive": float(one.pixels.mean())}, one.flags)
             for one in inputs
         ]
 
@@ -69,7 +69,7 @@ def expected(posts: int = POSTS):
 
 
 def test_every_line_gets_its_answer_in_order(tmp_path):
-    report = answer_file(Toy(tmp_path), write_posts(tmp_path), tmp_path / "out.jsonl", batch_size=7, quiet=True)
+    report = predict_file(Toy(tmp_path), write_posts(tmp_path), tmp_path / "out.jsonl", batch_size=7, quiet=True)
     assert answers_of(tmp_path / "out.jsonl") == expected()
     assert (report.posts, report.failed, report.answered_before) == (POSTS, 0, 0)
     assert not unfinished(tmp_path / "out.jsonl").exists()
@@ -90,7 +90,7 @@ def test_a_line_that_is_no_post_gets_the_reason_in_its_place(tmp_path):
         b"[1]\n",
     ]
     posts.write_bytes(b"\xef\xbb\xbf" + good[0] + b"\n" + b"".join(bad[:5]) + good[1] + b"".join(bad[5:]) + good[2])
-    report = answer_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", batch_size=2, quiet=True)
+    report = predict_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", batch_size=2, quiet=True)
     records = answers_of(tmp_path / "out.jsonl")
     assert [record for record in records if "reason" not in record] == expected(3)
     assert [record["id"] for record in records] == ["0", None, "a", "b", "c", None, "1", None, "f", "g", None, "2"]
@@ -110,7 +110,7 @@ def test_whole_answers_are_kept_and_a_torn_one_is_made_again(torn, tmp_path):
     kept = [json.dumps(record) + "\n" for record in expected(2)]
     kept[1] = kept[1].replace("1.0", "77.0")  # not made again: it keeps a value that nobody would compute
     unfinished(out).write_bytes(header + "".join(kept).encode() + torn)
-    report = answer_file(Toy(tmp_path), posts, out, quiet=True)
+    report = predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert report.answered_before == 2
     records = answers_of(out)
     assert records[1]["probabilities"]["positive"] == 77.0
@@ -121,7 +121,7 @@ def test_whole_answers_are_kept_and_a_torn_one_is_made_again(torn, tmp_path):
 def test_a_kill_before_the_first_answer_leaves_nothing_in_the_way(torn, tmp_path):
     posts, out = write_posts(tmp_path, 5), tmp_path / "out.jsonl"
     unfinished(out).write_bytes(torn)
-    answer_file(Toy(tmp_path), posts, out, quiet=True)
+    predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert answers_of(out) == expected(5)
 
 
@@ -133,7 +133,7 @@ def test_unfinished_answers_behind_a_link_are_not_written(tmp_path):
         unfinished(out).unlink(missing_ok=True)
         unfinished(out).symlink_to(target)
         with pytest.raises(InputError, match="unfinished: a link; delete it"):
-            answer_file(Toy(tmp_path), posts, out, quiet=True)
+            predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert mine.read_text() == "precious"
     assert not (tmp_path / "absent").exists()
 
@@ -142,17 +142,17 @@ def test_another_file_under_the_name_of_unfinished_answers_is_left_alone(tmp_pat
     posts, out = write_posts(tmp_path, 5), tmp_path / "out.jsonl"
     for text in ("my diary", "my diary\n", '{"my": "diary"'):
         unfinished(out).write_text(text)
-        with pytest.raises(InputError, match="no unfinished answers; delete it"):
-            answer_file(Toy(tmp_path), posts, out, quiet=True)
+        with pytest.raises(InputError, match="no unfinished predictions; delete it"):
+            predict_file(Toy(tmp_path), posts, out, quiet=True)
         assert unfinished(out).read_text() == text
 
 
 def begun(folder, posts, out):
     """The first line of unfinished answers, as a process that fails at once leaves it."""
     toy = Toy(folder)
-    toy.answer = None
+    toy.predict_inputs = None
     with pytest.raises(TypeError):
-        answer_file(toy, posts, out, quiet=True)
+        predict_file(toy, posts, out, quiet=True)
     return unfinished(out).read_bytes()
 
 
@@ -161,13 +161,13 @@ def test_answers_of_another_run_or_of_other_posts_are_never_mixed(tmp_path):
     begun(tmp_path, posts, out)
     other = Toy(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"another")
-    with pytest.raises(InputError, match="unfinished answers by another run; --overwrite"):
-        answer_file(other, posts, out, quiet=True)
+    with pytest.raises(InputError, match="unfinished predictions by another run; --overwrite"):
+        predict_file(other, posts, out, quiet=True)
     posts.write_text(posts.read_text().replace("number 3", "number three"))
-    with pytest.raises(InputError, match="unfinished answers of other posts; --overwrite"):
-        answer_file(Toy(tmp_path), posts, out, quiet=True)
-    remove_answers(out)
-    answer_file(Toy(tmp_path), posts, out, quiet=True)
+    with pytest.raises(InputError, match="unfinished predictions of other posts; --overwrite"):
+        predict_file(Toy(tmp_path), posts, out, quiet=True)
+    remove_predictions(out)
+    predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert answers_of(out) == expected(5)
 
 
@@ -175,11 +175,11 @@ SCRIPT = """
 import sys, threading
 from pathlib import Path
 from tests.fusion.test_stream import Toy
-from fusion.inference.predict_file import answer_file
+from fusion.inference.predict_file import predict_file
 from pipeline.common.errors import InputError
 folder = Path(sys.argv[1])
 try:
-    answer_file(Toy(folder, 0.15), folder / "posts.jsonl", folder / "out.jsonl", batch_size=5, workers=1, quiet=True)
+    predict_file(Toy(folder, 0.15), folder / "posts.jsonl", folder / "out.jsonl", batch_size=5, workers=1, quiet=True)
 except InputError as error:
     sys.exit(str(error))
 """
@@ -206,8 +206,8 @@ def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(tmp
     process.send_signal(signal.SIGTERM)
     message = process.communicate(timeout=60)[1]
     assert "stopped by SIGTERM" in message
-    assert f"of {POSTS} posts are answered; the same command goes on" in message
-    report = answer_file(Toy(tmp_path), posts, out, quiet=True)
+    assert f"of {POSTS} posts have predictions; the same command resumes" in message
+    report = predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert 40 <= report.answered_before < POSTS
     assert answers_of(out) == expected()
     assert not unfinished(out).exists()
@@ -219,7 +219,7 @@ def test_one_process_at_a_time(tmp_path):
         hold(tmp_path / "out.jsonl.unfinished.lock"),
         pytest.raises(InputError, match=f"process {os.getpid()} on .* is writing"),
     ):
-        answer_file(Toy(tmp_path), posts, out, quiet=True)
+        predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert not unfinished(out).exists()
 
 
@@ -228,15 +228,15 @@ def test_the_command_answers_as_one_by_one_and_counts_failures(tiny_run, predict
     posts, out = tmp_path / "posts.jsonl", tmp_path / "answers.jsonl"
     posts.write_text("\n".join([*lines, '{"id": "bad", "text": "t", "image": "no.jpg"}']))
     message = refused("predict", tiny_run.folder, posts, "--out", out, "--workers", 1, "--batch-size", 4, "--quiet")
-    assert "1 of 10 posts got no answer, over --max-fail-rate 0.05" in message
+    assert "1 of 10 posts got no prediction, over --max-fail-rate 0.05" in message
     records = answers_of(out)
     assert records[-1]["id"] == "bad"
-    streamed = [Answer(record["id"], record["probabilities"]) for record in records[:-1]]
+    streamed = [Prediction(record["id"], record["probabilities"]) for record in records[:-1]]
     assert [answer.id for answer in streamed] == [post.id for post in drawn_posts[:9]]
     alone = predictor.predict([raw(post) for post in drawn_posts[:9]])
     assert np.abs(values(streamed) - values(alone)).max() < TOLERANCE
     before = out.read_bytes()
-    assert "is there already" in refused("predict", tiny_run.folder, posts, "--out", out)
+    assert "already exists" in refused("predict", tiny_run.folder, posts, "--out", out)
     assert out.read_bytes() == before
     output = invoke(
         *("predict", tiny_run.folder, posts, "--out", out, "--overwrite", "--max-fail-rate", 0.1),
@@ -252,5 +252,5 @@ def test_a_file_without_posts_is_refused_and_nothing_is_written(text, part, tmp_
     if text is not None:
         posts.write_text(text)
     with pytest.raises(InputError, match=part):
-        answer_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", quiet=True)
+        predict_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", quiet=True)
     assert not list(tmp_path.glob("out*"))

@@ -241,8 +241,8 @@ def test_a_finished_sweep_is_kept_grows_on_request_and_is_replaced_when_told_so(
     invoke(*arguments(cache, space_file, out, 2))
     (out / "mine.txt").write_text("precious")
     first = rows_of(out)
-    assert "a sweep of 2 trials is there already" in refused(*arguments(cache, space_file, out, 2))
-    assert "going on after 2 trials" in invoke(*arguments(cache, space_file, out, 3))
+    assert "a sweep of 2 trials already exists" in refused(*arguments(cache, space_file, out, 2))
+    assert "resuming after 2 trials" in invoke(*arguments(cache, space_file, out, 3))
     assert rows_of(out)[:2] == first
     other = tmp_path / "other.yaml"
     other.write_text("lr: [1e-2]\n")
@@ -341,4 +341,4 @@ def test_ray_tune_runs_the_same_space_on_two_local_workers(cache, space_file, tm
     assert {name: plain[name] for name in ("lr", "layers", "schedule")} == {
         name: first[name] for name in ("lr", "layers", "schedule")
     }
-    assert "going on after 8 trials" in invoke(*arguments(cache, space, out, 9))
+    assert "resuming after 8 trials" in invoke(*arguments(cache, space, out, 9))

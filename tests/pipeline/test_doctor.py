@@ -49,7 +49,7 @@ def test_what_is_missing_is_named_with_the_way_out_and_the_exit_code(asked, tmp_
 
 def test_offline_asks_nobody(asked, tmp_path):
     output = invoke("doctor", "--offline", "--out", tmp_path, code=1)
-    assert output.count("not in the local hub cache (and --offline asks nobody); use --encoders packaged") == 2
+    assert output.count("not in the local hub cache (and --offline does not ask the hub); use --encoders packaged") == 2
     assert asked == []
     output = invoke("doctor", "--offline", "--encoders", "packaged", "--out", tmp_path, "--quiet")
     assert output == ""

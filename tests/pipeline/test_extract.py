@@ -240,7 +240,7 @@ def test_the_command_says_what_it_used_wrote_and_lost(tmp_path):
     assert result["failed"].keys() == {"2"}
     assert {"all", "encode", "write"} <= result["seconds"].keys()
     assert result["posts_per_second"] > 0
-    assert "is there already" in refused(*arguments)
+    assert "already exists" in refused(*arguments)
     (tmp_path / "cache" / "notes.txt").write_text("mine")
     invoke(*arguments, "--overwrite", "--max-fail-rate", "0.25", "--quiet")
     assert (tmp_path / "cache" / "notes.txt").exists()
@@ -353,7 +353,9 @@ def test_parts_merge_to_the_cache_that_one_process_makes(run, tmp_path):
     with pytest.raises(InputError, match=r"other: a part of another manifest or division .*posts: 37, not 36"):
         merge([parts[0], tmp_path / "other", parts[2]], tmp_path / "no")
     run(posts, tmp_path / "wide", part=Part(2, 3), stored_dtype="float32")
-    with pytest.raises(InputError, match=r"wide: made by other encoders than .*; stored_dtype: float16, not float32"):
+    with pytest.raises(
+        InputError, match=r"wide: computed by other encoders than .*; stored_dtype: float16, not float32"
+    ):
         merge([parts[0], tmp_path / "wide", parts[2]], tmp_path / "no")
     assert not (tmp_path / "no").exists()
 

@@ -44,7 +44,7 @@ def test_a_retry_that_is_stopped_says_so_and_goes_on(tmp_path, monkeypatch):
         image.write_bytes(data)
     with monkeypatch.context() as patch:
         stop_after(1, patch)
-        with pytest.raises(InputError, match=r"stopped by SIGTERM; [1-5] of 6 shards of .* the same command goes on"):
+        with pytest.raises(InputError, match=r"stopped by SIGTERM; [1-5] of 6 shards of .* the same command resumes"):
             make(posts, out, changes=Changes(retry_failed=True))
     assert not (out / hdf5.INDEX).exists()
     assert make(posts, out, changes=Changes(retry_failed=True)).failed == {}
@@ -190,7 +190,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_is_done(at, done, tmp_path, m
     message = str(caught.value)
     where = shard_name(done) if done < 4 else hdf5.INDEX
     assert message.startswith(f"{out / where}: No space left on device; {done} of 4 shards")
-    assert message.endswith("once that is mended the same command goes on from there")
+    assert message.endswith("once that is fixed, the same command resumes from there")
     assert "\n" not in message
     assert sorted(path.name for path in out.iterdir()) == [shard_name(number) for number in range(done)]
     report = make(posts, out)

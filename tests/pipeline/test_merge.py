@@ -48,7 +48,7 @@ def test_what_is_to_be_overwritten_stays_until_the_parts_are_known_to_be_whole(p
     out = tmp_path / "whole"
     merge(parts, out)
     before = files(out)
-    assert "is there already" in refused("merge", *parts, "--out", out)
+    assert "already exists" in refused("merge", *parts, "--out", out)
     assert "part 2/2 is missing" in refused("merge", parts[0], "--out", out, "--overwrite")
     assert files(out) == before
     merge(parts, out, overwrite=True)
@@ -63,7 +63,7 @@ def test_overwriting_waits_for_the_writer_that_is_there(parts, tmp_path):
     with only_writer(out):
         before = files(out)
         for second in (lambda: merge(parts, out, overwrite=True), lambda: make(posts, out, overwrite=True)):
-            with pytest.raises(InputError, match="has been writing there since"):
+            with pytest.raises(InputError, match="is writing; wait for it"):
                 second()
             assert files(out) == before
     assert make(posts, out, overwrite=True).shards_written == 3

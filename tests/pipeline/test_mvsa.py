@@ -219,7 +219,7 @@ def test_a_manifest_that_is_there_is_kept(tmp_path):
     folder = mvsa_folder(tmp_path / "m", {"1": "positive,positive"})
     out = tmp_path / "out.jsonl"
     out.write_text("mine")
-    assert "is there already" in refused("prepare", folder, "--out", out)
+    assert "already exists" in refused("prepare", folder, "--out", out)
     assert out.read_text() == "mine"
     invoke("prepare", folder, "--out", out, "--overwrite", "--quiet")
     assert json.loads(out.read_text())["id"] == "1"

@@ -31,20 +31,20 @@ class Line:
 
 
 def lines_of(result: dict[str, Any]) -> list[Line]:
-    """The rows that have answers, each with its scores and its difference to the full model's repeats of like seed."""
+    """The rows with predictions, each with its scores and its difference to the full model's for the same seeds."""
     truth = _codes(result["labels"])
     full = {repeat["seed"]: repeat for row in result["rows"] if row["key"] == FULL for repeat in row["repeats"]}
     lines = []
     for row in result["rows"]:
-        answers = {repeat["seed"]: _codes(repeat["predicted"]) for repeat in row["repeats"]}
-        if not answers:
+        predictions = {repeat["seed"]: _codes(repeat["predicted"]) for repeat in row["repeats"]}
+        if not predictions:
             continue
-        seeds = [seed for seed in full if seed in answers or None in answers]
+        seeds = [seed for seed in full if seed in predictions or None in predictions]
         difference = None
         if seeds and row["key"] != FULL:
-            ours = [answers[seed] if seed in answers else answers[None] for seed in seeds]
+            ours = [predictions[seed] if seed in predictions else predictions[None] for seed in seeds]
             difference = compare(truth, np.array(ours), np.array([_codes(full[seed]["predicted"]) for seed in seeds]))
-        lines.append(Line(row, [score(truth, codes) for codes in answers.values()], difference))
+        lines.append(Line(row, [score(truth, codes) for codes in predictions.values()], difference))
     return lines
 
 
@@ -62,29 +62,29 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
         return ""
     posts, repeats = len(result["labels"]), max(len(line.scores) for line in lines)
     beyond = [(line, found) for line, found in compared if found.excludes_zero("accuracy")]
-    told = [_sentence(line, found) for line, found in beyond]
+    sentences = [_sentence(line, found) for line, found in beyond]
     within = [line.title for line, found in compared if not found.excludes_zero("accuracy")]
     papers = [found for line, found in compared if result["published"] in line.row["published"]]
     ends = [found.interval["accuracy"] for found in papers or [found for _, found in compared]]
     width = statistics.median((high - low) / 2 for low, high in ends)
-    said = ["**What the posts support.**", *told]
+    parts = ["**What the posts support.**", *sentences]
     if within:
-        said.append(f"No difference to the full model is shown for: {'; '.join(within)}.")
-    said.append(
+        parts.append(f"No difference to the full model is shown for: {'; '.join(within)}.")
+    parts.append(
         f"With {posts} posts and {repeats} {'repeat' if repeats == 1 else 'repeats'}, the interval of a row"
         f"{' of the paper' if papers else ''} reaches about {100 * width:.1f} points to either side, so a smaller step "
         f"can't be seen{_steps(result, lines)}."
     )
     if beyond and len(compared) > 1:
-        said.append(
+        parts.append(
             f"Of {len(compared)} comparisons at {LEVEL:.0%}, about {(1 - LEVEL) * len(compared):.1f} would look like a "
             "difference by chance."
         )
     if lacking := [escaped(row["title"]) for row in result["rows"] if not row["repeats"]]:
-        said.append(f"Missing: {'; '.join(lacking)}.")
+        parts.append(f"Missing: {'; '.join(lacking)}.")
     if left_out := [f"{escaped(row['title'])} ({escaped(row['why'])})" for row in result.get("left_out", [])]:
-        said.append(f"Left out: {'; '.join(left_out)}.")
-    return " ".join(said)
+        parts.append(f"Left out: {'; '.join(left_out)}.")
+    return " ".join(parts)
 
 
 def _sentence(line: Line, found: Difference) -> str:

@@ -11,7 +11,7 @@ from fusion.models.registry import model_class
 from fusion.names import baselines
 
 Published = dict[str, tuple[float, float]]
-# trained: by the row's settings; majority, probe: a floor, fitted in a moment; shuffled: the full model's own answers
+# trained: with the row's settings; majority, probe: baselines without a seed; shuffled: the full model's predictions
 Kind = Literal["trained", "majority", "probe", "shuffled"]
 TABLES = ("2", "3", "4", "beyond")
 DATA_SETS = ("mvsa-single", "mvsa-multiple")

@@ -1,4 +1,4 @@
-"""Models of the JSON files of `reproduce`: a table, and the answers of one fit. They may come from a stranger."""
+"""Models of the JSON files of `reproduce`: a table, and the predictions of one fit. They may come from a stranger."""
 
 from collections import Counter
 from pathlib import Path
@@ -105,7 +105,7 @@ class Table(Document):
         if FULL not in (row.key for row in self.rows):
             raise ValueError(f"rows: there is no row {FULL}")
         if any(len(repeat.predicted) != len(self.labels) for row in self.rows for repeat in row.repeats):
-            raise ValueError("rows: a repeat has not one answer for each label")
+            raise ValueError("rows: a repeat has not one prediction for each label")
         if not any(row.repeats for row in self.rows):
             raise ValueError("rows: none has repeats")
         if len(self.rows) * len(self.labels) > _MOST_COMPARED:
@@ -113,7 +113,7 @@ class Table(Document):
         return self
 
 
-class Answers(Document):
+class FitPredictions(Document):
     """answers.json."""
 
     ids: Annotated[list[Post], Field(min_length=1, max_length=MOST_POSTS)]
@@ -131,7 +131,7 @@ class Answers(Document):
     def _fits(self) -> Self:
         for digits in (self.predicted, self.image_shuffled, self.text_shuffled):
             if digits is not None and len(digits) != len(self.ids):
-                raise ValueError("there is not one answer for each id")
+                raise ValueError("there is not one prediction for each id")
         return self
 
 
@@ -144,6 +144,8 @@ def read_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def read_answers(path: Path) -> dict[str, Any]:
-    """The answers of one fit, checked; without what the fit does not have. Raises InputError naming file and field."""
-    return read_json(path, Answers).model_dump(exclude_none=True, by_alias=True)
+def read_predictions(path: Path) -> dict[str, Any]:
+    """The predictions of one fit, checked, without fields that the fit does not have. Raises InputError naming file and
+    field.
+    """
+    return read_json(path, FitPredictions).model_dump(exclude_none=True, by_alias=True)
