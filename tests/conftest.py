@@ -1,16 +1,12 @@
 """What several test files share: the packaged encoders, loaded once, and a tiny run trained on drawn posts."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import Browser, Page
 
-from fusion.config import load_config
 from fusion.inference.predictor import Predictor
 from fusion.run import Run
-from fusion.training.train import train
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.demo import dataset as drawn
@@ -22,9 +18,7 @@ from tests.helpers.browser import Window, chromium, visit, window
 from tests.helpers.hostile import Commands, forking
 from tests.helpers.processes import in_this_process
 from tests.helpers.server import Server, serving
-
-CPU = torch.device("cpu")
-TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
+from tests.helpers.training import CPU, trained
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,13 +60,6 @@ def drawn_cache(
     folder = tmp_path_factory.mktemp("drawn") / "cache"
     extract(drawn_posts, folder, image_encoder, text_encoder, workers=1, quiet=True)
     return Cache(folder)
-
-
-def trained(cache: Cache, folder: Path, *settings: str) -> Run:
-    """A few steps' run: it knows next to nothing, and its answers differ from post to post."""
-    run = Run(folder)
-    train(cache, load_config(settings=(*TINY, *settings)), run, CPU, quiet=True)
-    return run
 
 
 @pytest.fixture(scope="session")

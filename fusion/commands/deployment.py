@@ -83,7 +83,9 @@ def predict(
         remove_predictions(out)
     report = predict_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=console.quiet)
     console.report(report.summary())
-    console.say(f"wrote {out}: {report.posts} posts, {report.failed} of them without a prediction and with the reason")
+    console.say(
+        f"wrote {out}: {report.posts} posts, {report.failed} of them without a prediction, each with its reason"
+    )
     if report.failed > max_fail_rate * report.posts:
         raise InputError(
             f"{report.failed} of {report.posts} posts got no prediction, over --max-fail-rate {max_fail_rate:g}; "

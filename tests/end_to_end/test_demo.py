@@ -9,8 +9,8 @@ from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import predict
 from fusion.run import Run
 from pipeline.cache.reader import Cache
-from tests.conftest import CPU
 from tests.helpers.commands import invoke
+from tests.helpers.training import CPU
 
 MARGIN, CEILING = 0.05, 0.80
 

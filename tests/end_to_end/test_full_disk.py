@@ -13,9 +13,9 @@ from fusion.config import load_config
 from fusion.run import Run
 from fusion.tensor_files import save_tensors
 from fusion.training.train import train
-from tests.conftest import CPU
 from tests.helpers.commands import ROOT, SMALL, invoke, refused
 from tests.helpers.toy import write_cache
+from tests.helpers.training import CPU
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 

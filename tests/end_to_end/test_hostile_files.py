@@ -5,7 +5,6 @@ A bad file of one post is that post's problem; a bad file that lists posts, or h
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -16,34 +15,11 @@ from PIL import Image
 from pipeline.cache.reader import Cache
 from pipeline.demo.dataset import _NOTE_TEXT
 from pipeline.encoders.weights import package_folder
+from tests.helpers.hostile_files import ENCODERS, KINDS, device, hole, loop, pipe, ran
 
-ENCODERS = ("--encoders", "packaged", "--device", "cpu", "--quiet")
 TEXTS = (*ENCODERS, "--image-encoder", "none")
-HOLE = 1 << 40
 
 
-def pipe(path):
-    os.mkfifo(path)
-
-
-def device(path):
-    path.symlink_to("/dev/zero")
-
-
-def loop(path):
-    path.symlink_to(path.name)
-
-
-def hole(path):
-    with path.open("wb") as file:
-        file.truncate(HOLE)
-
-
-def folder(path):
-    path.mkdir()
-
-
-KINDS = {"pipe": pipe, "device": device, "loop": loop, "hole of a terabyte": hole, "folder": folder}
 NO_FILES = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
@@ -56,13 +32,6 @@ def mvsa(place, ids):
     rows = "".join(f"{id_}\tpositive,positive\n" for id_ in ids)
     (place / "labelResultAll.txt").write_text(f"ID\ttext,image\n{rows}")
     return place
-
-
-def ran(commands, *arguments, **limits):
-    outcome = commands.run(*arguments, **limits)
-    assert outcome.code == 0, outcome
-    assert "Traceback" not in outcome.out + outcome.err
-    return outcome
 
 
 @NO_FILES

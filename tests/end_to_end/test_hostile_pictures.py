@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cache.reader import Cache
-from tests.end_to_end.test_hostile_files import ENCODERS, KINDS, ran
+from tests.helpers.hostile_files import ENCODERS, KINDS, ran
 from tests.helpers.hostile_pictures import MAKERS, WHOLE, large_jpeg, largest_png
 
 

@@ -15,36 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion.config import load_config
-from fusion.evaluation.evaluate import evaluate
 from fusion.run import Run
-from fusion.training.train import train
-from pipeline.common.files import write_json
-from tests.conftest import CPU
 from tests.helpers.commands import SMALL
-from tests.helpers.toy import write_cache
+from tests.helpers.run_folders import MODEL, STATE
+from tests.helpers.training import CPU
 
 DEEP = "[" * 100_000
 LONG = "9" * 5000
-STATE, MODEL = "train_state.safetensors", "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """A cache, a finished and evaluated run of it, and one that was stopped after an epoch."""
-    folder = tmp_path_factory.mktemp("originals")
-    cache = write_cache(folder / "cache", posts=61)
-    config = load_config(settings=(*SMALL, "mlm=false", "epochs=2"))
-    run = Run(folder / "run")
-    train(cache, config, run, CPU, quiet=True)
-    write_json(run.folder / "evaluation-test.json", evaluate(run, CPU))
-
-    def stop(line):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(cache, config, Run(folder / "stopped"), CPU, quiet=True, on_epoch=stop)
-    return folder
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the files of the packages and their imports must be like. Who may import whom: setup.cfg, `make lint`."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -77,3 +78,10 @@ def test_package_files_hold_a_docstring_only(package):
 
 def test_each_folder_of_modules_is_a_package():
     assert {file.parent for file in CODE} == set(PACKAGES)
+
+
+def test_tests_share_code_through_helpers_alone():
+    """A test file that imports another one, or conftest, cannot be read, moved or run by itself."""
+    pattern = re.compile(r"^\s*(from|import) tests\.(?!helpers\b)", re.MULTILINE)
+    found = [str(file) for file in (ROOT / "tests").rglob("*.py") if pattern.search(file.read_text(encoding="utf-8"))]
+    assert found == []

@@ -17,9 +17,9 @@ from pipeline.encoders.weights import package_folder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.verify import encode_again, load_encoders
 from pipeline.posts.manifest import LABELS, Post
-from tests.conftest import CPU, trained
 from tests.helpers.commands import invoke
-from tests.pipeline.test_encoders import TEXTS, tokens_of
+from tests.helpers.texts import TEXTS, tokens_of
+from tests.helpers.training import CPU, trained
 
 
 def encoder_of(layers: int):

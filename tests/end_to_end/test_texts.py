@@ -22,11 +22,11 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part
 from pipeline.posts.csv_texts import prepare
 from pipeline.posts.manifest import LABELS, Post, read_manifest, write_manifest
-from tests.conftest import CPU, trained
 from tests.helpers.commands import invoke, refused
 from tests.helpers.data import needs_multiple
 from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
 from tests.helpers.tiny_encoders import TinyText
+from tests.helpers.training import CPU, trained
 
 POSITIVE, NEUTRAL, NEGATIVE = LABELS
 

@@ -28,12 +28,11 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part, Plan, feature_bytes
 from pipeline.extraction.verify import encode_again
 from pipeline.posts.manifest import LABELS, write_manifest
-from tests.conftest import CPU, trained
 from tests.helpers.commands import invoke, refused
 from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
 from tests.helpers.tiny_encoders import TinyImage, TinyText
 from tests.helpers.toy import FINGERPRINT, write_cache
-from tests.helpers.training import lines_of, run_of
+from tests.helpers.training import CPU, lines_of, run_of, trained
 from tests.helpers.transforms import Mirrors
 
 

@@ -8,8 +8,8 @@ from playwright.sync_api import Page
 
 from fusion.report import run_report as report
 from fusion.report.gallery import view_cached_posts, write_gallery
-from tests.fusion.test_report import make_run
 from tests.helpers.browser import answers, fill, needs_chromium, png, shown, submit, visit, window
+from tests.helpers.reported_run import make_run
 
 AXE = Path(__file__).parents[2] / ".venv" / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}

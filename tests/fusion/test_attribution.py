@@ -9,7 +9,6 @@ from fusion.config import load_config
 from fusion.explanation import attribution
 from fusion.explanation.attribution import (
     METHODS,
-    PostFeatures,
     decisive_rows,
     methods_for,
     roll_out,
@@ -17,13 +16,7 @@ from fusion.explanation.attribution import (
     trace,
 )
 from pipeline.common.errors import InputError
-from tests.helpers.models import BASE, LENGTHS, VARIANTS, batch_of, model_of
-
-
-def features_of(batch, post):
-    """One post of a batch, without its padding."""
-    length = int(batch.text_mask[post].sum())
-    return PostFeatures(batch.patches[post], batch.pooled[post], batch.tokens[post, :length])
+from tests.helpers.models import BASE, LENGTHS, VARIANTS, batch_of, features_of, model_of
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)

@@ -1,11 +1,17 @@
-"""The ten baselines: against loops in float64, alone and in batches, through training, evaluation and the commands."""
+"""The ten baselines, alone and in batches, through training, evaluation and the commands.
 
+Those whose code is public (CLMLF, MultiSentiNet, FENet) are compared with loops in float64. Of the others only a
+description is public: they are held to what it says, and to what must hold of any such model.
+"""
+
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 
 from cli import cli
@@ -14,7 +20,7 @@ from fusion.evaluation.evaluate import evaluate
 from fusion.evaluation.predict import predict
 from fusion.models.base import Dimensions
 from fusion.models.baselines.clmlf import label_contrastive
-from fusion.models.baselines.itignn import interaction_graph
+from fusion.models.baselines.itignn import GraphAttention, interaction_graph
 from fusion.models.baselines.mvcn import sparsemax
 from fusion.models.baselines.parts import supervised_contrastive
 from fusion.models.precision import precision
@@ -24,7 +30,7 @@ from fusion.run import Run
 from fusion.training.train import train
 from pipeline.common.errors import InputError
 from tests.helpers import baseline_oracle, oracle
-from tests.helpers.baseline_parts import Post
+from tests.helpers.baseline_parts import Post, text_cnn
 from tests.helpers.commands import SMALL, imported
 from tests.helpers.models import BASE, CHANNELS, EXACT, LENGTHS, PATCHES, TEXT_WIDTH, batch_of, select
 from tests.helpers.toy import write_cache
@@ -54,7 +60,7 @@ def labelled(batch, *labels):
     return replace(batch, labels=torch.tensor(labels))
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", baseline_oracle.LOGITS)
 def test_logits_losses_and_gradients_agree_with_the_loops(name):
     model, batch = model_of(name), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
     parameters = {key: value.detach().clone().requires_grad_() for key, value in model.named_parameters()}
@@ -102,6 +108,58 @@ def test_a_posts_logits_depend_on_its_own_words_and_image_alone(name):
     torch.testing.assert_close(model(longer), logits, **EXACT)
     for change in ({"tokens": batch.tokens + 0.5}, {"patches": batch.patches + 0.5, "pooled": batch.pooled + 0.5}):
         assert not torch.allclose(model(replace(batch, **change)), logits, rtol=1e-6)
+
+
+# What each source's description says a model reads: patches, the pooled feature; and whether the order of words behind
+# the first token, and that of patches, matters.
+READS = {
+    "clcaf": ("patches, pooled", "words, patches"),
+    "clmlf": ("patches, pooled", ""),
+    "cmcn": ("patches, pooled", ""),
+    "cnn-multi": ("pooled", "words"),
+    "co-mn-hop": ("patches", ""),
+    "dnn-lr": ("pooled", "words"),
+    "fenet": ("patches", "words, patches"),
+    "itignn": ("patches, pooled", "words"),
+    "multisentinet": ("pooled", "words"),
+    "mvcn": ("patches", ""),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_it_reads_the_features_and_the_orders_that_its_description_names(name):
+    features, orders = READS[name]
+    model, batch = model_of(name), batch_of([7, 7])
+    logits = model(batch)
+    changed = {
+        "patches": {"patches": batch.patches + 0.5},
+        "pooled": {"pooled": batch.pooled + 0.5},
+        "word order": {"tokens": batch.tokens[:, [0, 3, 1, 5, 2, 6, 4]]},
+        "patch order": {"patches": batch.patches[:, [3, 0, 4, 2, 1]]},
+    }
+    seen = {
+        what: not torch.allclose(model(replace(batch, **change)), logits, **EXACT) for what, change in changed.items()
+    }
+    assert seen == {
+        "patches": "patches" in features,
+        "pooled": "pooled" in features,
+        "word order": "words" in orders,
+        "patch order": "patches" in orders,
+    }
+
+
+# A softmax, or sparsemax, takes no notice of what is added to all of its scores.
+WITHOUT_EFFECT = ("pool.score.2.bias", "guided.key.bias")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_reported_loss_is_the_cross_entropy_and_every_parameter_learns(name):
+    model, batch = model_of(name), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    losses = model.losses(batch)
+    torch.testing.assert_close(losses.mean("sentiment"), F.cross_entropy(model(batch), batch.labels), **EXACT)
+    losses.total.backward()
+    idle = [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert [key for key in idle if key not in WITHOUT_EFFECT] == []
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -183,6 +241,99 @@ def test_the_command_takes_a_models_name(cache, tmp_path):
     refused = CliRunner().invoke(cli, [*arguments, "--model", "cnn", "--overwrite"])
     assert refused.exit_code == 1
     assert "cnn-multi" in refused.output
+
+
+def test_dnn_lr_averages_two_networks_that_learn_apart():
+    model, batch = model_of("dnn-lr"), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    text, image = model.predictions(batch)
+    torch.testing.assert_close(model(batch).softmax(dim=1), (text.softmax(dim=1) + image.softmax(dim=1)) / 2, **EXACT)
+    own = F.cross_entropy(text, batch.labels) + F.cross_entropy(image, batch.labels)
+    torch.testing.assert_close(model.losses(batch).total, own, **EXACT)
+
+
+def test_the_joint_classifier_of_cnn_multi_teaches_its_networks_nothing():
+    model, batch = model_of("cnn-multi"), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    F.cross_entropy(model(batch), batch.labels).backward()
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} == {
+        "joint_head.weight",
+        "joint_head.bias",
+    }
+    heads = zip((model.text_head, model.image_head), model.vectors(batch), strict=True)
+    own = sum(F.cross_entropy(head(vector), batch.labels) for head, vector in heads)
+    losses = model.losses(batch)
+    torch.testing.assert_close(losses.total - losses.mean("sentiment"), own, **EXACT)
+
+
+def test_cmcn_minimises_half_of_each_modalitys_own_loss_besides():
+    model, batch = model_of("cmcn"), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    text, image, correlation = model.vectors(batch)
+    assert ((correlation > 0) & (correlation < 1)).all()
+    own = F.cross_entropy(model.text_head(text), batch.labels) + F.cross_entropy(model.image_head(image), batch.labels)
+    losses = model.losses(batch)
+    torch.testing.assert_close(losses.total - losses.mean("sentiment"), own / 2, **EXACT)
+
+
+def test_mvcn_weighs_a_post_by_what_its_modalities_believe():
+    """Heads that believe each label alike calibrate nothing; one that is sure of one post's makes that post count."""
+    model, batch = model_of("mvcn"), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    contrast = supervised_contrastive(torch.cat(model.vectors(batch)), batch.labels.repeat(3), 0.07)
+    with torch.no_grad():
+        for head in (model.text_head, model.image_head):
+            head.weight.zero_()
+            head.bias.zero_()
+    even = model.losses(batch)
+    torch.testing.assert_close(even.total, even.mean("sentiment") + 0.5 * 2 * math.log(3) + 0.1 * contrast, **EXACT)
+    with torch.no_grad():
+        model.text_head.bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+        model.image_head.bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    each = F.cross_entropy(model(batch), batch.labels, reduction="none")
+    own = 2 * 50 * 3 / 4  # three of the four posts are of other labels
+    torch.testing.assert_close(model.losses(batch).total, each[1] + 0.5 * own + 0.1 * contrast, **EXACT)
+
+
+def test_clcaf_minimises_a_tenth_of_the_contrast_besides():
+    model, batch = model_of("clcaf"), labelled(batch_of(LENGTHS), 2, 0, 1, 2)
+    losses, contrast = model.losses(batch), supervised_contrastive(model.fused(batch), batch.labels, 0.07)
+    torch.testing.assert_close(losses.total - losses.mean("sentiment"), 0.1 * contrast, **EXACT)
+
+
+def test_each_hop_of_co_mn_hop_adds_what_it_reads():
+    """A memory whose rows are alike is read as that row, whatever the weights: after K hops it stands K + 1 times."""
+    batch = batch_of([5])
+    batch = replace(batch, tokens=batch.tokens[:, :1].expand(-1, 5, -1), patches=batch.patches[:, :1].expand(-1, 5, -1))
+    for hops in (1, 2, 4):
+        model = model_of("co-mn-hop", f"layers={hops}")
+        rows = torch.cat([model.words(batch.tokens[:, 0]), model.regions(batch.patches[:, 0])], dim=1)
+        torch.testing.assert_close(model(batch), model.head((hops + 1) * rows), **EXACT)
+
+
+def test_graph_attention_listens_to_the_nodes_edges_and_to_nothing_else():
+    generator = torch.Generator().manual_seed(3)
+    layer = GraphAttention(6, heads=2, dropout=0.0).double().eval()
+    nodes = torch.randn(1, 5, 6, generator=generator, dtype=torch.float64)
+    edges = torch.eye(5, dtype=torch.bool)[None].clone()
+    edges[0, 1, 3] = edges[0, 4, 0] = True
+    out = layer(nodes, edges)
+    order = [2, 0, 4, 1, 3]
+    torch.testing.assert_close(layer(nodes[:, order], edges[:, order][:, :, order]), out[:, order], **EXACT)
+    other = nodes.clone()
+    other[0, 3] += 1
+    differs = (layer(other, edges) != out).any(dim=2)[0]
+    assert differs.tolist() == [False, True, False, True, False]
+    with torch.no_grad():
+        layer.hearing.zero_()
+        layer.heard.zero_()
+    heard = layer.transform(nodes[0])  # every neighbour counts alike
+    expected = torch.stack([heard[0], (heard[1] + heard[3]) / 2, heard[2], heard[3], (heard[4] + heard[0]) / 2])
+    torch.testing.assert_close(layer(nodes, edges)[0], F.elu(expected + layer.bias), **EXACT)
+
+
+def test_the_text_network_agrees_with_the_loops():
+    """Kim's, whose sizes and code are public; both models that have it use it alike."""
+    model, batch = model_of("dnn-lr"), batch_of(LENGTHS)
+    parameters = dict(model.named_parameters())
+    expected = torch.stack([text_cnn(parameters, list(batch.tokens[i, :n])) for i, n in enumerate(LENGTHS)])
+    torch.testing.assert_close(model.text_cnn(batch.tokens, batch.text_mask), expected, **EXACT)
 
 
 def test_sparsemax_as_worked_out_by_hand():

@@ -22,10 +22,10 @@ from fusion.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
-from tests.conftest import CPU
 from tests.helpers.commands import invoke, refused
 from tests.helpers.predictions import raw, values
 from tests.helpers.toy import FINGERPRINT, ToyText, random_batch, write_cache
+from tests.helpers.training import CPU
 
 CHANNELS, WIDTH = 11, 7
 SMALL = ("width=6", "heads=2", "layers=1", "batch_size=13", "epochs=1")

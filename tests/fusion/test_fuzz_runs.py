@@ -20,8 +20,8 @@ from fusion.run import Run
 from fusion.training.optimizer import new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import problem_of
-from tests.conftest import CPU
-from tests.end_to_end.test_hostile_runs import MODEL, STATE, originals
+from tests.helpers.run_folders import MODEL, STATE, originals
+from tests.helpers.training import CPU
 
 NAMES = ("run.json", "config.yaml", "metrics.jsonl", "evaluation-test.json", "splits.csv", MODEL, STATE)
 VALUES = (

@@ -18,10 +18,9 @@ from fusion.training.train import ExecutionOptions, train
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
 from pipeline.posts.mvsa import merge_labels
-from tests.fusion.test_attribution import features_of
 from tests.helpers.commands import SMALL
 from tests.helpers.fast import assert_equals_the_clear_path, encode
-from tests.helpers.models import BASE, EXACT, LENGTHS, batch_of, model_of, select
+from tests.helpers.models import BASE, EXACT, LENGTHS, batch_of, features_of, model_of, select
 from tests.helpers.oracle import rule
 from tests.helpers.toy import write_cache
 from tests.helpers.training import CPU, lines_of, run_of

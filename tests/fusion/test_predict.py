@@ -17,9 +17,9 @@ from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.weights import package_folder
 from pipeline.posts.manifest import LABELS
-from tests.conftest import CPU, trained
 from tests.helpers.commands import invoke, refused
 from tests.helpers.predictions import TOLERANCE, raw, values
+from tests.helpers.training import CPU, trained
 
 
 def jpeg(**options):

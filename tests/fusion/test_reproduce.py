@@ -21,10 +21,10 @@ from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.posts.manifest import read_splits
-from tests.conftest import CPU
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.processes import wait_until
 from tests.helpers.toy import FINGERPRINT, write_cache
+from tests.helpers.training import CPU
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=3", "batch_size=16", "mlm=false", "lr=1e-2")
 OPTIONS = [part for text in SETTINGS for part in ("--set", text)]

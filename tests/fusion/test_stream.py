@@ -5,48 +5,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from fusion.config import Config
 from fusion.inference.predict_file import predict_file, remove_predictions, unfinished
 from fusion.inference.predictor import Prediction
 from pipeline.common.errors import InputError
 from pipeline.common.locks import hold
 from tests.helpers.commands import ROOT, invoke, refused
-from tests.helpers.predictions import TOLERANCE, raw, values
+from tests.helpers.predictions import TOLERANCE, Toy, raw, values
 from tests.helpers.processes import lines_in, wait_until
-from tests.helpers.transforms import SHRINK
 
 POSTS = 101
-
-
-class Toy:
-    """Answers with the picture's mean grey, so that a shifted line shows; slow, so that it can be killed at work."""
-
-    config = Config()
-    device = torch.device("cpu")
-    image = SimpleNamespace(transform=SHRINK, pixels_shape=(3, 2, 2))
-
-    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
-        self.run = SimpleNamespace(folder=folder)
-        (folder / "model.safetensors").write_bytes(b"toy")
-        self._seconds = seconds
-
-    def predict_inputs(self, inputs):
-        time.sleep(self._seconds)
-        return [
-            Prediction(one.id, {}, reason=one.reason)
-            if one.reason
-            else Prediction(one.id, {"positive": float(one.pixels.mean())}, one.flags)
-            for one in inputs
-        ]
 
 
 def write_posts(folder: Path, posts: int = POSTS) -> Path:
@@ -174,7 +147,7 @@ def test_answers_of_another_run_or_of_other_posts_are_never_mixed(tmp_path):
 SCRIPT = """
 import sys, threading
 from pathlib import Path
-from tests.fusion.test_stream import Toy
+from tests.helpers.predictions import Toy
 from fusion.inference.predict_file import predict_file
 from pipeline.common.errors import InputError
 folder = Path(sys.argv[1])
@@ -242,7 +215,7 @@ def test_the_command_answers_as_one_by_one_and_counts_failures(tiny_run, predict
         *("predict", tiny_run.folder, posts, "--out", out, "--overwrite", "--max-fail-rate", 0.1),
         *("--workers", 1, "--json", tmp_path / "report.json"),
     )
-    assert "10 answers, 1 of them the reason why there is none" in output
+    assert "10 posts, 1 of them without a prediction, each with its reason" in output
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == 1
 
 

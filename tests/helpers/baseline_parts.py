@@ -29,10 +29,6 @@ class Post:
     label: int
 
 
-def mean(rows: Rows) -> Tensor:
-    return weighted([torch.tensor(1 / len(rows), dtype=torch.float64)] * len(rows), rows)
-
-
 def largest(rows: Rows) -> Tensor:
     best = rows[0]
     for row in rows[1:]:
@@ -82,19 +78,6 @@ def text_cnn(p: Parameters, tokens: Rows) -> Tensor:
         assert len(windows) == len(tokens) + size - 1
         found.append(largest([torch.relu(window) for window in windows]))
     return torch.cat(found)
-
-
-def supervised_contrastive(labelled: list[tuple[Tensor, int]]) -> Tensor:
-    """Khosla et al. 2020, eq 2, at temperature 0.07; the mean over the anchors that have a positive."""
-    unit = [(vector / torch.sqrt((vector * vector).sum()), label) for vector, label in labelled]
-    losses = []
-    for i, (anchor, label) in enumerate(unit):
-        others = [pair for j, pair in enumerate(unit) if j != i]
-        positives = [torch.dot(anchor, vector) / 0.07 for vector, other in others if other == label]
-        total = sum(torch.exp(torch.dot(anchor, vector) / 0.07) for vector, _ in others)
-        if positives:
-            losses.append(sum(-score + torch.log(total) for score in positives) / len(positives))
-    return sum(losses) / len(losses) if losses else torch.zeros((), dtype=torch.float64)
 
 
 Logits = Callable[[Parameters, Settings, Post], Tensor]

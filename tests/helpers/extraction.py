@@ -1,5 +1,6 @@
 """Posts to extract, in small shards, and what came of them."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cache import hdf5
+from pipeline.extraction.extract import extract
 from pipeline.posts.manifest import Post
+from tests.helpers.tiny_encoders import TinyImage, TinyText
 
 SHARD = 7
 
@@ -52,3 +55,13 @@ def stop_after(shards: int, monkeypatch) -> None:
         write(path, *rest)
 
     monkeypatch.setattr(hdf5, "write_shard", watched)
+
+
+def encoded(picture, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def make(posts, out, *, image=None, **options):
+    return extract(posts, out, image or TinyImage(), TinyText(), **{"batch_size": 3, "quiet": True, **options})

@@ -6,6 +6,9 @@ import torch
 
 from fusion.config import Config
 from fusion.data.batches import Batch
+from fusion.explanation.attribution import (
+    PostFeatures,
+)
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from tests.helpers import oracle
@@ -81,3 +84,9 @@ def select(batch: Batch, order: list[int]) -> Batch:
     longest = int(batch.text_mask[order].sum(dim=1).max())
     chosen = {field.name: getattr(batch, field.name)[order] for field in fields(Batch)}
     return Batch(**{**chosen, **{name: chosen[name][:, :longest] for name in ("tokens", "input_ids", "text_mask")}})
+
+
+def features_of(batch, post):
+    """One post of a batch, without its padding."""
+    length = int(batch.text_mask[post].sum())
+    return PostFeatures(batch.patches[post], batch.pooled[post], batch.tokens[post, :length])

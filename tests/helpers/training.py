@@ -1,15 +1,19 @@
 """Trainings of small models on small caches."""
 
+from pathlib import Path
+
 import torch
 
 from fusion.config import load_config
 from fusion.run import Run
 from fusion.training.train import ExecutionOptions, train
+from pipeline.cache.reader import Cache
 from tests.helpers.commands import SMALL
 from tests.helpers.toy import ToyText
 
 PLAIN = ExecutionOptions()
 CPU = torch.device("cpu")
+TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
 
 
 def run_of(folder, cache, *settings, execution=PLAIN, **options):
@@ -23,3 +27,10 @@ def run_of(folder, cache, *settings, execution=PLAIN, **options):
 def lines_of(run):
     """What an epoch measured, without how long it took."""
     return [{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in run.metrics()]
+
+
+def trained(cache: Cache, folder: Path, *settings: str) -> Run:
+    """A few steps' run: it knows next to nothing, and its predictions differ from post to post."""
+    run = Run(folder)
+    train(cache, load_config(settings=(*TINY, *settings)), run, CPU, quiet=True)
+    return run

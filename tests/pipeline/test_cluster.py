@@ -9,8 +9,7 @@ import time
 import pytest
 
 from pipeline.posts.manifest import write_manifest
-from tests.end_to_end.test_crash import ROOT
-from tests.helpers.commands import invoke
+from tests.helpers.commands import ROOT, invoke
 from tests.helpers.extraction import SHARD, shard_bytes, write_posts
 
 pytest.importorskip("ray", reason="the package ray (extra `ray`) is not installed")

@@ -20,19 +20,9 @@ from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.weights import package_folder
+from tests.helpers.texts import TEXTS, tokens_of
 
 CPU = torch.device("cpu")
-TEXTS = ["", "hello there", "a longer text, with some punctuation & a word nobody knows: kwyjibo 天气"]
-
-
-def tokens_of(encoder, texts, pad_to=0):
-    """Each text's tokens, encoded in one batch padded to at least `pad_to`."""
-    rows, _ = encoder.tokenize(texts)
-    longest = max(pad_to, *(len(row) for row in rows))
-    ids, mask = torch.zeros(len(rows), longest, dtype=torch.int64), torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row), True
-    return [states[: len(row)] for states, row in zip(encoder.encode(ids, mask), rows, strict=True)]
 
 
 def local_image(tmp_path, name, seed=0):

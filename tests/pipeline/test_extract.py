@@ -26,9 +26,8 @@ from pipeline.extraction.plan import Changes, Part
 from pipeline.extraction.verify import encode_again
 from pipeline.posts.manifest import Post, write_manifest
 from tests.helpers.commands import invoke, refused
-from tests.helpers.extraction import SHARD, shard_bytes, write_posts
+from tests.helpers.extraction import SHARD, encoded, shard_bytes, write_posts
 from tests.helpers.transforms import DEADLY, Moody
-from tests.pipeline.test_images import encoded
 
 
 @pytest.fixture

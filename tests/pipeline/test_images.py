@@ -12,15 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.posts.images import ImageProblem, to_rgb
+from tests.helpers.extraction import encoded
 from tests.helpers.hostile_pictures import MAKERS, WHOLE, long_gif, tiff_of
 
 RED, BLUE = (254, 0, 0), (0, 0, 254)
-
-
-def encoded(picture, kind="PNG", **options):
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
 
 
 def halves(size=(13, 7), left=RED, right=BLUE):

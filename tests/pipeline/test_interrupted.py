@@ -15,20 +15,15 @@ from pipeline.cache.hdf5 import shard_name
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.extraction.encode import ShardJob
-from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part
 from pipeline.posts.manifest import Post
-from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
-from tests.helpers.tiny_encoders import TinyImage, TinyText
+from tests.helpers.extraction import SHARD, make, shard_bytes, stop_after, tiny_posts
+from tests.helpers.tiny_encoders import TinyImage
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(hdf5, "SHARD_POSTS", SHARD)
-
-
-def make(posts, out, *, image=None, **options):
-    return extract(posts, out, image or TinyImage(), TinyText(), **{"batch_size": 3, "quiet": True, **options})
 
 
 def test_a_retry_that_is_stopped_says_so_and_goes_on(tmp_path, monkeypatch):

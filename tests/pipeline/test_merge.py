@@ -11,8 +11,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.locks import only_writer
 from pipeline.extraction.plan import Part
 from tests.helpers.commands import refused
-from tests.helpers.extraction import SHARD, shard_bytes, tiny_posts
-from tests.pipeline.test_interrupted import make
+from tests.helpers.extraction import SHARD, make, shard_bytes, tiny_posts
 
 
 @pytest.fixture
