@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.evaluation.linear_probe import KINDS, probe
+from fusion.evaluation.linear_probe import MODALITIES, probe
 from pipeline.cache.reader import Cache
 from pipeline.demo import dataset as drawn
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
@@ -46,7 +46,7 @@ def main() -> None:
         errors = {feature: relative_errors(exact, rough, feature) for feature in FEATURES}
         for feature, error in errors.items():
             print(f"{feature:8} relative error of a post: " + ", ".join(f"{k} {v:.4f}" for k, v in error.items()))
-        probes = {kind: effect(exact, rough, kind) for kind in KINDS}
+        probes = {kind: effect(exact, rough, kind) for kind in MODALITIES}
         for kind, row in probes.items():
             print(f"probe {kind:5} " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in row.items()))
     if given.json:

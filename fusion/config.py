@@ -167,8 +167,8 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), _number(parse_yaml(value))
     except (ValueError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:100]
-        raise InputError(f"--set {text[:100]}: {value[:100]!r} is not a YAML value ({why})") from None
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"--set {text[:100]}: {value[:100]!r} is not a YAML value ({reason})") from None
 
 
 def _number(value: Any) -> Any:

@@ -94,11 +94,11 @@ def _opened(path: Path) -> Iterator[Any]:
             raise _damaged(path, f"a header of {header} bytes, over the limit of {_MOST_HEADER}")
         file: Any = safe_open(path, "pt")
     except (OSError, SafetensorError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise _damaged(path, " ".join(why.split())[:200]) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _damaged(path, " ".join(reason.split())[:200]) from None
     with file:
         yield file
 
 
-def _damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: missing or damaged ({why}); train again")
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: missing or damaged ({reason}); train again")

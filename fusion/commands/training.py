@@ -32,7 +32,7 @@ def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
     from pipeline.cache.reader import Cache
 
     cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
-    rows = {kind: linear_probe.probe(cache, kind).summary() for kind in linear_probe.kinds_of(cache)}
+    rows = {kind: linear_probe.probe(cache, kind).summary() for kind in linear_probe.probed_modalities(cache)}
     console.save(rows)
     console.say(f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
     for kind, row in rows.items():

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fusion.evaluation.linear_probe import kinds_of, probe
+from fusion.evaluation.linear_probe import probe, probed_modalities
 from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, score
 from fusion.evaluation.predict import predict
 from fusion.models.base import Model
@@ -91,7 +91,7 @@ def controls(
 
 def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """The paired difference, model minus the linear probe of all modalities of the cache, on the same posts."""
-    kind = kinds_of(cache)[-1]
+    kind = probed_modalities(cache)[-1]
     linear = probe(cache, kind, split)
     right, probe_right = predicted == truth, linear.test_predictions == truth
     probe_scores, ours = score(truth, linear.test_predictions), score(truth, predicted)

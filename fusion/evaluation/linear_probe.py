@@ -17,16 +17,19 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
 
-KINDS = ("text", "image", "both")
-STRENGTHS = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
+MODALITIES = ("text", "image", "both")
+C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One kind's best classifier by validation accuracy, its scores, and its predictions on the test rows."""
+    """The best classifier of these modalities by validation accuracy, with its predictions on the test rows.
 
-    kind: str
-    strength: float
+    c: scikit-learn's C, the inverse of the regularisation's strength.
+    """
+
+    modalities: str
+    c: float
     val_accuracy: float
     test_accuracy: float
     test_weighted_f1: float
@@ -35,33 +38,33 @@ class Probe:
 
     def summary(self) -> dict[str, float]:
         return {
-            "strength": self.strength,
+            "strength": self.c,
             "val_accuracy": self.val_accuracy,
             "test_accuracy": self.test_accuracy,
             "test_weighted_f1": self.test_weighted_f1,
         }
 
 
-def probe(cache: Cache, kind: str, test_split: str = "test") -> Probe:
+def probe(cache: Cache, modalities: str, test_split: str = "test") -> Probe:
     """Fit standardised logistic regression on training, choose C on validation accuracy, score the test split once."""
     require_all_classes(cache)
     train, val, test = (cache.rows(split) for split in ("train", "val", test_split))
-    features = {"train": features_of(cache, train, kind), "val": features_of(cache, val, kind)}
-    best, best_accuracy, best_strength = None, -1.0, 0.0
-    for strength in STRENGTHS:
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+    features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
+    best, best_accuracy, best_c = None, -1.0, 0.0
+    for c in C_GRID:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)  # an unconverged baseline would be misleading
             classifier.fit(features["train"], cache.labels[train])
         accuracy = accuracy_score(cache.labels[val], classifier.predict(features["val"]))
         if accuracy > best_accuracy:
-            best, best_accuracy, best_strength = classifier, accuracy, float(strength)
+            best, best_accuracy, best_c = classifier, accuracy, float(c)
     assert best is not None
-    predictions = best.predict(features_of(cache, test, kind))
+    predictions = best.predict(features_of(cache, test, modalities))
     truth = cache.labels[test]
     return Probe(
-        kind=kind,
-        strength=best_strength,
+        modalities=modalities,
+        c=best_c,
         val_accuracy=float(best_accuracy),
         test_accuracy=float(accuracy_score(truth, predictions)),
         test_weighted_f1=float(f1_score(truth, predictions, average="weighted", zero_division=0)),
@@ -70,19 +73,19 @@ def probe(cache: Cache, kind: str, test_split: str = "test") -> Probe:
     )
 
 
-def kinds_of(cache: Cache) -> tuple[str, ...]:
+def probed_modalities(cache: Cache) -> tuple[str, ...]:
     """The modalities that can be probed: of texts alone, the text."""
-    return KINDS if cache.has_images else ("text",)
+    return MODALITIES if cache.has_images else ("text",)
 
 
-def features_of(cache: Cache, rows: np.ndarray, kind: str) -> np.ndarray:
+def features_of(cache: Cache, rows: np.ndarray, modalities: str) -> np.ndarray:
     """Text: mean of all real tokens, with [CLS] and [SEP]; image: mean of patches; both: side by side. (len(rows), D
     and/or C).
     """
     parts = []
-    if kind != "image":
+    if modalities != "image":
         parts.append(np.stack([cache.tokens(row).astype(np.float32).mean(axis=0) for row in rows]))
-    if kind != "text":
+    if modalities != "text":
         parts.append(np.stack([cache.pooled(row).astype(np.float32) for row in rows]))
     return np.concatenate(parts, axis=1)
 

@@ -29,7 +29,7 @@ from pipeline.encoders.load import ImageEncoder, TextEncoder
 from pipeline.encoders.views import first_view
 from pipeline.extraction.sources import Sources
 
-SHARE, DRAWS = 0.2, 5
+FRACTION, DRAWS = 0.2, 5
 
 
 class FrozenImage(Protocol):
@@ -68,13 +68,13 @@ def faithfulness(
     image: FrozenImage,
     text: FrozenText,
     *,
-    share: float = SHARE,
+    fraction: float = FRACTION,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Mean drop of the predicted class's probability, by what was masked (words, patches) and by which method.
 
-    Every method hides the same number in a post, max(1, round(share x candidates)), those with the highest weights;
+    Every method hides the same number in a post, max(1, round(fraction x candidates)), those with the highest weights;
     `random` is the mean over `draws`. `beyond_random` is the mean paired difference to it, with its standard error over
     posts; `best` has the highest mean of these over words and patches.
     """
@@ -95,7 +95,7 @@ def faithfulness(
         for kind, (candidates, found) in by_kind.items():
             if not len(candidates) or not len(found[0]):
                 continue
-            k = max(1, round(share * len(candidates)))
+            k = max(1, round(fraction * len(candidates)))
             chosen = [_strongest(one.cpu().numpy(), candidates, k) for one in found]
             chosen += [random.choice(candidates, k, replace=False) for _ in range(draws)]
             left = _without(model, features, post, kind, chosen, image, text)[:, predicted]
@@ -103,7 +103,7 @@ def faithfulness(
             drops[kind].append([*lost[: len(methods)], float(lost[len(methods) :].mean())])
     if not count:
         raise InputError("none of the posts' images can be read any more, so nothing can be masked")
-    return _result(methods, drops, count, share, draws)
+    return _result(methods, drops, count, fraction, draws)
 
 
 def of_run(
@@ -191,7 +191,7 @@ def _strongest(weights: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarra
 
 
 def _result(
-    methods: list[str], drops: dict[str, list[list[float]]], count: int, share: float, draws: int
+    methods: list[str], drops: dict[str, list[list[float]]], count: int, fraction: float, draws: int
 ) -> dict[str, Any]:
     names = [*methods, "random"]
     lost = {kind: np.array(rows) for kind, rows in drops.items() if rows}
@@ -200,7 +200,7 @@ def _result(
     return {
         "posts": count,
         "posts_by_kind": {kind: len(values) for kind, values in lost.items()},
-        "share": share,
+        "share": fraction,
         "random_draws": draws,
         "methods": methods,
         "drop": {

@@ -29,14 +29,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Panel:
-    """One run's explanation of a post. `heat` is a data URI or None; `why` explains what is not shown."""
+    """One run's explanation of a post. `heat` is a data URI or None; `missing_heat` explains what is not shown."""
 
     title: str
     note: str
     explanation: Explanation
     words: list[Word]
     heat: str | None
-    why: str
+    missing_heat: str
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ def card(
     small = picture if isinstance(picture, str) else shrunk(picture)
     panels = []
     for title, note, explanation, view in looks:
-        heat, why = None, ""
+        heat, missing_heat = None, ""
         if explanation.heat is None:
-            why = "this run does not look at the image"
+            missing_heat = "this run does not look at the image"
         elif isinstance(small, str):
-            why = f"no heat map: {small}"
+            missing_heat = f"no heat map: {small}"
         else:
             heat = data_uri(overlay(small, explanation.heat, view))
-        panels.append(Panel(title, note, explanation, shaded(explanation.words), heat, why))
+        panels.append(Panel(title, note, explanation, shaded(explanation.words), heat, missing_heat))
     shown, missing = (None, small) if isinstance(small, str) else (data_uri(small), "")
     return Card(post_id, text or "", label, shown, missing, panels)
 

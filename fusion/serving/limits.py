@@ -47,6 +47,6 @@ class Refusal(Exception):
         return headers | ({"Connection": "close"} if self.status in (400, 408, 413) else {})
 
 
-def busy(why: str) -> Refusal:
+def busy(reason: str) -> Refusal:
     """The server has too much to do; the same request may succeed in a moment."""
-    return Refusal(503, f"{why}; try again in a moment", retry_after=1)
+    return Refusal(503, f"{reason}; try again in a moment", retry_after=1)

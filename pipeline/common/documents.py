@@ -140,8 +140,8 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "an integer over 64 bits", node.start_mark)
         return value
 
-    def _refuse(self, why: str, event: Any) -> NoReturn:
-        raise yaml.composer.ComposerError(None, None, why, event.start_mark)
+    def _refuse(self, reason: str, event: Any) -> NoReturn:
+        raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
 
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)

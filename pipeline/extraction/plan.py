@@ -203,9 +203,9 @@ def _require_no_more(out: Path, index: Index, posts: Sequence[Post]) -> None:
         raise _other_posts(out, f"{len(lost)} of its posts, {lost[0]!r} among them, are not in this manifest or part")
 
 
-def _other_posts(path: Path, why: str) -> InputError:
+def _other_posts(path: Path, reason: str) -> InputError:
     return InputError(
-        f"{path}: made from another manifest, or one in another order ({why}); use another --out, or --overwrite to "
+        f"{path}: made from another manifest, or one in another order ({reason}); use another --out, or --overwrite to "
         "begin again"
     )
 

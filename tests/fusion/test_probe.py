@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusion.evaluation.linear_probe import STRENGTHS, features_of, probe
+from fusion.evaluation.linear_probe import C_GRID, features_of, probe
 from pipeline.common.errors import InputError
 from tests.helpers.toy import write_cache
 
@@ -21,7 +21,7 @@ def test_features_are_the_mean_of_the_tokens_beside_the_pooled_patches(cache):
 
 
 def test_strengths_are_half_decades_from_a_ten_thousandth_to_a_tenth():
-    np.testing.assert_allclose(STRENGTHS, [1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
+    np.testing.assert_allclose(C_GRID, [1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
 
 
 def test_the_modality_that_tells_more_scores_more(cache):
@@ -41,7 +41,7 @@ def test_test_labels_change_the_score_but_not_the_choice(cache, tmp_path):
         lines.append(f"{id_},{names[(cache.labels[row] + turn) % 3]},{('train', 'val', 'test')[cache.splits[row]]}\n")
     splits.write_text("id,label,split\n" + "".join(lines))
     honest, wronged = probe(cache, "image"), probe(cache.with_splits(splits), "image")
-    assert (honest.strength, honest.val_accuracy) == (wronged.strength, wronged.val_accuracy)
+    assert (honest.c, honest.val_accuracy) == (wronged.c, wronged.val_accuracy)
     np.testing.assert_array_equal(honest.test_predictions, wronged.test_predictions)
     assert wronged.test_accuracy < 0.2 < honest.test_accuracy
 
