@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from fusion.evaluation.linear_probe import probe, probed_modalities
-from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, score
+from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, confusion, score
 from fusion.evaluation.predict import predict
 from fusion.models.base import Model
 from fusion.run import Run
@@ -35,6 +34,8 @@ def evaluate(
     truth = cache.labels[rows].astype(np.int64)
     probabilities = predict(model, cache, rows, device)
     predicted = probabilities.argmax(axis=1)
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=CODES, zero_division=0)
     fresh = ~cache.repeats_training(rows)
     result: dict[str, Any] = {
@@ -50,7 +51,7 @@ def evaluate(
         "confusion": {
             "rows": "truth",
             "columns": "predicted",
-            "counts": confusion_matrix(truth, predicted, labels=CODES).tolist(),
+            "counts": confusion(truth, predicted).tolist(),
         },
         "without_duplicates": {"posts": int(fresh.sum()), **score(truth[fresh], predicted[fresh])}
         if fresh.any()

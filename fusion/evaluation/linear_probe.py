@@ -7,15 +7,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from fusion.data.requirements import require_all_classes
+from fusion.evaluation.metrics import score
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS
 
 MODALITIES = ("text", "image", "both")
 C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
@@ -47,6 +42,11 @@ class Probe:
 
 def probe(cache: Cache, modalities: str, test_split: str = "test") -> Probe:
     """Fit standardised logistic regression on training, choose C on validation accuracy, score the test split once."""
+    from sklearn.exceptions import ConvergenceWarning  # here: it takes a second, which training does not need
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     require_all_classes(cache)
     train, val, test = (cache.rows(split) for split in ("train", "val", test_split))
     features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
@@ -56,18 +56,18 @@ def probe(cache: Cache, modalities: str, test_split: str = "test") -> Probe:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)  # an unconverged baseline would be misleading
             classifier.fit(features["train"], cache.labels[train])
-        accuracy = accuracy_score(cache.labels[val], classifier.predict(features["val"]))
+        accuracy = score(cache.labels[val], classifier.predict(features["val"]))["accuracy"]
         if accuracy > best_accuracy:
             best, best_accuracy, best_c = classifier, accuracy, float(c)
     assert best is not None
     predictions = best.predict(features_of(cache, test, modalities))
-    truth = cache.labels[test]
+    scores = score(cache.labels[test], predictions)
     return Probe(
         modalities=modalities,
         c=best_c,
-        val_accuracy=float(best_accuracy),
-        test_accuracy=float(accuracy_score(truth, predictions)),
-        test_weighted_f1=float(f1_score(truth, predictions, average="weighted", zero_division=0)),
+        val_accuracy=best_accuracy,
+        test_accuracy=scores["accuracy"],
+        test_weighted_f1=scores["weighted_f1"],
         test_rows=test,
         test_predictions=predictions,
     )
@@ -88,12 +88,3 @@ def features_of(cache: Cache, rows: np.ndarray, modalities: str) -> np.ndarray:
     if modalities != "text":
         parts.append(np.stack([cache.pooled(row).astype(np.float32) for row in rows]))
     return np.concatenate(parts, axis=1)
-
-
-def require_all_classes(cache: Cache) -> None:
-    """Raises InputError if a class has no training post: it could not be learned."""
-    present = set(cache.labels[cache.rows("train")].tolist())
-    if absent := [name for code, name in enumerate(LABELS) if code not in present]:
-        raise InputError(
-            f"{cache.folder}: no training post is labelled {' or '.join(absent)}; check the labels and the split"
-        )

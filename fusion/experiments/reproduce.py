@@ -15,6 +15,7 @@ import torch
 
 from fusion.config import Config
 from fusion.data.folds import fold_files
+from fusion.data.requirements import require_trainable
 from fusion.evaluation.evaluate import derangement
 from fusion.evaluation.linear_probe import probe
 from fusion.evaluation.predict import predict
@@ -23,7 +24,6 @@ from fusion.experiments.tables.rows import FULL, Row, rows_of
 from fusion.experiments.tables.table_file import read_predictions
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
-from fusion.training.train import require_trainable
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_json

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fusion.evaluation.linear_probe import require_all_classes
+from fusion.data.requirements import require_all_classes
 from fusion.experiments.journal import MOST_JOURNAL, SweepResult, check_journal
 from fusion.experiments.processes import in_processes
 from fusion.experiments.search_space import Space, optuna

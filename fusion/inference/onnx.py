@@ -92,5 +92,5 @@ def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     input_names = {one.name for one in session.get_inputs()}  # a run of one modality has the other's inputs not
     fed = {name: values.numpy() for name, values in zip(INPUTS, features, strict=True) if name in input_names}
-    (logits,) = session.run(["logits"], fed)
-    return float(np.abs(logits - logits(*features).numpy()).max())
+    (computed,) = session.run(["logits"], fed)
+    return float(np.abs(computed - logits(*features).numpy()).max())

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fusion.models.attention import full_precision
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS
 
 _CLASSES = range(len(LABELS))
@@ -81,14 +80,3 @@ def auxiliary_loss(modality_logits: Tensor, labels: Tensor) -> Tensor:
 def known_labels(cache: Cache) -> np.ndarray:
     """How many of its two modalities' labels are known of each post: (N,) int64."""
     return (cache.text_labels >= 0).astype(np.int64) + (cache.image_labels >= 0)
-
-
-def require_modality_labels(cache: Cache) -> None:
-    """Raises InputError if the training posts have no text's or no image's own label to learn from."""
-    rows = cache.rows("train")
-    for name, labels in (("text_label", cache.text_labels), ("image_label", cache.image_labels)):
-        if not (labels[rows] >= 0).any():
-            raise InputError(
-                f"{cache.folder}: {name} is unknown of all training posts, and label_rule learns from it; "
-                "extract from a manifest that has it (`prepare` writes it for MVSA), or set label_rule to false"
-            )

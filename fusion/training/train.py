@@ -15,9 +15,8 @@ import torch
 
 from fusion.config import Config
 from fusion.data.feature_store import FeatureStore, Location
-from fusion.evaluation.linear_probe import require_all_classes
+from fusion.data.requirements import require_trainable
 from fusion.models.base import Dimensions, Model
-from fusion.models.label_rule import require_modality_labels
 from fusion.models.logit_adjustment import training_log_prior
 from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
@@ -33,7 +32,6 @@ from fusion.training.optimizer import new_optimizer
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import require_images
 from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 
@@ -158,18 +156,6 @@ def train(
         wall = time.perf_counter() - started
         run.finish({**scores, "train_seconds": result.seconds, "wall_seconds_of_last_start": wall})
     return result
-
-
-def require_trainable(cache: Cache, config: Config) -> None:
-    """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels."""
-    if config.modalities != "text":
-        unless = " unless modalities is text" if config.model == "fusion" else ""
-        require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
-    if config.views == "sample" and cache.views == 1:
-        raise InputError(f"{cache.folder}: has one view of each image; for views sample extract with --views 2 to 6")
-    require_all_classes(cache)
-    if config.label_rule:
-        require_modality_labels(cache)
 
 
 def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: str | None = None) -> TextEncoder:

@@ -175,7 +175,7 @@ def test_encoders_that_cannot_be_had_are_named_with_the_way_to_them(tiny_run, tm
     assert message.endswith("with --text-encoder DIR")
     assert "--encoders packaged" not in message  # another pair is no way out for a trained run
     local = with_facts(tiny_run, tmp_path / "local", "text", name="bert (local files)")
-    assert "its text encoder was bert (local files); say where" in refused("predict", local, "--text", "a")
+    assert "its text encoder was bert (local files); give its folder with" in refused("predict", local, "--text", "a")
 
 
 def test_local_files_serve_and_others_are_refused_by_field(tiny_run, image_encoder, tmp_path):

@@ -269,7 +269,7 @@ def test_host_names_are_read_without_their_port():
 
 def test_more_than_fit_in_are_sent_away_and_the_others_are_served(client, handler, drawn_posts, monkeypatch):
     image = drawn_posts[0].image.read_bytes()
-    answer, waits = handler._answer, []
+    answer, waits = handler._predict_inputs, []
 
     def slow(inputs):
         waits.append(1)
@@ -277,7 +277,7 @@ def test_more_than_fit_in_are_sent_away_and_the_others_are_served(client, handle
             time.sleep(0.01)
         return answer(inputs)
 
-    monkeypatch.setattr(handler, "_answer", slow)
+    monkeypatch.setattr(handler, "_predict_inputs", slow)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, client, image, f"text {number}") for number in range(3)]
         wait_until(lambda: handler._in_progress == 3 and len(waits) >= 2)
@@ -300,7 +300,7 @@ def test_a_request_that_takes_too_long_is_sent_away_and_its_place_is_taken_until
         RequestHandler(predictor, limits, cores=1) as handler,
         TestClient(Guard(build_app(handler, "run"), limits), base_url=HOME) as client,
     ):
-        answer = handler._answer
+        answer = handler._predict_inputs
 
         def slow(inputs):
             held.append(1)
@@ -309,7 +309,7 @@ def test_a_request_that_takes_too_long_is_sent_away_and_its_place_is_taken_until
             return answer(inputs)
 
         monkeypatch.setattr(handler, "_decoders", Stub())
-        monkeypatch.setattr(handler, "_answer", slow)
+        monkeypatch.setattr(handler, "_predict_inputs", slow)
         assert "no answer within 0.5 s" in ask(client, image, "slow").json()["detail"]
         response = ask(client, image, "its work still goes on")
         assert response.status_code == 503
