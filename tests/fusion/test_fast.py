@@ -11,7 +11,19 @@ from fusion.models.masking import maskable_tokens, masked_count, masked_counts
 from fusion.training.epoch import drop_modalities
 from tests.helpers import oracle
 from tests.helpers.fast import assert_equals_the_clear_path, encode, gradients
-from tests.helpers.models import BASE, EXACT, LENGTHS, TEXT, VARIANTS, batch_of, model_of, oracle_of, reencode
+from tests.helpers.models import (
+    BASE,
+    EXACT,
+    FEW,
+    LENGTHS,
+    SHORT,
+    TEXT,
+    VARIANTS,
+    batch_of,
+    model_of,
+    oracle_of,
+    reencode,
+)
 from tests.helpers.toy import MASK
 
 AT_RANDOM = (("mask_choice=random",), ("modalities=text", "mask_choice=random"))
@@ -37,7 +49,7 @@ def test_losses_and_gradients_equal_the_clear_path(lengths, variant, layers, rat
 def test_losses_and_gradients_equal_the_oracle(variant):
     """The clear path, which it equals above in every variant, does so in every variant."""
     model = model_of(load_config(settings=(*BASE, *VARIANTS[variant])))
-    batch = batch_of(LENGTHS)
+    batch = batch_of(SHORT, m=FEW)
     parameters, options, posts = oracle_of(model, batch)
     total = oracle.total_loss(parameters, options, posts, MASK, reencode, TEXT.word_embeddings)
     total.backward()

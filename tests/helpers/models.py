@@ -17,6 +17,7 @@ from tests.helpers.toy import VOCABULARY, ToyText, random_batch
 CHANNELS, TEXT_WIDTH, PATCHES = 13, 7, 5
 BASE = ("width=14", "heads=2", "layers=2", "feedforward=11", "dropout=0.0", "mask_rate=0.3")
 LENGTHS = [7, 2, 3, 5]  # one text has no word at all
+SHORT, FEW = [6, 2, 3], 3  # lengths and patches for the oracle, whose time grows with the square of a post's rows
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 VARIANTS = {
     "the paper": (),
@@ -56,8 +57,8 @@ def model_of(config: Config, seed: int = 0) -> FusionModel:
     return model
 
 
-def batch_of(lengths: list[int], seed: int = 0) -> Batch:
-    return random_batch(lengths, m=PATCHES, channels=CHANNELS, width=TEXT_WIDTH, seed=seed)
+def batch_of(lengths: list[int], seed: int = 0, m: int = PATCHES) -> Batch:
+    return random_batch(lengths, m=m, channels=CHANNELS, width=TEXT_WIDTH, seed=seed)
 
 
 def oracle_of(model: FusionModel, batch: Batch):

@@ -15,7 +15,7 @@ from tests.helpers.cache_fuzzer import POSTS
 from tests.helpers.commands import ROOT
 from tests.helpers.toy import write_cache
 
-QUICK, LONG, BATCH = 1_000, 50_000, 500
+QUICK, LONG, BATCH = 500, 50_000, 500
 SECONDS = 600  # for a batch, which takes ten: that there is an end
 
 
