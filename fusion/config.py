@@ -88,7 +88,7 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_baseline_hides_words(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _disable_mlm_for_baselines(cls, values: dict[str, Any]) -> dict[str, Any]:
         return values if values.get("model", FUSION) == FUSION else {**values, "mlm": False}
 
     @model_validator(mode="after")

@@ -114,8 +114,8 @@ def extract(
     from pipeline.encoders.fingerprint import NO_IMAGES
     from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.extraction import extract as extraction
-    from pipeline.extraction.continued import as_before
     from pipeline.extraction.decode import start_server
+    from pipeline.extraction.match_cache import match_existing_cache
     from pipeline.extraction.plan import Changes, Part
     from pipeline.posts.manifest import read_manifest
 
@@ -126,7 +126,7 @@ def extract(
     chosen = console.device(device)
     start_server()
     choice = EncoderChoice(**encoders, device=str(chosen))
-    choice = choice if overwrite else as_before(choice, out)
+    choice = choice if overwrite else match_existing_cache(choice, out)
     image, text = load_image_encoder(choice), load_text_encoder(choice)
     console.say(f"encoders: {image.describe()} and {text.describe()}")
     with contextlib.ExitStack() as stack:

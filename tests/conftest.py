@@ -1,23 +1,30 @@
 """What several test files share: the packaged encoders, loaded once, and a tiny run trained on drawn posts."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+from fusion.config import load_config
+from fusion.evaluation.evaluate import evaluate
 from fusion.inference.predictor import Predictor
 from fusion.run import Run
+from fusion.training.train import train
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
+from pipeline.common.files import write_json
 from pipeline.demo import dataset as drawn
 from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extraction.extract import extract
 from pipeline.posts import mvsa
 from pipeline.posts.manifest import Post
 from tests.helpers.browser import Window, chromium, visit, window
+from tests.helpers.commands import SMALL
 from tests.helpers.hostile import Commands, forking
 from tests.helpers.processes import in_this_process
 from tests.helpers.server import Server, serving
+from tests.helpers.toy import write_cache
 from tests.helpers.training import CPU, trained
 
 
@@ -70,6 +77,24 @@ def tiny_run(drawn_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Ru
 @pytest.fixture(scope="session")
 def predictor(tiny_run: Run, image_encoder: ImageEncoder, text_encoder: TextEncoder) -> Predictor:
     return Predictor(tiny_run, tiny_run.load_model(CPU), image_encoder, text_encoder, CPU)
+
+
+@pytest.fixture(scope="session")
+def run_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache, a finished and evaluated run of it, and one that was stopped after an epoch, to copy and damage."""
+    folder = tmp_path_factory.mktemp("run_folders")
+    cache = write_cache(folder / "cache", posts=61)
+    config = load_config(settings=(*SMALL, "mlm=false", "epochs=2"))
+    run = Run(folder / "run")
+    train(cache, config, run, CPU, quiet=True)
+    write_json(run.folder / "evaluation-test.json", evaluate(run, CPU))
+
+    def stop(line: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, config, Run(folder / "stopped"), CPU, quiet=True, on_epoch=stop)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import csv_text, regular_bytes, write_text
 from pipeline.common.folders import remove_file
-from pipeline.posts.manifest import LABELS, comparable_text, read_splits
+from pipeline.posts.duplicates import duplicate_groups
+from pipeline.posts.manifest import LABELS, read_splits
 
 
 def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, overwrite: bool = False) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, over
     for code, name in enumerate(LABELS):
         if (count := int((labels == code).sum())) < folds:
             raise InputError(f"{cache.folder}: only {count} posts are {name}, too few for {folds} folds; give fewer")
-    groups = repeats(cache, rows)
+    groups = np.array(duplicate_groups(cache.duplicate_keys(rows)))
     parts = np.empty(len(rows), int)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, tested) in enumerate(splitter.split(rows, labels, groups)):
@@ -47,7 +48,7 @@ def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, over
 
 
 def _write(files: dict[Path, str], out: Path, overwrite: bool) -> None:
-    """Write the files that are absent. Of those that are existing, each must be one of these, and at least one lack."""
+    """Write the missing files. Refuses if the set is already complete, or if an existing file differs from its own."""
     existing = _numbered(out)
     if overwrite:
         for path in existing:
@@ -71,25 +72,6 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(numbers[path]))
 
 
-def repeats(cache: Cache, rows: np.ndarray) -> np.ndarray:
-    """A number for each row, the same for posts that share a text, normalised, or an image, byte for byte."""
-    group = list(range(len(rows)))
-
-    def first(place: int) -> int:
-        while group[place] != place:
-            group[place] = group[group[place]]
-            place = group[place]
-        return place
-
-    seen: dict[tuple[str, str], int] = {}
-    for place, row in enumerate(rows):
-        text = comparable_text(cache.texts[row])
-        for mark in (("text", text or ""), ("image", cache.records[row].image_sha256)):
-            if mark[1]:
-                group[first(place)] = first(seen.setdefault(mark, place))
-    return np.array([first(place) for place in range(len(rows))])
-
-
 def fold_files(folder: Path, cache: Cache) -> list[Path]:
     """The files fold_K.csv of a folder, in the order of K.
 
@@ -106,7 +88,7 @@ def fold_files(folder: Path, cache: Cache) -> list[Path]:
         assignments = {id_: given for id_, given in read_splits(file).items() if id_ in cached}
         if number and assignments.keys() != everyone:
             other = min(assignments.keys() ^ everyone)
-            raise InputError(f"{file}: not the same posts as in {files[0]} ({other!r} stands in one alone)")
+            raise InputError(f"{file}: not the same posts as in {files[0]} (post {other!r} is in only one of the two)")
         everyone = set(assignments)
         for id_, given in assignments.items():
             if given.split != "test":

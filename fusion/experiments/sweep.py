@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.data.requirements import require_all_classes
-from fusion.experiments.journal import MOST_JOURNAL, SweepResult, check_journal
+from fusion.experiments.journal_check import MOST_JOURNAL, SweepResult, check_journal
 from fusion.experiments.processes import in_processes
 from fusion.experiments.search_space import Space, optuna
 from fusion.experiments.study import JOURNAL, SweepSpec, attempt, open_study, trainer_of
@@ -80,7 +80,7 @@ def sweep(
             write_results(study, spec.out, space)
             say(describe_trial(study, number))
 
-        numbers = _numbers(study, trials)
+        numbers = _trials_to_run(study, trials)
         if ray is not None:
             from fusion.experiments.sweep_ray import run_on_ray
 
@@ -97,7 +97,7 @@ def sweep(
         return result
 
 
-def _numbers(study: "optuna.Study", trials: int) -> Iterator[int]:
+def _trials_to_run(study: "optuna.Study", trials: int) -> Iterator[int]:
     """The trials to run: first those that a kill interrupted, then new ones, each created just before it begins."""
     yield from [trial.number for trial in study.trials if not trial.state.is_finished()]
     while len(study.get_trials(deepcopy=False)) < trials:

@@ -163,7 +163,7 @@ def _measure(posts: Path) -> tuple[str, int]:
 
 
 def _read(posts: Path, predictor: Predictor) -> Iterator[_Line]:
-    """The posts of the file, one by one; a line that is none comes with the reason."""
+    """The posts of the file, one by one; a line that is not a valid post is yielded with the reason."""
     folder = posts.parent.absolute()
     with _opened(posts) as file:
         for number, line in enumerate(_lines(file), start=1):
@@ -174,7 +174,7 @@ def _read(posts: Path, predictor: Predictor) -> Iterator[_Line]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; of one that is over the limit only so many bytes, and one more by which it is known."""
+    """The lines of a file. A line over the limit is cut to one byte more than it, which is how it is recognised."""
     while line := file.readline(_MOST_LINE_BYTES + 1):
         yield line
         while len(line) > _MOST_LINE_BYTES and not line.endswith(b"\n"):

@@ -105,7 +105,7 @@ _BODY = {
                     "additionalProperties": False,
                     "properties": {
                         "image": {"type": "string", "format": "binary", "description": _KINDS},
-                        "text": {"type": "string", "description": "the post's text; a blank one is none"},
+                        "text": {"type": "string", "description": "the post's text; a blank text counts as no text"},
                     },
                 }
             },

@@ -1,4 +1,4 @@
-"""Ends connections that are silent, that send a request half, or that do not read their answer.
+"""Ends connections that are silent, that send only a part of a request, or that do not read their answer.
 
 uvicorn limits neither the time that a connection may take to send a request nor the number of such connections but by
 turning everybody away. Here the oldest of them makes room for a new one.
@@ -50,8 +50,8 @@ class BoundedProtocol(H11Protocol):
                 self._receive(data[start : start + _SLICE])
 
     def _receive(self, data: bytes) -> None:
-        """Take in a little, so that what costs more than it brings is noticed early: a head over the limit of h11, or a
-        body of chunks of a few bytes, each of which costs as much as a large one.
+        """Process input in small slices, to notice early a client whose traffic costs more than it is worth: a head
+        over the limit of h11, or a body of chunks of a few bytes, each of which costs as much as a large one.
         """
         before = self._body_bytes()
         try:

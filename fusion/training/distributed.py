@@ -48,7 +48,7 @@ class Ranks:
         flat = torch.cat([flat, torch.tensor(here, dtype=flat.dtype, device=flat.device)])
         dist.all_reduce(flat)
         *sums, owners = flat.split([*(parameter.numel() for parameter in trained), len(trained)])
-        anywhere = here if all(here) else (owners > 0).tolist()  # the look at the device only where it tells something
+        anywhere = here if all(here) else (owners > 0).tolist()  # reading from the device waits for it
         for parameter, part, owned in zip(trained, sums, anywhere, strict=True):
             parameter.grad = part.view_as(parameter) if owned else None
 

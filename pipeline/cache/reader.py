@@ -17,7 +17,8 @@ from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_of_file
-from pipeline.posts.manifest import LABELS, SPLITS, comparable_text, read_splits
+from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
+from pipeline.posts.manifest import LABELS, SPLITS, read_splits
 
 
 def remove_cache_files(folder: Path) -> None:
@@ -193,12 +194,11 @@ class Cache:
         (len(rows),) bool.
         """
         train = np.flatnonzero(self.splits == SPLITS.index("train"))
-        texts = {comparable_text(self.texts[row]) for row in train} - {None}
-        images = {self.records[row].image_sha256 for row in train} - {""}
-        return np.array(
-            [comparable_text(self.texts[row]) in texts or self.records[row].image_sha256 in images for row in rows],
-            bool,
-        )
+        return np.array([bool(shared) for shared in shared_keys(self.duplicate_keys(rows), self.duplicate_keys(train))])
+
+    def duplicate_keys(self, rows: np.ndarray) -> list[Keys]:
+        """The keys of each row's post by which duplicates are found."""
+        return [duplicate_keys(self.texts[row], self.records[row].image_sha256) for row in rows]
 
     def summary(self) -> dict[str, Any]:
         """What the cache holds, for people and scripts."""

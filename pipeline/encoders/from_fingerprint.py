@@ -68,7 +68,7 @@ def same_text_encoder(
     if folder is None and name.endswith("(local files)"):
         raise InputError(f"{owner}: its text encoder was {name}; give its folder with --text-encoder DIR")
     if folder is None and name != PACKAGED_TEXT and Path(name).is_dir():  # a stranger's name must not choose a folder
-        raise InputError(f"{owner}: its text encoder is called {name}, as a folder here is; give --text-encoder")
+        raise InputError(f"{owner}: its text encoder has the name of a local folder, {name}; give --text-encoder")
     layers = fingerprint.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
         text=folder or name,

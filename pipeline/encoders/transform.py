@@ -17,7 +17,7 @@ from pipeline.common.errors import InputError
 from pipeline.encoders.views import VIEWS, corner
 from pipeline.posts.images import ImageProblem
 
-# Of a picture that is resized to 256 pixels across this lets pass what is up to 381 times as long, at some 100 MB.
+# For a shorter side of 256 pixels this allows a longer side of up to 381 times as much, some 100 MB.
 MAX_RESIZED = 25_000_000
 MAX_SIDE = 1_000_000  # Pillow's weights take 32 bytes or more for each pixel of a side; JPEG and WebP end at 65,535
 

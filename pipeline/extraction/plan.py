@@ -92,7 +92,9 @@ def plan(
     everything = hdf5.in_shards(posts)
     mine = [number for number in everything if number % part.of == part.number - 1]
     if not mine:
-        raise InputError(f"--part {part}: nothing is left for it; the posts fill {len(everything)} shards, one a part")
+        raise InputError(
+            f"--part {part}: would be empty; the posts fill {len(everything)} shards, so use at most as many parts"
+        )
     if index and not changes.append:
         _require_no_more(out, index, [post for number in mine for post in everything[number]])
     there = hdf5.shards_in(out)

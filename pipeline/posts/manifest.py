@@ -6,7 +6,6 @@ Anything wrong is named by file, line and field, because these are the files tha
 import csv
 import json
 import os
-import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -131,19 +130,6 @@ def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignm
     if not assignments:
         raise InputError(f"{path}: no rows below the header")
     return assignments
-
-
-def comparable_text(text: str) -> str | None:
-    """What is left of a text when links, mentions, a leading `rt`, case and punctuation go; None if under 10
-    characters.
-
-    Two posts with the same comparable text are duplicates: retweets carry one text into training and test.
-    """
-    text = re.sub(r"https?://\S*", "", text.lower())
-    text = re.sub(r"@\w+", "", text).strip()
-    text = re.sub(r"^rt\b", "", text)
-    text = "".join(character for character in text if character.isalnum())
-    return text if len(text) >= 10 else None
 
 
 def read_lines(path: Path) -> list[str]:

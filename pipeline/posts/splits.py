@@ -3,14 +3,16 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.common.files import regular_bytes
-from pipeline.posts.manifest import LABELS, SPLITS, Post, comparable_text, read_splits
+from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
+from pipeline.posts.manifest import LABELS, SPLITS, Post, read_splits
 
 
 @dataclass(frozen=True)
@@ -71,25 +73,19 @@ def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
 
 def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
     """For val and test: how many posts repeat a training post's text, or its image byte for byte."""
-    texts = {post.id: comparable_text(post.text) for post in posts if post.text is not None}
-    images = {post.id: _image_sha256(post.image) for post in posts if post.image is not None}
+    keys = {split: [_keys(post) for post in posts if post.split == split] for split in SPLITS}
     counts = {}
     for split in SPLITS[1:]:
-        ids = [post.id for post in posts if post.split == split]
-        same_text = _repeats(ids, posts, texts)
-        same_image = _repeats(ids, posts, images)
-        counts[split] = {"text": len(same_text), "image": len(same_image), "either": len(same_text | same_image)}
+        shared = [{kind for kind, _ in common} for common in shared_keys(keys[split], keys["train"])]
+        counts[split] = {kind: sum(kind in kinds for kinds in shared) for kind in ("text", "image")}
+        counts[split]["either"] = sum(bool(kinds) for kinds in shared)
     return counts
 
 
-def _image_sha256(image: Path) -> bytes | None:
-    """Of a file that extraction would read, too."""
-    try:
-        return hashlib.sha256(regular_bytes(image)).digest()
-    except OSError:
-        return None
-
-
-def _repeats(ids: Iterable[str], posts: Sequence[Post], key_of: dict[str, Any]) -> set[str]:
-    in_training = {key_of.get(post.id) for post in posts if post.split == "train"} - {None}
-    return {id_ for id_ in ids if key_of.get(id_) in in_training}
+def _keys(post: Post) -> Keys:
+    """An image that extraction could not read either has no key."""
+    sha256 = ""
+    if post.image is not None:
+        with suppress(OSError):
+            sha256 = hashlib.sha256(regular_bytes(post.image)).hexdigest()
+    return duplicate_keys(post.text, sha256)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion.run import Run
 from tests.helpers.commands import SMALL
-from tests.helpers.run_folders import MODEL, STATE
+from tests.helpers.hostile_files import MODEL, STATE
 from tests.helpers.training import CPU
 
 DEEP = "[" * 100_000
@@ -25,13 +25,13 @@ LONG = "9" * 5000
 
 
 @pytest.fixture
-def place(originals, tmp_path):
+def place(run_folders, tmp_path):
     """A copy of these in which a test may do what it likes, with a decoy outside of the folders."""
     folder = tmp_path / "place"
-    shutil.copytree(originals, folder)
+    shutil.copytree(run_folders, folder)
     for name in ("run", "stopped"):
         path = folder / name / "run.json"
-        path.write_text(path.read_text().replace(str(originals), str(folder)))
+        path.write_text(path.read_text().replace(str(run_folders), str(folder)))
     (folder / "decoy.txt").write_text("mine")
     return folder
 

@@ -8,7 +8,7 @@ import pytest
 
 from fusion.config import load_config
 from fusion.data.folds import write_folds
-from fusion.experiments.journal import check_journal
+from fusion.experiments.journal_check import check_journal
 from fusion.experiments.search_space import read_space
 from fusion.experiments.study import SweepSpec
 from fusion.experiments.sweep import _clear

@@ -16,8 +16,8 @@ from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.image import NoImages
 from pipeline.encoders.load import EncoderChoice, load_text_encoder
 from pipeline.encoders.text import TextEncoder
-from pipeline.extraction.continued import as_before
 from pipeline.extraction.extract import extract
+from pipeline.extraction.match_cache import match_existing_cache
 from pipeline.posts.manifest import Post, write_manifest
 from tests.helpers.commands import invoke
 
@@ -166,11 +166,11 @@ def test_a_new_cache_and_one_that_begins_again_have_the_new_reading(old_cache, t
 
 def test_what_can_not_be_read_says_nothing_of_the_reading(old_cache, tmp_path):
     choice = replace(OLD, split_special_tokens=True)
-    assert as_before(choice, tmp_path / "nothing") == choice
-    assert as_before(choice, old_cache) == OLD
+    assert match_existing_cache(choice, tmp_path / "nothing") == choice
+    assert match_existing_cache(choice, old_cache) == OLD
     shutil.copy(old_cache / "shard-00000.h5", old_cache / "shard-00001.h5")
     (old_cache / "shard-00000.h5").write_bytes(b"torn")
-    assert as_before(choice, old_cache) == OLD
+    assert match_existing_cache(choice, old_cache) == OLD
 
 
 def test_readings_are_not_mixed(old_cache, tmp_path, text_encoder):

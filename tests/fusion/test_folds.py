@@ -1,4 +1,4 @@
-"""Folds: every post tested once, classes in equal shares, repeats of a post on one side; and what is refused."""
+"""Folds: every post tested once, classes in equal shares of a post on one side; and what is refused."""
 
 import csv
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion.data.folds import fold_files, repeats, write_folds
+from fusion.data.folds import fold_files, write_folds
 from pipeline.cache import hdf5
 from pipeline.common.errors import InputError
+from pipeline.posts.duplicates import duplicate_groups
 from pipeline.posts.manifest import LABELS
 from tests.helpers.commands import invoke, refused
 from tests.helpers.toy import write_cache
@@ -53,7 +54,7 @@ def test_every_post_is_tested_once_and_validated_once(cache, tmp_path):
 
 
 def test_posts_that_share_a_text_or_an_image_are_on_one_side(cache, tmp_path):
-    groups = repeats(cache, np.arange(67))
+    groups = np.array(duplicate_groups(cache.duplicate_keys(np.arange(67))))
     assert groups[3] == groups[40] == groups[41]
     assert groups[5] == groups[50]
     assert len(set(groups.tolist())) == 67 - 3

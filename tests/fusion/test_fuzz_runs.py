@@ -20,7 +20,7 @@ from fusion.run import Run
 from fusion.training.optimizer import new_optimizer
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import problem_of
-from tests.helpers.run_folders import MODEL, STATE, originals
+from tests.helpers.hostile_files import MODEL, STATE
 from tests.helpers.training import CPU
 
 NAMES = ("run.json", "config.yaml", "metrics.jsonl", "evaluation-test.json", "splits.csv", MODEL, STATE)
@@ -28,7 +28,6 @@ VALUES = (
     *(None, True, 0, -1, 1, 1.5, 10**9, 10**30, 1e300, float("inf"), float("nan"), "", "x", "../../x", "\x1b]0;x\x07"),
     *("\u202e", "9" * 5000, [], [[]], [1] * 2000, {}, {"a": {"b": 1}}, "<script>", "```", "x" * 100_000, "hf-hub:a/b"),
 )
-__all__ = ["originals"]
 
 
 def places(value, path=()):
@@ -95,17 +94,17 @@ def raised(folder: Path, cache: Cache) -> Exception | None:
 
 
 @pytest.fixture(scope="module")
-def folder(originals, tmp_path_factory):
+def folder(run_folders, tmp_path_factory):
     """A finished run that also has the state of a stopped one."""
     folder = tmp_path_factory.mktemp("fuzz") / "run"
-    shutil.copytree(originals / "run", folder)
-    shutil.copy(originals / "stopped" / STATE, folder / STATE)
+    shutil.copytree(run_folders / "run", folder)
+    shutil.copy(run_folders / "stopped" / STATE, folder / STATE)
     return folder
 
 
 @pytest.mark.parametrize("count", [600, pytest.param(5_000, marks=pytest.mark.long)])
-def test_a_mutated_run_folder_is_read_or_refused_in_one_line(folder, originals, tmp_path, count):
-    cache = Cache(originals / "cache")
+def test_a_mutated_run_folder_is_read_or_refused_in_one_line(folder, run_folders, tmp_path, count):
+    cache = Cache(run_folders / "cache")
     read_everything(folder, cache)
     ended = {"read": 0, "refused": 0}
     for number in range(count):

@@ -6,6 +6,7 @@ ENCODERS = ("--encoders", "packaged", "--device", "cpu", "--quiet")
 
 
 HOLE = 1 << 40
+STATE, MODEL = "train_state.safetensors", "model.safetensors"
 
 
 def pipe(path):

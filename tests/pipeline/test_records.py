@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
+from pipeline.posts.duplicates import comparable_text
 from pipeline.posts.manifest import (
     LABELS,
     SPLITS,
     Assignment,
     Post,
-    comparable_text,
     read_manifest,
     read_splits,
     write_manifest,

@@ -11,11 +11,11 @@ from pipeline.common.errors import InputError
 from pipeline.encoders.load import EncoderChoice
 
 
-def as_before(choice: EncoderChoice, out: Path) -> EncoderChoice:
+def match_existing_cache(choice: EncoderChoice, out: Path) -> EncoderChoice:
     """The choice with the reading of special tokens of the cache that is in `out`, finished or not.
 
-    Caches that were made before a literal [MASK] in a text was text keep reading it as the special token; else they
-    could not be resumed, repaired or appended to.
+    Older caches read a literal [MASK] in a text as the special token, newer ones as plain text. An old cache keeps its
+    reading; else it could not be resumed, repaired or appended to.
     """
     fingerprint = next(_fingerprints(out), None)
     if fingerprint is None:

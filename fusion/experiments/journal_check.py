@@ -192,7 +192,7 @@ class _Replay:
         """Why a trial that has begun has settings that can't be; empty if all are in their ranges."""
         for trial, pieces in enumerate(self._begun):
             if pieces and trial not in self._finished and not self._possible(pieces):
-                return f"trial {trial} has begun with settings that the space has not"
+                return f"trial {trial} was started with settings outside the search space"
         return ""
 
     def _possible(self, pieces: dict[str, str]) -> bool:
