@@ -10,6 +10,7 @@ from pipeline.common.console import Console, refuse_finished
 from pipeline.common.errors import InputError
 from pipeline.common.options import (
     PATH,
+    allow_unmatched_option,
     cluster_options,
     device_option,
     encoder_options,
@@ -33,6 +34,7 @@ from pipeline.posts.formats import formats
 @click.option("--ratios", default="8:1:1", help="Ratios of train, val and test.")
 @click.option("--seed", default=0, help="Seed of the stratified split.")
 @click.option("--encoding", help="Encoding of an MVSA folder's texts, gb18030 unless given; never guessed.")
+@allow_unmatched_option
 @overwrite_option
 @result_options
 def prepare(
@@ -43,6 +45,7 @@ def prepare(
     ratios: str,
     seed: int,
     encoding: str | None,
+    allow_unmatched: bool,
     overwrite: bool,
     console: Console,
 ) -> None:
@@ -58,7 +61,8 @@ def prepare(
     except ValueError:
         raise click.BadParameter(f"{ratios!r} is not like 8:1:1", param_hint="--ratios") from None
     read = format_of(source, name)
-    prepared = read.prepare(source, splits=splits, ratios=shares, seed=seed, encoding=encoding)
+    options: dict[str, Any] = {"ratios": shares, "seed": seed, "encoding": encoding, "allow_unmatched": allow_unmatched}
+    prepared = read.prepare(source, splits=splits, **options)
     write_manifest(out, prepared.posts)
     console.report(prepared.summary)
     console.say(f"wrote {out}: {len(prepared.posts)} posts")
@@ -188,10 +192,11 @@ def doctor(out: Path, console: Console, **encoders: Any) -> None:
 def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, console: Console) -> None:
     """Merge the parts that `extract --part i/n` wrote into one cache."""
     from pipeline.cache.merge import merge as merge_parts
+    from pipeline.cache.summary import summary
 
     refuse_finished(out, (out / "index.h5").exists(), overwrite)
     merged = merge_parts(parts, out, overwrite=overwrite)
-    console.report(merged.summary())
+    console.report(summary(merged))
     console.say(f"wrote {out}: {len(merged)} posts of {len(parts)} parts")
 
 
@@ -216,6 +221,7 @@ def inspect(
 ) -> None:
     """Report what a cache holds, its size, and whether it is complete."""
     from pipeline.cache.reader import Cache
+    from pipeline.cache.summary import summary
 
     cache = Cache(cache_dir)
     problems = cache.damage() if verify else []
@@ -225,7 +231,7 @@ def inspect(
         encoders = load_encoders(cache, str(console.device(device)), image_weights, text_encoder)
         problems += encode_again(cache, *encoders, re_encode)
     checked = {"problems": problems} if verify or re_encode else {}
-    console.report(cache.summary() | checked)
+    console.report(summary(cache) | checked)
     if problems:
         raise InputError(
             f"{cache_dir}: damaged; {'; '.join(problems)}; `extract` with --repair makes damaged shards again"

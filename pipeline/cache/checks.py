@@ -53,6 +53,8 @@ def part(text: str) -> dict[str, Any]:
     numbers = [content.get(name) for name in ("number", "of", "posts")]
     if any(type(number) is not int for number in numbers) or not is_sha256(content.get("ids_sha256")):
         raise Wrong("part must hold number, of, posts and ids_sha256")
+    if not is_sha256(content.get("assignments_sha256", "0" * 64)):  # parts of older versions have none
+        raise Wrong("part's assignments_sha256 is no SHA-256")
     number, of, posts = (int(value) for value in numbers if value is not None)
     if not (1 <= number <= of <= _MOST_SHARDS and of <= posts):
         raise Wrong(f"part {number} of {of} of {posts} posts is impossible")

@@ -197,6 +197,12 @@ def manifest_sha256(records: Sequence[PostRecord]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def sha256_of_assignments(posts: Sequence[Post]) -> str:
+    """One hash for the labels and splits that a manifest gives: parts of different ones must not be merged."""
+    rows = [[post.id, post.label, post.split, post.text_label, post.image_label] for post in posts]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
 def sha256_of_ids(posts: Sequence[Post]) -> str:
     """One hash for which posts a manifest has, and in which order: by it `merge` knows that no part is missing."""
     return hashlib.sha256("".join(f"{post.id}\n" for post in posts).encode()).hexdigest()

@@ -57,7 +57,9 @@ def _require_all(parts: Sequence[Path]) -> None:
         if difference := first_difference(first.fingerprint, index.fingerprint):
             raise InputError(f"{folder}: computed by other encoders than {parts[0]}; {difference}")
         if difference := first_difference({**first.part, "number": 0}, {**index.part, "number": 0}):  # type: ignore[dict-item]
-            raise InputError(f"{folder}: a part of another manifest or division than {parts[0]}; {difference}")
+            labels = difference.startswith("assignments_sha256")
+            other = "with other labels or splits" if labels else "of another manifest or division"
+            raise InputError(f"{folder}: a part {other} than {parts[0]}; {difference}")
     assert first is not None
     assert first.part is not None
     if missing := sorted(set(range(1, first.part["of"] + 1)) - seen.keys()):

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import hdf5
-from pipeline.cache.hdf5_layout import FEATURES, FLAGS, INDEX
+from pipeline.cache.hdf5_layout import FEATURES, INDEX
 from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_of_file
-from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
+from pipeline.posts.duplicates import Keys, duplicate_keys
 from pipeline.posts.manifest import LABELS, SPLITS, read_splits
+from pipeline.posts.splits import unmatched_ids
 
 
 def remove_cache_files(folder: Path) -> None:
@@ -55,6 +56,7 @@ class Cache:
         self.text_labels, self.image_labels = index.text_labels, index.image_labels
         self.patches_shape, self.text_width = index.patches_shape, index.text_width
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
+        self.splits_note = ""
         self._table, self._offsets = index.shards, index.offsets
         self.lengths = np.diff(self._offsets)
         self._shards = ShardMaps(folder, index, self.views)
@@ -81,20 +83,33 @@ class Cache:
         cache.__dict__.update(self.__dict__)
         return cache
 
-    def with_splits(self, path: Path) -> "Cache":
-        """The same cache with splits, and labels where the file gives them, from a split file (id,label,split)."""
+    def with_splits(self, path: Path, *, allow_unmatched: bool = False) -> "Cache":
+        """The same cache with splits, and labels where the file gives them, from a split file (id,label,split).
+
+        Its `splits_note` says which ids do not match. Raises InputError if none does, and without `allow_unmatched` if
+        over a tenth of the file's do not.
+        """
         assignments = read_splits(path)
         row_of = {id_: row for row, id_ in enumerate(self.ids)}
-        if not row_of.keys() & assignments.keys():
-            raise InputError(f"{path}: not one of its {len(assignments)} ids is in the cache {self.folder}")
-        cache = self.__copy__()
-        cache.labels, cache.splits = self.labels.copy(), np.full_like(self.splits, -1)
+        cache = self.with_assignments(self.labels.copy(), np.full_like(self.splits, -1))
+        cache.splits_note = unmatched_ids(row_of, path, assignments, f"the cache {self.folder}", allow_unmatched)
         for id_, given in assignments.items():
             if (row := row_of.get(id_)) is not None:
                 cache.splits[row] = SPLITS.index(given.split)
                 if given.label:
                     cache.labels[row] = LABELS.index(given.label)
         return cache
+
+    def with_assignments(self, labels: np.ndarray, splits: np.ndarray) -> "Cache":
+        """The same cache with other labels and splits: codes (N,), -1 for none."""
+        cache = self.__copy__()
+        cache.labels, cache.splits = labels.astype(np.int8), splits.astype(np.int8)
+        return cache
+
+    @property
+    def relabelled(self) -> bool:
+        """Whether posts have other labels than the index gives them."""
+        return bool((self.labels != self.index.labels).any())
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the split's posts that have features and a label. Raises InputError if there are none."""
@@ -104,6 +119,16 @@ class Cache:
                 f"{self.folder}: no post of split {split!r} has features and a label; give them with --splits FILE"
             )
         return rows
+
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """How many posts with features each split has of each class."""
+        return {
+            split: {
+                label: int(np.sum(self.ok & (self.splits == code) & (self.labels == number)))
+                for number, label in enumerate(LABELS)
+            }
+            for code, split in enumerate(SPLITS)
+        }
 
     def failed(self, split: str) -> int:
         """How many posts of the split have no features."""
@@ -189,50 +214,13 @@ class Cache:
         """Hashes, reasons and flags of all posts."""
         return hdf5.read_records(self.folder)
 
-    def repeats_training(self, rows: np.ndarray) -> np.ndarray:
-        """For each row: whether its normalised text or its exact image also occurs in the training split.
-        (len(rows),) bool.
-        """
-        train = np.flatnonzero(self.splits == SPLITS.index("train"))
-        return np.array([bool(shared) for shared in shared_keys(self.duplicate_keys(rows), self.duplicate_keys(train))])
-
     def duplicate_keys(self, rows: np.ndarray) -> list[Keys]:
         """The keys of each row's post by which duplicates are found."""
         return [duplicate_keys(self.texts[row], self.records[row].image_sha256) for row in rows]
 
-    def summary(self) -> dict[str, Any]:
-        """What the cache holds, for people and scripts."""
-        lengths = self.lengths[self.ok]
-        names = {**dict(enumerate(SPLITS)), -1: "none"}
-        return {
-            "posts": len(self),
-            "by_split": {
-                name: {
-                    **{label: int(np.sum(here & self.ok & (self.labels == i))) for i, label in enumerate(LABELS)},
-                    "unlabelled": int(np.sum(here & self.ok & (self.labels < 0))),
-                    "failed": int(np.sum(here & ~self.ok)),
-                }
-                for code, name in names.items()
-                if (here := self.splits == code).any() or code >= 0
-            },
-            "failed": {record.id: record.reason for record in self.records if record.reason},
-            "flags": {name: int(np.sum(self.flags >> bit & 1)) for bit, name in enumerate(FLAGS)},
-            "share_truncated": float(np.mean(self.flags & 1)),
-            "tokens_per_text": {
-                "mean": float(lengths.mean()),
-                **{f"{share} %": int(np.percentile(lengths, share)) for share in (50, 90, 99)},
-                "longest": int(lengths.max()),
-            }
-            if len(lengths)
-            else {},
-            "patches": list(self.patches_shape),
-            "text_width": self.text_width,
-            "shards": len(self._table["name"]),
-            "bytes": self.bytes_on_disk(),
-            "bytes_per_post": self.bytes_on_disk() // len(self),
-            "manifest_sha256": self.manifest_sha256,
-            "fingerprint": self.fingerprint,
-        }
+    @property
+    def shard_count(self) -> int:
+        return len(self._table["name"])
 
     def bytes_on_disk(self) -> int:
         return int(self._table["bytes"].sum()) + (self.folder / INDEX).stat().st_size

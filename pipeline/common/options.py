@@ -81,8 +81,12 @@ cluster_options = _all(
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the finished output of an earlier call.")
 device_option = click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda or cuda:N.")
-splits_option = click.option(
-    "--splits", type=PATH, help="CSV id,label,split in place of the cache's own labels and splits."
+allow_unmatched_option = click.option(
+    "--allow-unmatched", is_flag=True, help="Use a split file though over a tenth of its ids match no post."
+)
+splits_options = _all(
+    click.option("--splits", type=PATH, help="CSV id,label,split in place of the cache's own labels and splits."),
+    allow_unmatched_option,
 )
 cache_option = click.option(
     "--cache", "cache_dir", type=PATH, help="Another cache from the same encoders, in place of the run's own."

@@ -252,8 +252,13 @@ def _part_marks(todo: Plan) -> dict[str, Any] | None:
     """What merging must know of a part: which it is, and of which manifest."""
     if todo.part.of == 1:
         return None
-    ids = hdf5.sha256_of_ids(todo.posts)
-    return {"number": todo.part.number, "of": todo.part.of, "posts": len(todo.posts), "ids_sha256": ids}
+    return {
+        "number": todo.part.number,
+        "of": todo.part.of,
+        "posts": len(todo.posts),
+        "ids_sha256": hdf5.sha256_of_ids(todo.posts),
+        "assignments_sha256": hdf5.sha256_of_assignments(todo.posts),
+    }
 
 
 def _write_failures(todo: Plan, out: Path) -> None:

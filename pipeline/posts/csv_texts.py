@@ -6,9 +6,10 @@ The header names `id` and `text`, and `label` and `split` where they are known; 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import Post, choice, read_lines, require_name
+from pipeline.posts.manifest import Post, choice, read_lines, require_name, require_unique
 from pipeline.posts.splits import Prepared, class_counts, duplicates_of_training, given_split, stratified_split
 
 COLUMNS = ("id", "text", "label", "split")
@@ -26,6 +27,7 @@ def prepare(
     ratios: Sequence[float] = (8, 1, 1),
     seed: int = 0,
     encoding: str | None = None,
+    allow_unmatched: bool = False,
 ) -> Prepared:
     """Read the posts of a CSV file, UTF-8, and split them: by `splits` (id,label,split), else by its own column, else
     stratified by `ratios` and `seed`.
@@ -35,10 +37,14 @@ def prepare(
     if encoding is not None:
         raise InputError(f"--encoding {encoding}: a CSV file is read as UTF-8; leave the option out")
     posts, columns = _read(path)
-    summary = {"form": "texts", "kept": len(posts), "unlabelled": sum(post.label is None for post in posts)}
+    summary: dict[str, Any] = {
+        "form": "texts",
+        "kept": len(posts),
+        "unlabelled": sum(post.label is None for post in posts),
+    }
     if splits is not None:
-        posts, summary["split_rows_without_post"] = given_split(posts, splits)
-        summary["split"] = str(splits)
+        posts, given = given_split(posts, splits, allow_unmatched=allow_unmatched)
+        summary.update(given)
     elif "split" in columns:
         summary["split"] = f"the column of {path}"
     else:
@@ -54,6 +60,7 @@ def _read(path: Path) -> tuple[list[Post], Sequence[str]]:
     reader = csv.DictReader((f"{line}\n" for line in read_lines(path)), strict=True)
     try:
         columns = reader.fieldnames or []
+        require_unique(columns, f"{path}, line 1", "column")
         for field in ("id", "text"):
             if field not in columns:
                 raise InputError(f"{path}, line 1: no column {field!r}; the header names {', '.join(COLUMNS)}")

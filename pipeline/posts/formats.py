@@ -1,7 +1,8 @@
 """The data formats that `prepare` reads, each found by its file.
 
-A format is a file of this folder with two functions: `prepare(source, *, splits, ratios, seed, encoding)`, which gives
-`splits.Prepared`, and `reads(source)`, which says whether a file or folder looks like this format.
+A format is a file of this folder with two functions: `prepare(source, *, splits, ratios, seed, encoding,
+allow_unmatched)`, which gives `splits.Prepared`, and `reads(source)`, which says whether a file or folder looks like
+this format.
 """
 
 from importlib import import_module

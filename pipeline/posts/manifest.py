@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +115,7 @@ def read_splits(path: Path) -> dict[str, Assignment]:
 
 def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignment]:
     columns = reader.fieldnames or []
+    require_unique(columns, f"{path}, line 1", "column")
     for field in ("id", "split"):
         if field not in columns:
             raise InputError(f"{path}, line 1: no column {field!r}; the header must be id,label,split")
@@ -155,9 +157,22 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def require_unique(names: Iterable[str], where: str, what: str) -> None:
+    """Raises InputError if a column or a field is named twice: one of the two would be lost."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{where}: {what} {shown(name)} occurs twice; rename or remove one")
+
+
 def _json_object(line: str, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require_unique((name for name, _ in pairs), where, "field")
+        return dict(pairs)
+
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=unique)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict):

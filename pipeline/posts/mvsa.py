@@ -45,6 +45,7 @@ def prepare(
     ratios: Sequence[float] = (8, 1, 1),
     seed: int = 0,
     encoding: str | None = None,
+    allow_unmatched: bool = False,
 ) -> Prepared:
     """Read an MVSA folder (either form), apply the label rule and split the posts.
 
@@ -73,9 +74,8 @@ def prepare(
         posts = stratified_split(posts, ratios, seed)
         summary["split"] = f"stratified {':'.join(f'{ratio:g}' for ratio in ratios)}, seed {seed}"
     else:
-        posts, unmatched = given_split(posts, splits)
-        summary["split"] = str(splits)
-        summary["split_rows_without_post"] = unmatched
+        posts, given = given_split(posts, splits, allow_unmatched=allow_unmatched)
+        summary.update(given)
     summary["classes"] = class_counts(posts)
     summary["duplicates_of_training"] = duplicates_of_training(posts)
     return Prepared(posts, summary)

@@ -2,8 +2,9 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipeline.common.errors import InputError
 from pipeline.common.files import regular_bytes
 from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
 from pipeline.posts.manifest import LABELS, SPLITS, Post, read_splits
+
+MOST_UNMATCHED = 0.1  # of a split file's ids
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,41 @@ def class_counts(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
     }
 
 
-def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
-    """Posts with the split that the file gives them, and how many rows of the file name no post here."""
+def unmatched_ids(ids: Collection[str], path: Path, named: Collection[str], owner: str, allow: bool) -> str:
+    """One line on the ids of a split file, `named`, that are not those of `owner`, and the reverse; empty if all are.
+
+    Raises InputError if none of the file's ids matches, and without `allow` if over a tenth does not.
+    """
+    own = set(ids)
+    lost, unnamed = [id_ for id_ in named if id_ not in own], len(own - set(named))
+    counts = f"{len(lost)} of its {len(named)} ids are not in {owner}"
+    if lost and (len(lost) == len(named) or (len(lost) > MOST_UNMATCHED * len(named) and not allow)):
+        way_out = "correct the ids" if len(lost) == len(named) else "correct the ids, or --allow-unmatched"
+        raise InputError(f"{path}: {counts}, {lost[0]!r} among them{_similar(lost, own)}; {way_out}")
+    parts = [counts] if lost else []
+    if unnamed:
+        parts.append(f"{unnamed} of the {len(own)} posts of {owner} are not in the file")
+    return f"{path}: {'; '.join(parts)}" if parts else ""
+
+
+def _similar(lost: Sequence[str], own: Collection[str]) -> str:
+    """A hint where an id differs from a post's in the way that spreadsheets write numbers: 7.0 or 7 for 007."""
+    plain = {_plain_number(id_): id_ for id_ in own}
+    for id_ in lost:
+        if (other := plain.get(_plain_number(id_))) is not None:
+            return f" ({id_!r} would match {other!r}; a spreadsheet may have changed it)"
+    return ""
+
+
+def _plain_number(id_: str) -> str:
+    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", id_.strip())
+    return number[1] if number else id_.strip()
+
+
+def given_split(
+    posts: Sequence[Post], path: Path, *, allow_unmatched: bool = False
+) -> tuple[list[Post], dict[str, Any]]:
+    """Posts with the split that the file gives them, and what to report of the file and its ids (`unmatched_ids`)."""
     assignments = read_splits(path)
     for post in posts:
         assignment = assignments.get(post.id)
@@ -60,15 +96,18 @@ def given_split(posts: Sequence[Post], path: Path) -> tuple[list[Post], int]:
                 f"{path}: post {post.id!r} is {assignment.label} there but {post.label} by the data set's own labels; "
                 "correct the file, or leave its label column out"
             )
-    unmatched = len(assignments.keys() - {post.id for post in posts})
-    if unmatched == len(assignments):
-        raise InputError(f"{path}: not one of its {unmatched} ids is a post of this data set")
+    note = unmatched_ids([post.id for post in posts], path, assignments, "this data set", allow_unmatched)
     placed = []
     for post in posts:
         assignment = assignments.get(post.id)
         label = post.label or (assignment.label if assignment else None)
         placed.append(replace(post, label=label, split=assignment.split if assignment else None))
-    return placed, unmatched
+    ids = {post.id for post in posts}
+    return placed, {
+        "split": str(path),
+        "split_rows_without_post": len(assignments.keys() - ids),
+        **({"unmatched": note} if note else {}),
+    }
 
 
 def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:

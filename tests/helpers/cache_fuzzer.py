@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
+from pipeline.cache.summary import summary
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
 from tests.helpers.processes import in_this_process
@@ -100,7 +101,7 @@ def _problems(folder: Path, name: str) -> list[str]:
         assert cache.patches(row).shape == cache.patches_shape
         assert len(cache.tokens(row)) == len(cache.input_ids(row)) == cache.lengths[row]
     assert len(cache.texts) == len(hdf5.read_posts(folder)) == len(cache)
-    cache.summary()
+    summary(cache)
     return cache.damage()
 
 

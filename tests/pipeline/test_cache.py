@@ -14,6 +14,7 @@ from pipeline.cache import hdf5
 from pipeline.cache.hdf5 import manifest_sha256, shard_name, write_index, write_shard
 from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.cache.records import PostRecord, ShardFeatures
+from pipeline.cache.summary import summary
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS, SPLITS, Post
 from tests.helpers.toy import FINGERPRINT, write_cache
@@ -99,7 +100,7 @@ def test_a_shard_in_which_every_post_failed_is_a_shard_like_any_other(small_shar
     cache, _ = written(tmp_path / "none", [0] * 3)
     assert not cache.ok.any()
     assert cache.damage() == []
-    assert cache.summary()["tokens_per_text"] == {}
+    assert summary(cache)["tokens_per_text"] == {}
     with pytest.raises(InputError, match="no post of split 'train' has features and a label"):
         cache.rows("train")
 
@@ -243,7 +244,10 @@ def test_a_split_file_gives_splits_and_labels_without_touching_the_cache(cache, 
     before = (cache.labels.copy(), cache.splits.copy())
     splits = tmp_path / "splits.csv"
     splits.write_text("id,label,split\n0,negative,val\n7,,train\nunknown,positive,test\n")
-    mine = cache.with_splits(splits)
+    with pytest.raises(InputError, match=r"1 of its 3 ids are not in the cache .*; correct the ids, or --allow"):
+        cache.with_splits(splits)
+    mine = cache.with_splits(splits, allow_unmatched=True)
+    assert "1 of its 3 ids are not in the cache" in mine.splits_note
     assert mine.rows("val").tolist() == [0]
     assert mine.labels[0] == LABELS.index("negative")
     assert mine.labels[7] == cache.labels[7]
@@ -251,7 +255,7 @@ def test_a_split_file_gives_splits_and_labels_without_touching_the_cache(cache, 
     assert np.array_equal(before[0], cache.labels)
     assert np.array_equal(before[1], cache.splits)
     splits.write_text("id,split\nunknown,test\n")
-    with pytest.raises(InputError, match="not one of its 1 ids is in the cache"):
+    with pytest.raises(InputError, match="1 of its 1 ids are not in the cache"):
         cache.with_splits(splits)
 
 
@@ -272,12 +276,12 @@ def test_labels_splits_order_and_paths_leave_the_manifest_hash_alone():
 
 
 def test_the_summary_counts_what_is_there(cache):
-    summary = cache.summary()
-    assert summary["posts"] == 61
-    assert sum(sum(counts.values()) for counts in summary["by_split"].values()) == 61
-    assert summary["bytes"] == sum(path.stat().st_size for path in cache.folder.iterdir())
-    assert summary["tokens_per_text"]["longest"] == max(cache.lengths)
-    assert summary["shards"] == 5
+    found = summary(cache)
+    assert found["posts"] == 61
+    assert sum(sum(counts.values()) for counts in found["by_split"].values()) == 61
+    assert found["bytes"] == sum(path.stat().st_size for path in cache.folder.iterdir())
+    assert found["tokens_per_text"]["longest"] == max(cache.lengths)
+    assert found["shards"] == 5
 
 
 def test_a_whole_cache_has_no_damage(cache):

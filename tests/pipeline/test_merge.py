@@ -1,5 +1,6 @@
 """Parts that become one cache, whatever else lies or happens there. Their agreement is tested in test_extract.py."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pipeline.cache.merge import merge
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.locks import only_writer
-from pipeline.extraction.plan import Part
+from pipeline.extraction.plan import Changes, Part
 from tests.helpers.commands import refused
 from tests.helpers.extraction import SHARD, make, shard_bytes, tiny_posts
 
@@ -66,3 +67,12 @@ def test_overwriting_waits_for_the_writer_that_is_there(parts, tmp_path):
                 second()
             assert files(out) == before
     assert make(posts, out, overwrite=True).shards_written == 3
+
+
+def test_parts_of_manifests_with_other_splits_are_not_merged(parts, tmp_path):
+    posts = [replace(post, split="test") for post in tiny_posts(tmp_path / "posts", 3 * SHARD)]
+    make(posts, parts[1], part=Part(2, 2), changes=Changes(retry_failed=True))
+    with pytest.raises(
+        InputError, match=r"part-2: a part with other labels or splits than .*part-1; assignments_sha256"
+    ):
+        merge(parts, tmp_path / "whole")

@@ -118,7 +118,14 @@ def test_a_given_split_is_followed_and_what_it_lacks_has_none(tmp_path):
     folder = mvsa_folder(tmp_path / "m", {"1": "positive,positive", "2": "negative,neutral", "3": "neutral,neutral"})
     splits = tmp_path / "splits.csv"
     splits.write_text("id,label,split\n2,negative,test\n1,positive,train\n77,positive,val\n")
-    prepared = prepare(folder, splits=splits)
+    with pytest.raises(
+        InputError, match="1 of its 3 ids are not in this data set, '77' among them; correct the ids, or --"
+    ):
+        prepare(folder, splits=splits)
+    prepared = prepare(folder, splits=splits, allow_unmatched=True)
+    assert prepared.summary["unmatched"] == (
+        f"{splits}: 1 of its 3 ids are not in this data set; 1 of the 3 posts of this data set are not in the file"
+    )
     assert [post.split for post in prepared.posts] == ["train", "test", None]
     assert prepared.summary["split_rows_without_post"] == 1
     assert prepared.summary["classes"]["none"] == {"positive": 0, "neutral": 1, "negative": 0}
@@ -126,8 +133,8 @@ def test_a_given_split_is_followed_and_what_it_lacks_has_none(tmp_path):
     with pytest.raises(InputError, match="post '2' is positive there but negative by the data set's own labels"):
         prepare(folder, splits=splits)
     splits.write_text("id,split\n77,test\n")
-    with pytest.raises(InputError, match="not one of its 1 ids is a post of this data set"):
-        prepare(folder, splits=splits)
+    with pytest.raises(InputError, match="1 of its 1 ids are not in this data set, '77' among them; correct the ids"):
+        prepare(folder, splits=splits, allow_unmatched=True)
 
 
 def test_duplicates_of_training_posts_are_counted(tmp_path):

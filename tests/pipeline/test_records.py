@@ -1,6 +1,7 @@
 """Manifests and split files: read as written, and whatever is wrong is named by file, line and field."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from pipeline.posts.manifest import (
     read_splits,
     write_manifest,
 )
+from pipeline.posts.splits import unmatched_ids
 
 GOOD = {"id": "a", "text": "hello", "image": "a.jpg"}
 
@@ -129,6 +131,8 @@ def test_a_split_file_is_read_with_and_without_labels(tmp_path):
         ("id,split\n,val\n", "line 2: id or split is empty"),
         ("id,split\n1\n", "line 2: id or split is empty"),
         ('id,split\n"1,val\n', "not CSV"),
+        ("id,split,split\n1,train,test\n", "line 1: column 'split' occurs twice; rename or remove one"),
+        ("id,label,split,id\n1,positive,train,2\n", "line 1: column 'id' occurs twice"),
     ],
 )
 def test_what_is_wrong_in_a_split_file_is_named(text, message, tmp_path):
@@ -148,6 +152,15 @@ def test_what_is_wrong_in_a_split_file_is_named(text, message, tmp_path):
         ("@a @b what, a lovely-day https://x.y/z?q=1#f", "whatalovelyday"),
         ("Rtfm, what a lovely day", "rtfmwhatalovelyday"),  # a word that begins with rt stays
         ("今天天气真好我们去海边玩", "今天天气真好我们去海边玩"),
+        ("今天天气", "今天天气"),  # four characters of a script without spaces say as much as ten letters
+        ("今天天", None),
+        ("嬉しいね!", "嬉しいね"),
+        ("สวัสดี", "สวัสดี"),  # marks are part of the word
+        ("좋은 하루", "좋은하루"),
+        ("좋은", None),
+        ("बहुत अच्छा दिन", "बहुतअच्छादिन"),
+        ("cafe\u0301 at noon", "caféatnoon"),  # composed or not
+        ("so happy! ❤️❤️❤️❤️", None),  # what makes a sign a picture is no letter
         ("so happy!", None),  # 7 characters: too few to call two posts the same
         ("1234567890", "1234567890"),
         ("123456789", None),
@@ -155,3 +168,33 @@ def test_what_is_wrong_in_a_split_file_is_named(text, message, tmp_path):
 )
 def test_comparable_text_leaves_what_a_retweet_shares(text, left):
     assert comparable_text(text) == left
+
+
+def test_a_field_that_a_manifest_line_names_twice_is_an_error(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"id": "1", "text": "a", "image": "1.jpg", "label": "positive", "label": "negative"}\n')
+    with pytest.raises(InputError, match="line 1: field 'label' occurs twice; rename or remove one"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "named", "message"),
+    [
+        (["7", "8"], ["7.0", "8.0"], "2 of its 2 ids are not in it, '7.0' among them ('7.0' would match '7'; "),
+        (["007", "008"], ["7", "8"], "'7' among them ('7' would match '007'; a spreadsheet may have changed it)"),
+        (["a", "b"], ["c"], "1 of its 1 ids are not in it, 'c' among them; correct the ids"),
+        ([*"abcdefgh"], [*"abcdefg", "x"], "1 of its 8 ids are not in it, 'x' among them; correct the ids, or --allow"),
+    ],
+)
+def test_ids_that_match_no_post_are_refused_with_a_hint(ids, named, message):
+    with pytest.raises(InputError) as caught:
+        unmatched_ids(ids, Path("s.csv"), named, "it", allow=False)
+    assert message in str(caught.value)
+
+
+def test_a_tenth_of_unmatched_ids_is_said_and_more_on_request():
+    ids, named = [str(number) for number in range(20)], [*map(str, range(9)), "x"]
+    note = "s.csv: 1 of its 10 ids are not in it; 11 of the 20 posts of it are not in the file"
+    assert unmatched_ids(ids, Path("s.csv"), named, "it", allow=False) == note
+    assert unmatched_ids(ids, Path("s.csv"), ["0", "x"], "it", allow=True).startswith("s.csv: 1 of its 2 ids are not")
+    assert unmatched_ids(ids, Path("s.csv"), ids, "it", allow=False) == ""
