@@ -1,5 +1,6 @@
 """The frozen image encoder: pictures to patches and their mean, and the fingerprint of what it computes (eqs 1-3)."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,13 @@ class ImageEncoder:
             patches, _ = self.encode(np.zeros((1, *self.pixels_shape[-3:]), np.uint8))
         except ValueError as error:
             raise InputError(f"--image-encoder {self.name}: {error}") from None
-        return patches.shape[1], patches.shape[2]
+        count = patches.shape[1]
+        if math.isqrt(count) ** 2 != count or count < 4:
+            raise InputError(
+                f"--image-encoder {self.name}: gives {count} rows for a square picture, which are no square grid of "
+                "patches (there may be a class token among them, or no grid at all); take another model"
+            )
+        return count, patches.shape[2]
 
 
 class NoImages(ImageEncoder):
@@ -102,8 +109,10 @@ class NoImages(ImageEncoder):
         return np.zeros((len(pixels), 0, 0), np.float32), np.zeros((len(pixels), 0), np.float32)
 
 
-def _rows(model: nn.Module, features: Tensor) -> Tensor:
+def _rows(model: nn.Module, features: Any) -> Tensor:
     """timm's forward_features as (B, m, C), row-major, without prefix tokens (class or register tokens)."""
+    if not isinstance(features, Tensor):
+        raise ValueError("gives several outputs, not one grid of patches; take another model")
     if features.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)
     if features.ndim == 4:

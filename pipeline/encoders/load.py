@@ -116,11 +116,13 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise InputError(f"--text-encoder {name}: its weights lack {len(missing)} tensors, {missing[0]} among them")
-    if not tokenizer.is_fast or tokenizer.cls_token_id is None:
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    if not tokenizer.is_fast or None in special or tokenizer("")["input_ids"] != special:
         raise InputError(
-            f"--text-encoder {name}: not of the BERT family (needs a fast tokenizer that adds [CLS] and [SEP])"
+            f"--text-encoder {name}: not of the BERT family (needs a fast tokenizer that puts [CLS] first and [SEP] "
+            "last)"
         )
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", choice.max_tokens))
+    longest = min(tokenizer.model_max_length, _positions(model, choice.max_tokens))
     if not 3 <= choice.max_tokens <= longest:
         raise InputError(f"--max-tokens {choice.max_tokens}: {name} takes 3 to {longest}")
     if not 1 <= choice.text_layers <= model.config.num_hidden_layers:
@@ -137,3 +139,10 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         layers=choice.text_layers,
         split_special_tokens=choice.split_special_tokens,
     )
+
+
+def _positions(model: Any, otherwise: int) -> int:
+    """How many tokens a text may have. RoBERTa's first positions are padding's, and no token's."""
+    count = int(getattr(model.config, "max_position_embeddings", otherwise))
+    padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+    return count if padding is None else count - padding - 1

@@ -17,6 +17,7 @@ from torch import nn
 
 from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError
+from pipeline.encoders import load
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.weights import package_folder
@@ -260,6 +261,57 @@ def test_a_model_that_adds_no_cls_is_not_of_the_family(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="not of the BERT family"):
         load_text_encoder(EncoderChoice(text=str(tmp_path), device="cpu"))
+
+
+def words_with(folder, special, template):
+    """A text encoder of a few words whose tokenizer adds special tokens as the template says."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    BertModel(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2, "<c>": 3, "<s>": 4, "<m>": 5}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<c>", 3), ("<s>", 4)])
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+
+
+def test_special_tokens_must_be_first_and_last(tmp_path):
+    """As in XLNet, whose last token is [CLS]: masking would take [SEP] for a word, and never the first word."""
+    special = {"cls_token": "<c>", "sep_token": "<s>", "mask_token": "<m>", "unk_token": "?", "pad_token": "?"}
+    words_with(tmp_path / "first", special, "<c> $A <s>")
+    load_text_encoder(EncoderChoice(text=str(tmp_path / "first"), device="cpu"))
+    words_with(tmp_path / "last", special, "$A <s> <c>")
+    with pytest.raises(InputError, match=r"not of the BERT family \(needs a fast tokenizer that puts \[CLS\] first"):
+        load_text_encoder(EncoderChoice(text=str(tmp_path / "last"), device="cpu"))
+
+
+def test_positions_that_are_paddings_are_no_tokens(text_encoder):
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    roberta = RobertaModel(RobertaConfig(**sizes, max_position_embeddings=514, pad_token_id=1))
+    assert load._positions(roberta, 128) == 512
+    assert load._positions(BertModel(BertConfig(**sizes)), 128) == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("volo_d1_224", "gives 197 rows for a square picture"),
+        ("pit_ti_224", "gives 1 rows for a square picture|several outputs"),
+        ("crossvit_tiny_240", "gives several outputs"),
+    ],
+)
+def test_image_models_without_one_grid_of_patches_are_refused(name, message, tmp_path):
+    with pytest.raises(InputError, match=f"--image-encoder {name}.*({message})"):
+        local_image(tmp_path, name)
 
 
 @pytest.mark.parametrize("load", [load_image_encoder, load_text_encoder])
