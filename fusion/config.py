@@ -1,6 +1,8 @@
 """The configuration of a run: presets, YAML files and `key=value` settings, validated together."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -118,8 +120,14 @@ class Config(BaseModel):
         return self.feedforward or 4 * self.width
 
 
-def load_config(preset: str | None = None, file: Path | None = None, settings: tuple[str, ...] = ()) -> Config:
-    """Defaults, then the preset, then the file, then `key=value` settings, each over the one before.
+def load_config(
+    preset: str | None = None,
+    file: Path | None = None,
+    settings: tuple[str, ...] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Config:
+    """Defaults, then the preset, then the file, then `key=value` settings, then settings with an option of their own
+    (`--key`), each over the one before.
 
     Raises InputError naming the source, the key and what is allowed.
     """
@@ -129,6 +137,7 @@ def load_config(preset: str | None = None, file: Path | None = None, settings: t
         (f"--preset {preset}", read_yaml(_preset_file(preset)) if preset else {}),
         (str(file), read_yaml(file) if file else {}),
         ("--set", dict(_setting(text) for text in settings)),
+        *((f"--{key}", {key: value}) for key, value in options.items()),
     ):
         values.update(found)
         origin.update(dict.fromkeys(found, source))

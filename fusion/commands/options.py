@@ -13,6 +13,8 @@ from pipeline.common.options import PATH
 
 if TYPE_CHECKING:
     from fusion.config import Config
+    from pipeline.cache.reader import Cache
+    from pipeline.common.console import Console
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class ConfigSource:
         """The configuration; `named` are settings with an option of their own, None if not given."""
         from fusion.config import load_config
 
-        return load_config(self.preset, self.file, (*self.settings, *_settings(named)))
+        return load_config(self.preset, self.file, self.settings, _named(named))
 
     def given(self, **named: Any) -> bool:
         """Whether anything was set at all."""
-        return bool(self.preset or self.file or self.settings or _settings(named))
+        return bool(self.preset or self.file or self.settings or _named(named))
 
 
-def _settings(named: dict[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in named.items() if value is not None]
+def _named(named: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in named.items() if value is not None}
 
 
 def config_options(preset: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -69,3 +71,15 @@ jobs_option = click.option(
     default=1,
     help="Number of parallel trainings; they share one memory-mapped cache.",
 )
+
+
+def open_with_splits(folder: Path, splits: Path | None, allow_unmatched: bool, console: "Console") -> "Cache":
+    """A cache, with the splits of a file where one is given; prints which of the file's ids do not match."""
+    from pipeline.cache.reader import Cache
+
+    cache = Cache(folder)
+    if splits:
+        cache = cache.with_splits(splits, allow_unmatched=allow_unmatched)
+    if cache.splits_note:
+        console.say(cache.splits_note)
+    return cache

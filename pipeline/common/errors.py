@@ -5,6 +5,14 @@ class InputError(Exception):
     """A problem of the user's input or surroundings. The message is one line: what, where, and what to do."""
 
 
+class Diverged(InputError):
+    """A loss or a prediction is not finite: the settings do not train."""
+
+
+class Stopped(InputError):
+    """A signal asked to stop. What is finished is on disk; the message names the way to resume."""
+
+
 def problem_of(error: BaseException) -> str | None:
     """The line for an error of the input or the surroundings: memory, disk, names; None for an error of our own."""
     if isinstance(error, InputError):

@@ -29,6 +29,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 def hold(lock: Path) -> Iterator[None]:
     """Hold the lock file `lock`. Raises InputError naming the holder and how to clear its lock."""
     held = SoftFileLock(lock, timeout=_SECONDS, poll_interval=_SECONDS / 10)
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        raise InputError(f"{lock}: not an ordinary file, so no lock of ours; delete it")
     try:
         with named_errors(lock):
             held.acquire()

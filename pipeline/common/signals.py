@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.common.errors import Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -19,6 +21,11 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return bool(self.signal)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has come."""
+        if self.signal:
+            raise Stopped(f"stopped by {self.signal}; the same command resumes")
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.signal:
