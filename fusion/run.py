@@ -6,30 +6,30 @@ an epoch), model.safetensors (the best epoch's weights), train_state.safetensors
 finished).
 """
 
+import hashlib
 import json
-import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
+from fusion.checkpoint import load_model, load_state, save_model, save_state, saved_epoch
 from fusion.config import Config, load_config, save_config
 from fusion.models.base import Dimensions, Model
-from fusion.models.registry import build_model
 from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
-from fusion.tensor_files import Expected, load_tensors, read_metadata, save_tensors, tensor_names
+from fusion.run_posts import PostMatch, RunPost, format_posts, posts_of, read_posts
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import parse_json, read_json
-from pipeline.common.errors import InputError
-from pipeline.common.files import csv_text, regular_text, write_json, write_text
+from pipeline.common.errors import Diverged, InputError
+from pipeline.common.files import regular_text, write_json, write_text
 from pipeline.common.folders import append_bytes, remove_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS, SPLITS
 
-_OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", "model.safetensors", "train_state.safetensors")
-_ADAM = ("step", "exp_avg", "exp_avg_sq")  # of each parameter: how many steps, and the mean gradient and its square
+MODEL, STATE = "model.safetensors", "train_state.safetensors"
+_OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", MODEL, STATE)
 
 
 class Run:
@@ -73,19 +73,38 @@ class Run:
             )
         return metadata
 
-    def open_cache(self, folder: Path | None = None, splits: Path | None = None) -> Cache:
+    def open_cache(
+        self, folder: Path | None = None, splits: Path | None = None, *, allow_unmatched: bool = False
+    ) -> "RunCache":
         """The cache that the run was trained from, or another of the same encoders: the only way from a run to a cache.
 
-        It has the splits of the file `splits`, else the run's own if it holds the posts that the run was trained on,
-        else its own. Raises InputError if the encoders are others.
+        Posts that are the run's own, by id and by content, have the run's split; others have none in the run's own
+        cache, and keep their split in another one, `folder`. The file `splits` goes before both. Raises InputError if
+        the encoders are others, and on a split file as `Cache.with_splits` does.
         """
         cache, metadata = Cache(folder or self.cache_folder), self.metadata
         if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: computed by other encoders than those of {self.folder}; {difference}")
         cache.require_sizes(metadata["dimensions"], self.folder)
+        match = PostMatch(self._posts_in(cache), cache)
+        own, labels = match.post >= 0, match.cache.labels
+        if metadata["labels_from"] == "splits":
+            labels = np.where(own, match.labels, labels)
+        seen = cache.with_assignments(labels, np.where(own, match.splits, -1 if folder is None else cache.splits))
+        relabelled = int(np.sum(own & (labels != match.labels)))
         if splits:
-            return cache.with_splits(splits)
-        return cache.with_splits(self.splits) if cache.manifest_sha256 == metadata["manifest_sha256"] else cache
+            seen = seen.with_splits(splits, allow_unmatched=allow_unmatched)
+        return RunCache(seen, match, "" if metadata["exported"] else match.note(relabelled))
+
+    def _posts_in(self, cache: Cache) -> list[RunPost]:
+        """The run's posts; a run that kept no hashes has those of the cache where that is unchanged, an export none."""
+        if self.metadata["exported"]:
+            return []
+        posts = read_posts(self.splits)
+        if cache.manifest_sha256 != self.metadata["manifest_sha256"] or all(post.content for post in posts):
+            return posts
+        known = {post.id: post for post in posts_of(cache.with_splits(self.splits))}
+        return [known.get(post.id, post) for post in posts]
 
     @property
     def config(self) -> Config:
@@ -109,14 +128,12 @@ class Run:
             for path in self.folder.glob(pattern):
                 remove_file(path)
 
-    def resume_or_start(self, config: Config, cache: Cache, splits: Path | None) -> Cache:
-        """The cache with the splits to train on. An unfinished run resumes only with the same config, features and
-        splits.
+    def resume_or_start(self, config: Config, cache: Cache, *, same_splits: bool = False) -> Cache:
+        """The cache with the labels and splits to train on: an unfinished run keeps its own.
 
-        Raises InputError naming what differs.
+        It resumes only with the same config, encoders and posts, and with `same_splits` only if the cache has its
+        labels and splits. Raises InputError naming what differs.
         """
-        if splits:
-            cache = cache.with_splits(splits)
         if not self.started:
             return cache
         before, now = self.config.model_dump(), config.model_dump()
@@ -127,12 +144,21 @@ class Run:
             )
         if difference := first_difference(self.metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: from other encoders than the unfinished run {self.folder}; {difference}")
-        if cache.manifest_sha256 != self.metadata["manifest_sha256"]:
-            raise InputError(f"{cache.folder}: holds other posts than the cache of the unfinished run {self.folder}")
-        ours = cache.with_splits(self.splits)
-        if splits and _assigned(cache) != _assigned(ours):
-            raise InputError(f"{splits}: other splits or labels than those of the unfinished run {self.folder}")
+        match = PostMatch(self._posts_in(cache), cache)
+        if match.gone or match.changed:
+            raise InputError(f"{match.note()}; the unfinished run {self.folder} needs all of them")
+        ours = cache.with_assignments(match.labels, match.splits)
+        if same_splits and _assigned(cache) != _assigned(ours):
+            raise InputError(f"{cache.folder}: other splits or labels than those of the unfinished run {self.folder}")
         return ours
+
+    def difference_to(self, cache: Cache) -> str:
+        """How the run's posts, labels and splits differ from the cache's, in a few words; empty if they do not."""
+        match = PostMatch(self._posts_in(cache), cache)
+        if match.gone or match.changed:
+            return "other posts"
+        ours = cache.with_assignments(match.labels, match.splits)
+        return "" if _assigned(cache) == _assigned(ours) else "other splits or labels"
 
     def start(self, config: Config, cache: Cache, dimensions: Dimensions, metadata: dict[str, Any]) -> None:
         """Write config, splits and provenance; run.json last, since it says that the others are complete."""
@@ -144,6 +170,7 @@ class Run:
                 "finished": False,
                 "cache": str(cache.folder.resolve()),
                 "manifest_sha256": cache.manifest_sha256,
+                "labels_from": "splits" if cache.relabelled else "cache",
                 "fingerprint": cache.fingerprint,
                 "labels": list(LABELS),
                 "dimensions": asdict(dimensions),
@@ -152,66 +179,59 @@ class Run:
         )
 
     def finish(self, metadata: dict[str, Any]) -> None:
+        """Write how training went; `state` in it says whether it stopped early."""
         self._write_metadata({**self._facts.model_dump(exclude_unset=True), **metadata, "finished": True})
-        remove_file(self.folder / "train_state.safetensors")
+        remove_file(self.folder / STATE)
+
+    def note_end(self, state: str, reason: str) -> None:
+        """Write that training was interrupted, or has failed, and why."""
+        self._write_metadata({**self._facts.model_dump(exclude_unset=True), "state": state, "reason": reason[:2000]})
+
+    @property
+    def failure(self) -> str:
+        """Why the run has failed; empty if it has not."""
+        return self._facts.reason if self.started and self._facts.state == "failed" else ""
+
+    def require_not_failed(self) -> None:
+        """Raises Diverged for a run that has failed: the same settings would fail again."""
+        if self.failure:
+            raise Diverged(f"{self.folder}: this run has failed: {self.failure}; change settings, --overwrite")
 
     def _write_metadata(self, metadata: dict[str, Any]) -> None:
         write_json(self.folder / "run.json", metadata)
 
     def _write_splits(self, cache: Cache) -> None:
-        write_text(self.splits, csv_text(("id", "label", "split"), _assigned(cache)))
+        write_text(self.splits, format_posts(posts_of(cache)))
 
-    def save_model(self, model: Model) -> None:
-        save_tensors(self.folder / "model.safetensors", _tensors(model))
+    def save_model(self, model: Model, state: TrainingState) -> None:
+        """The best epoch's weights, which say of which epoch they are."""
+        save_model(self.folder / MODEL, model, state)
 
     def load_model(self, device: torch.device) -> Model:
-        """The best epoch's model, ready to predict.
-
-        The file's tensors are compared with the model's before either takes memory. Raises InputError if these,
-        run.json and config.yaml do not fit each other.
+        """The best epoch's model, ready to predict. Raises InputError if weights, run.json and config.yaml do not fit
+        each other.
         """
-        config, dimensions = self.config, Dimensions(**self.metadata["dimensions"])
+        metadata = self.metadata
         try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.filterwarnings("error", "Initializing zero-element tensors")  # a width or a vocabulary of 0
-                expected = _expected(build_model(config, dimensions))
-        except (ValueError, UserWarning) as error:
+            return load_model(
+                self.folder / MODEL, self.config, metadata["dimensions"], device, epoch=metadata.get("best_epoch")
+            )
+        except ValueError as error:
             raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
-        tensors = load_tensors(self.folder / "model.safetensors", expected)
-        model: Model = build_model(config, dimensions)
-        model.load_state_dict(_with_shared(model, tensors))
-        return model.to(device).eval()
 
-    def save_state(self, model: Model, optimizer: torch.optim.Optimizer, progress: TrainingState) -> None:
+    def save_state(self, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
         """Everything that the next epoch depends on. The random state is not in it: each epoch seeds its own."""
-        tensors = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer/{number}/{key}": value for key, value in state.items()})
-        save_tensors(self.folder / "train_state.safetensors", tensors, {"progress": progress.model_dump_json()})
+        save_state(self.folder / STATE, model, optimizer, state)
 
     def load_state(self, model: Model, optimizer: torch.optim.Optimizer) -> TrainingState | None:
         """Restore what `save_state` wrote; None if no epoch was finished. Raises InputError if it is damaged."""
-        path = self.folder / "train_state.safetensors"
-        if not path.is_file():
-            return None
-        progress = parse_json(read_metadata(path).get("progress", ""), TrainingState, f"{path}, progress")
-        expected = {f"model/{name}": kind for name, kind in _expected(model).items()}
-        names = tensor_names(path)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, parameter in enumerate(parameters):
-            if f"optimizer/{number}/step" in names:  # a parameter that had no gradient yet has no state
-                for key in _ADAM:
-                    expected[f"optimizer/{number}/{key}"] = parameter.dtype, () if key == "step" else parameter.shape
-        tensors = load_tensors(path, expected)
-        weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-        model.load_state_dict(_with_shared(model, weights))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                _, number_, key = name.split("/")
-                states.setdefault(int(number_), {})[key] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        return progress
+        return load_state(self.folder / STATE, model, optimizer)
+
+    def complete_model(self, model: Model, state: TrainingState) -> None:
+        """Write the best weights, those of the state, where a kill came between the state's file and theirs."""
+        path = self.folder / MODEL
+        if state.best_epoch == state.epoch and (not path.is_file() or saved_epoch(path) not in (None, state.epoch)):
+            self.save_model(model, state)
 
     def evaluation(self, split: str) -> dict[str, Any]:
         """The evaluation of a split. Raises InputError if there is none, and if the file or the run is damaged."""
@@ -223,6 +243,23 @@ class Run:
         if evaluation.split != split:
             raise InputError(f"{path}: damaged, split: is {evaluation.split}, not {split}")
         return evaluation.model_dump()
+
+    def evaluation_file(self, split: str, of: dict[str, Any]) -> Path:
+        """Where an evaluation of these facts is written: other posts than the run's own, or another split file, have a
+        name of their own, so that nobody takes their scores for those of the run's split.
+        """
+        if of["own_posts"] and of["splits_sha256"] is None:
+            return self.folder / f"evaluation-{split}.json"
+        key = hashlib.sha256(f"{of['manifest_sha256']} {of['splits_sha256']}".encode()).hexdigest()[:8]
+        return self.folder / f"evaluation-{split}-{key}.json"
+
+    def count_read(self, split: str) -> int:
+        """How often the test split has been read; reading it again counts once more."""
+        if split == "test":
+            self._write_metadata(
+                {**self._facts.model_dump(exclude_unset=True), "test_reads": self._facts.test_reads + 1}
+            )
+        return self._facts.test_reads
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         append_bytes(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
@@ -262,32 +299,18 @@ class Run:
         return epochs
 
 
+@dataclass(frozen=True)
+class RunCache:
+    """A cache as a run sees it: with the run's splits, beside which of its posts are the run's; `note` is one line on
+    what is not as it was when the run was trained, empty if all is.
+    """
+
+    cache: Cache
+    match: PostMatch
+    note: str
+
+
 def _assigned(cache: Cache) -> list[tuple[str, str, str]]:
     """(id, label, split) of every post that has both."""
     rows = zip(cache.ids, cache.labels, cache.splits, strict=True)
     return [(id_, LABELS[label], SPLITS[split]) for id_, label, split in rows if label >= 0 and split >= 0]
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the second name that a shared Transformer has."""
-    state, names = model.state_dict(), _expected(model)
-    return {name: state[name].detach().cpu().contiguous() for name in names}
-
-
-def _with_shared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_tensors`: the shared Transformer's weights under both names."""
-    shared = {f"mlm_{name}": tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
-    return {
-        **tensors,
-        **{name: tensor for name, tensor in shared.items() if name in model.state_dict() and name not in tensors},
-    }
-
-
-def _expected(model: nn.Module) -> Expected:
-    """The tensors that `_tensors` makes of a model: dtype and shape by name."""
-    shared = getattr(model, "mlm_transformer", None) is getattr(model, "transformer", None)
-    return {
-        name: (tensor.dtype, tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if not (shared and name.startswith("mlm_transformer."))
-    }

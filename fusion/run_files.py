@@ -128,6 +128,9 @@ class Facts(Document):
     exported: bool = False
     cache: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     manifest_sha256: Sha256
+    # Where the labels came from: the cache, or a split file, whose labels go before what the cache says today. Older
+    # runs do not say; they keep the labels that they were trained with.
+    labels_from: Literal["cache", "splits"] = "splits"
     fingerprint: Annotated[dict[str, Any], AfterValidator(_fingerprint), PLAIN]
     labels: Annotated[list[str], AfterValidator(own_labels)] = Field(default=list(LABELS))
     dimensions: DimensionFacts
@@ -140,6 +143,9 @@ class Facts(Document):
     validation: Validation | None = None
     train_seconds: Number = 0.0
     wall_seconds_of_last_start: Number = 0.0
+    test_reads: Count = 0
+    state: Literal["", "finished", "stopped early", "failed", "interrupted"] = ""
+    reason: Annotated[str, Field(max_length=2000)] = ""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -197,6 +203,7 @@ class CleanScores(ScoreFacts):
 class Intervals(Document):
     level: Share
     resamples: Count = 0
+    accuracy_by: Literal["bootstrap", "Wilson"] = "bootstrap"
     accuracy: Interval
     weighted_f1: Interval
     macro_f1: Interval
@@ -236,10 +243,27 @@ class PostAnswer(Document):
     probabilities: Annotated[dict[Label, Share], PerLabel]
 
 
+class Provenance(Document):
+    """What an evaluation is of. own_posts: all posts are the run's own. left_out: posts that the run was trained or
+    selected on under other ids. test_reads: how often the test split has been read by now.
+    """
+
+    cache: Annotated[str, Field(min_length=1, max_length=4096)]
+    manifest_sha256: Sha256
+    splits_sha256: Sha256 | None = None
+    labels: Annotated[list[str], AfterValidator(own_labels)]
+    device: Line
+    precision: Line
+    own_posts: bool
+    left_out: Count
+    test_reads: Count
+
+
 class Evaluation(ScoreFacts):
     """evaluation-SPLIT.json."""
 
     split: Split
+    of: Provenance | None = None  # evaluations of older versions do not say
     posts_used: Count
     posts_failed: Count
     interval: Intervals
@@ -247,5 +271,12 @@ class Evaluation(ScoreFacts):
     confusion: Confusion
     without_duplicates: CleanScores | None
     controls: Annotated[dict[Literal["image_shuffled", "text_shuffled"], ScoreFacts], Field(max_length=2)]
-    versus_probe: VersusProbe
+    versus_probe: VersusProbe | None
+    without_probe: Line | None = None  # why there is no comparison with the probe
     posts: Annotated[list[PostAnswer], Field(min_length=1, max_length=MOST_POSTS)]
+
+    @model_validator(mode="after")
+    def _with_a_reason(self) -> Self:
+        if self.versus_probe is None and not self.without_probe:
+            raise ValueError("versus_probe: is missing, without a reason")
+        return self

@@ -57,7 +57,7 @@ def predict(
     POSTS is a file like a manifest (JSONL); `text` or `image` may be missing if the run was trained for that. After
     a kill the same command resumes.
     """
-    from fusion.inference.predict_file import predict_file, remove_predictions
+    from fusion.inference.predict_file import predict_file
     from fusion.inference.predictor import Predictor, predict_one
     from fusion.run import Run
     from pipeline.extraction.decode import start_server
@@ -79,9 +79,8 @@ def predict(
         if prediction.flags:
             console.say(f"flags: {', '.join(prediction.flags)}")
         return
-    if overwrite:
-        remove_predictions(out)
-    report = predict_file(predictor, posts, out, batch_size=batch_size, workers=workers, quiet=console.quiet)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "overwrite": overwrite}
+    report = predict_file(predictor, posts, out, **options, quiet=console.quiet)
     console.report(report.summary())
     console.say(
         f"wrote {out}: {report.posts} posts, {report.failed} of them without a prediction, each with its reason"
@@ -166,7 +165,13 @@ def explain(
     else:
         wanted = wanted or gallery.most_wrong(runs[0].evaluation(split or "test"), worst or 0)
         shown, looks = gallery.view_cached_posts(
-            runs, wanted, chosen, method=method, cache_folder=cache_dir, text_encoder=text_encoder
+            runs,
+            wanted,
+            chosen,
+            method=method,
+            cache_folder=cache_dir,
+            text_encoder=text_encoder,
+            evaluated=worst is not None,
         )
     console.save(gallery.write_gallery(out, shown, looks))
     console.say(f"wrote {out / gallery.PAGE}: {len(shown)} posts, {len(looks)} runs, method {method}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fusion.commands.options import ConfigSource, config_options, encoder_folder_option, jobs_option
+from fusion.commands.options import ConfigSource, config_options, encoder_folder_option, jobs_option, open_with_splits
 from pipeline.common.console import Console
 from pipeline.common.options import (
     PATH,
@@ -14,7 +14,7 @@ from pipeline.common.options import (
     device_option,
     overwrite_option,
     result_options,
-    splits_option,
+    splits_options,
 )
 
 
@@ -28,7 +28,7 @@ from pipeline.common.options import (
 )
 @click.option("--out", required=True, type=PATH, help="The folder of trials to write.")
 @config_options()
-@splits_option
+@splits_options
 @click.option("--seed", type=int, help="Seed for the search and for each training; same as --set seed=N.")
 @jobs_option
 @cluster_options
@@ -43,6 +43,7 @@ def sweep(
     out: Path,
     source: ConfigSource,
     splits: Path | None,
+    allow_unmatched: bool,
     seed: int | None,
     jobs: int,
     engine: str,
@@ -64,7 +65,17 @@ def sweep(
     base = source.load(seed=seed)
     space = read_space(space_file, base)
     chosen = str(console.device(device))
-    spec = SweepSpec(cache_dir.resolve(), out.resolve(), base, chosen, splits and splits.resolve(), text_encoder, jobs)
+    open_with_splits(cache_dir, splits, allow_unmatched, console)
+    spec = SweepSpec(
+        cache_dir.resolve(),
+        out.resolve(),
+        base,
+        chosen,
+        splits and splits.resolve(),
+        text_encoder,
+        jobs,
+        allow_unmatched,
+    )
     with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
         result = sweeping.sweep(spec, space, trials, ray=ray, overwrite=overwrite, say=console.say)
     console.save(result)

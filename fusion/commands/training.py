@@ -5,9 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fusion.commands.options import ConfigSource, config_options, encoder_folder_option
+from fusion.commands.options import (
+    ConfigSource,
+    config_options,
+    encoder_folder_option,
+    open_with_splits,
+)
 from fusion.names import model_modules
 from pipeline.common.console import Console, refuse_finished
+from pipeline.common.errors import InputError
 from pipeline.common.options import (
     PATH,
     SPLIT,
@@ -15,7 +21,7 @@ from pipeline.common.options import (
     device_option,
     overwrite_option,
     result_options,
-    splits_option,
+    splits_options,
 )
 
 if TYPE_CHECKING:
@@ -24,14 +30,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
-@splits_option
+@splits_options
 @result_options
-def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
+def probe(cache_dir: Path, splits: Path | None, allow_unmatched: bool, console: Console) -> None:
     """Linear-probe baseline: logistic regression on mean-pooled features of text, image and both."""
     from fusion.evaluation import linear_probe
-    from pipeline.cache.reader import Cache
 
-    cache = Cache(cache_dir).with_splits(splits) if splits else Cache(cache_dir)
+    cache = open_with_splits(cache_dir, splits, allow_unmatched, console)
     rows = {kind: linear_probe.probe(cache, kind).summary() for kind in linear_probe.probed_modalities(cache)}
     console.save(rows)
     console.say(f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
@@ -44,7 +49,7 @@ def probe(cache_dir: Path, splits: Path | None, console: Console) -> None:
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
 @click.option("--out", required=True, type=PATH, help="The run folder to write.")
 @config_options()
-@splits_option
+@splits_options
 @click.option("--model", help=f"Same as --set model=NAME: {', '.join(model_modules())}.")
 @click.option("--seed", type=int, help="Same as --set seed=N.")
 @encoder_folder_option
@@ -77,6 +82,7 @@ def train(
     out: Path,
     source: ConfigSource,
     splits: Path | None,
+    allow_unmatched: bool,
     model: str | None,
     seed: int | None,
     text_encoder: str | None,
@@ -95,21 +101,21 @@ def train(
     from fusion.training import train as training
     from fusion.training.allocator import keep_memory
     from fusion.training.distributed import local_device, ranks
-    from pipeline.cache.reader import Cache
+    from pipeline.common.signals import graceful_shutdown
 
     run = Run(out)
+    if resume and run.finished:
+        raise InputError(f"{out}: this run is finished; there is nothing to resume")
     refuse_finished(out, run.finished, overwrite)
     own = run.resumable_config() if resume else None
     config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)
     chosen = local_device(console.device(device))
     execution = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
-    cache = Cache(cache_dir)
+    cache = open_with_splits(cache_dir, splits, allow_unmatched, console)
     keep_memory()
-    with ranks(chosen) as here:
-        if overwrite and here.is_main:
-            run.clear()
-        here.barrier()
-        cache = run.resume_or_start(config, cache, splits)
+    with ranks(chosen) as here, graceful_shutdown() as stop:
+        if not overwrite:
+            cache = run.resume_or_start(config, cache, same_splits=splits is not None)
         encoder = training.masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
         result = training.train(
             cache,
@@ -119,6 +125,8 @@ def train(
             text_encoder=encoder,
             execution=execution,
             ranks=here,
+            stop=stop,
+            overwrite=overwrite,
             quiet=console.quiet,
             say=console.say if here.is_main else lambda line: None,
         )
@@ -130,7 +138,7 @@ def train(
 @click.command()
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--split", type=SPLIT, default="test", help="Split to score.")
-@splits_option
+@splits_options
 @cache_option
 @device_option
 @overwrite_option
@@ -139,6 +147,7 @@ def evaluate(
     run_dir: Path,
     split: str,
     splits: Path | None,
+    allow_unmatched: bool,
     cache_dir: Path | None,
     device: str,
     overwrite: bool,
@@ -151,13 +160,23 @@ def evaluate(
     from fusion.evaluation.display import format_scores
     from fusion.run import Run
     from pipeline.common.files import write_json
+    from pipeline.common.locks import only_writer
 
-    path = run_dir / f"evaluation-{split}.json"
-    refuse_finished(path, path.exists(), overwrite)
-    result = evaluation.evaluate(
-        Run(run_dir), console.device(device), split=split, splits=splits, cache_folder=cache_dir
-    )
-    write_json(path, result)
+    run, chosen = Run(run_dir), console.device(device)
+    run.require_finished()
+    with only_writer(run_dir):
+        result = evaluation.evaluate(
+            run,
+            chosen,
+            split=split,
+            splits=splits,
+            cache_folder=cache_dir,
+            allow_unmatched=allow_unmatched,
+            begin=lambda path: refuse_finished(path, path.exists(), overwrite),
+            say=console.say,
+        )
+        path = run.evaluation_file(split, result["of"])
+        write_json(path, result)
     console.save(result)
     console.show(format_scores(result))
     console.say(f"wrote {path}")

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from fusion.evaluation.metrics import SCORES
+from fusion.evaluation.metrics import FEW, SCORES
 from pipeline.posts.manifest import LABELS
 
 BLUE, ORANGE = "#3f83d0", "#dd7a26"  # of like lightness on white and on black; apart for the colour-blind
@@ -25,15 +25,16 @@ def score_rows(result: dict[str, Any]) -> list[ScoreRow]:
         ScoreRow("this model", result, result["interval"]),
         *([ScoreRow("without duplicates", clean, {}, clean["posts"])] if clean else []),
         *(ScoreRow(name.replace("_", " "), scores, {}) for name, scores in result["controls"].items()),
-        ScoreRow(f"linear probe, {probe.get('kind', 'both')}", probe["probe"], {}),
-        ScoreRow("model - probe", probe["difference"], probe["interval"]),
+        *([ScoreRow(f"linear probe, {probe.get('kind', 'both')}", probe["probe"], {})] if probe else []),
+        *([ScoreRow("model - probe", probe["difference"], probe["interval"])] if probe else []),
     ]
 
 
 def format_scores(result: dict[str, Any]) -> str:
     """The evaluation as lines for a terminal; shares in percent."""
+    few = f"; under {FEW} posts scores say little" if result["posts_used"] < FEW else ""
     lines = [
-        f"{result['split']}: {result['posts_used']} posts used, {result['posts_failed']} failed",
+        f"{result['split']}: {result['posts_used']} posts used, {result['posts_failed']} failed{few}",
         f"{'':20}" + "".join(f"{title:>16}" for title in SCORES.values()),
     ]
     for row in score_rows(result):
@@ -41,9 +42,14 @@ def format_scores(result: dict[str, Any]) -> str:
         if row.interval:
             ends = [f"{100 * row.interval[name][0]:.1f} to {100 * row.interval[name][1]:.1f}" for name in SCORES]
             lines.append(f"{'  95 % interval':20}" + "".join(f"{text:>16}" for text in ends))
-    alone = result["versus_probe"]
+    wilson = "Wilson's for this model's accuracy, else " if result["interval"].get("accuracy_by") == "Wilson" else ""
+    lines.append(f"intervals: {wilson}bootstrap over posts")
+    if alone := result["versus_probe"]:
+        counts = f"model {alone['only_model_right']}, probe {alone['only_probe_right']} posts"
+        lines.append(f"right where the other is wrong: {counts}")
+    else:
+        lines.append(f"no linear probe: {result['without_probe']}")
     lines += [
-        f"right where the other is wrong: model {alone['only_model_right']}, probe {alone['only_probe_right']} posts",
         "",
         f"{'':10}{'precision':>11}{'recall':>9}{'F1':>9}{'posts':>8}   predicted "
         + " ".join(f"{label:>9}" for label in LABELS),

@@ -1,5 +1,6 @@
 """Evaluates a finished run: scores with intervals, shuffled-modality controls, the difference to the linear probe."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,29 +8,56 @@ import numpy as np
 import torch
 
 from fusion.evaluation.linear_probe import probe, probed_modalities
-from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, confusion, score
+from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, confusion, intervals, score
 from fusion.evaluation.predict import predict
 from fusion.models.base import Model
-from fusion.run import Run
+from fusion.models.precision import resolved
+from fusion.run import Run, RunCache
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS, read_splits
+from pipeline.common.files import sha256_of_file
+from pipeline.posts.manifest import LABELS, SPLITS
 
 SHUFFLES = 3
 
 
 def evaluate(
-    run: Run, device: torch.device, *, split: str = "test", splits: Path | None = None, cache_folder: Path | None = None
+    run: Run,
+    device: torch.device,
+    *,
+    split: str = "test",
+    splits: Path | None = None,
+    cache_folder: Path | None = None,
+    allow_unmatched: bool = False,
+    begin: Callable[[Path], None] = lambda path: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Score a finished run on one split; the keys of the result are those of `run_files.Evaluation`.
 
-    Raises InputError if the run is not finished, the cache is of other encoders, or the posts were trained on.
+    `begin` gets the file that the result belongs into, before any prediction; `say` gets a line for what is not as it
+    was when the run was trained. Raises InputError if the run is not finished, the cache is of other encoders, or the
+    posts were trained or selected on.
     """
     if run.require_finished().get("exported"):
         raise InputError(f"{run.folder}: an export knows no posts; evaluate the run that it was made of")
-    cache = run.open_cache(cache_folder, splits)
-    rows = cache.rows(split)
-    _refuse_seen(run, cache, rows, split)
+    opened = run.open_cache(cache_folder, splits, allow_unmatched=allow_unmatched)
+    cache, match = opened.cache, opened.match
+    rows, left_out = _unseen(opened, split)
+    of = {
+        "cache": str(cache.folder.resolve()),
+        "manifest_sha256": cache.manifest_sha256,
+        "splits_sha256": sha256_of_file(splits) if splits else None,
+        "labels": list(LABELS),
+        "device": str(device),
+        "precision": resolved(run.config, device),
+        "own_posts": bool((match.post[rows] >= 0).all()),
+        "left_out": left_out,
+    }
+    begin(run.evaluation_file(split, of))
+    left = f"{left_out} posts of split {split!r} are left out: this run was trained or selected on the same ones"
+    for note in (opened.note, cache.splits_note, left if left_out else ""):
+        if note:
+            say(note)
     model = run.load_model(device)
     truth = cache.labels[rows].astype(np.int64)
     probabilities = predict(model, cache, rows, device)
@@ -37,13 +65,14 @@ def evaluate(
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=CODES, zero_division=0)
-    fresh = ~cache.repeats_training(rows)
+    fresh = ~match.repeats_training(rows)
     result: dict[str, Any] = {
         "split": split,
+        "of": {**of, "test_reads": run.count_read(split)},
         "posts_used": len(rows),
         "posts_failed": cache.failed(split),
         **score(truth, predicted),
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted)},
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, "accuracy_by": "Wilson", **intervals(truth, predicted)},
         "per_class": {
             label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for label, p, r, f, n in zip(LABELS, precision, recall, f1, support, strict=True)
@@ -57,7 +86,7 @@ def evaluate(
         if fresh.any()
         else None,
         "controls": controls(model, cache, rows, device),
-        "versus_probe": versus_probe(cache, split, truth, predicted),
+        **_versus_probe(run, opened, rows, truth, predicted),
     }
     result["posts"] = [
         {
@@ -90,14 +119,34 @@ def controls(
     }
 
 
-def versus_probe(cache: Cache, split: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """The paired difference, model minus the linear probe of all modalities of the cache, on the same posts."""
-    kind = probed_modalities(cache)[-1]
-    linear = probe(cache, kind, split)
+def _versus_probe(
+    run: Run, opened: RunCache, rows: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+) -> dict[str, Any]:
+    """The comparison with the probe; it learns from the run's training posts, which another cache may not have."""
+    source, match = opened.cache, opened.match
+    if match.gone or match.changed:
+        try:
+            own = run.open_cache()
+        except InputError as error:
+            return {"versus_probe": None, "without_probe": str(error)}
+        if own.match.gone or own.match.changed:
+            return {"versus_probe": None, "without_probe": f"the probe needs the run's own posts; {own.note}"}
+        source = own.cache
+    else:
+        source = source.with_assignments(match.labels_as_in(source), match.splits)
+    return {"versus_probe": versus_probe(source, opened.cache, rows, truth, predicted)}
+
+
+def versus_probe(
+    cache: Cache, test: Cache, rows: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+) -> dict[str, Any]:
+    """The paired difference, model minus the linear probe of all modalities of the cache, on the rows of `test`."""
+    modalities = probed_modalities(cache)[-1]
+    linear = probe(cache, modalities, test=(test, rows))
     right, probe_right = predicted == truth, linear.test_predictions == truth
     probe_scores, ours = score(truth, linear.test_predictions), score(truth, predicted)
     return {
-        "kind": kind,
+        "kind": modalities,
         "probe": probe_scores,
         "difference": {name: ours[name] - probe_scores[name] for name in ours},
         "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, linear.test_predictions)},
@@ -118,12 +167,19 @@ def _mean(scores: list[Scores]) -> Scores:
     return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
 
 
-def _refuse_seen(run: Run, cache: Cache, rows: np.ndarray, split: str) -> None:
-    """Refuse to score posts that were used for training or model selection."""
-    seen = {id_ for id_, given in read_splits(run.splits).items() if given.split != split and given.split != "test"}
-    if cache.manifest_sha256 == run.metadata["manifest_sha256"] and (
-        known := [cache.ids[row] for row in rows if cache.ids[row] in seen]
-    ):
+def _unseen(opened: RunCache, split: str) -> tuple[np.ndarray, int]:
+    """The rows of a split, and how many are left out because the run was trained or selected on the same post.
+
+    Raises InputError if a split file names the run's own training or validation posts, and if no row is left.
+    """
+    rows, match = opened.cache.rows(split), opened.match
+    used = match.used_as(rows)
+    seen = np.isin(used, (SPLITS.index("train"), SPLITS.index("val"))) & (used != SPLITS.index(split))
+    named = rows[seen & (match.post[rows] >= 0)]
+    if len(named) or seen.all():
+        first = opened.cache.ids[(named if len(named) else rows)[0]]
         raise InputError(
-            f"{len(known)} posts of split {split!r}, {known[0]} among them, were trained or chosen on by this run"
+            f"{int(seen.sum())} posts of split {split!r}, {first} among them, were trained or selected on by this run; "
+            "leave them out, or score --split train or val"
         )
+    return rows[~seen], int(seen.sum())

@@ -40,15 +40,19 @@ class Probe:
         }
 
 
-def probe(cache: Cache, modalities: str, test_split: str = "test") -> Probe:
-    """Fit standardised logistic regression on training, choose C on validation accuracy, score the test split once."""
+def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | None = None) -> Probe:
+    """Fit standardised logistic regression on training, choose C on validation accuracy, score the test posts once.
+
+    test: the cache and the rows to score, if not the test split of the cache.
+    """
     from sklearn.exceptions import ConvergenceWarning  # here: it takes a second, which training does not need
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     require_all_classes(cache)
-    train, val, test = (cache.rows(split) for split in ("train", "val", test_split))
+    train, val = cache.rows("train"), cache.rows("val")
+    tested, rows = test or (cache, cache.rows("test"))
     features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
     best, best_accuracy, best_c = None, -1.0, 0.0
     for c in C_GRID:
@@ -60,15 +64,15 @@ def probe(cache: Cache, modalities: str, test_split: str = "test") -> Probe:
         if accuracy > best_accuracy:
             best, best_accuracy, best_c = classifier, accuracy, float(c)
     assert best is not None
-    predictions = best.predict(features_of(cache, test, modalities))
-    scores = score(cache.labels[test], predictions)
+    predictions = best.predict(features_of(tested, rows, modalities))
+    scores = score(tested.labels[rows], predictions)
     return Probe(
         modalities=modalities,
         c=best_c,
         val_accuracy=best_accuracy,
         test_accuracy=scores["accuracy"],
         test_weighted_f1=scores["weighted_f1"],
-        test_rows=test,
+        test_rows=rows,
         test_predictions=predictions,
     )
 

@@ -8,10 +8,10 @@ from fusion.data.feature_store import FeatureStore
 from fusion.models.base import Model
 from fusion.models.precision import precision
 from pipeline.cache.reader import Cache
+from pipeline.common.errors import Diverged
 from pipeline.posts.manifest import LABELS
 
 
-@torch.inference_mode()
 def predict(
     model: Model,
     cache: Cache,
@@ -22,7 +22,25 @@ def predict(
     image_rows: np.ndarray | None = None,
     features: FeatureStore | None = None,
 ) -> np.ndarray:
-    """Class probabilities (len(rows), 3) float64; with `image_rows`, each text is paired with another post's image.
+    """Class probabilities (len(rows), 3) float64; the arguments are those of `log_probabilities`."""
+    return np.exp(
+        log_probabilities(model, cache, rows, device, batch_size=batch_size, image_rows=image_rows, features=features)
+    )
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: Model,
+    cache: Cache,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    image_rows: np.ndarray | None = None,
+    features: FeatureStore | None = None,
+) -> np.ndarray:
+    """Logarithms of class probabilities (len(rows), 3) float64; with `image_rows`, each text is paired with another
+    post's image. Raises Diverged naming a post for which the model's output is not finite.
 
     A model that was trained on sampled views predicts with the mean over all views.
     Texts of like length share a batch: padding costs time, and a post's prediction does not depend on its neighbours.
@@ -33,7 +51,7 @@ def predict(
     batches = list(chunks(order, batch_size))
     features = features or FeatureStore(cache, rows, device, "map")
     views = cache.views if model.config.views == "sample" else 1
-    probabilities = np.zeros((len(rows), len(LABELS)))
+    total = np.full((len(rows), len(LABELS)), -np.inf)
     for view in range(views):
         shown = np.full(len(cache), view)
         if image_rows is None:
@@ -45,5 +63,8 @@ def predict(
         for at, batch in zip(batches, read, strict=True):
             with precision(model.config, device):
                 logits = model(batch)
-            probabilities[at] += logits.double().softmax(dim=1).cpu().numpy()
-    return probabilities / views
+            logs = logits.double().log_softmax(dim=1).cpu().numpy()
+            total[at] = np.logaddexp(total[at], logs)
+    if not (finite := np.isfinite(total).all(axis=1)).all():
+        raise Diverged(f"post {cache.ids[rows[finite.argmin()]]}: the model's prediction is not finite")
+    return total - np.log(views)

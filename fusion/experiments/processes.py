@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,8 +18,10 @@ from fusion.training.allocator import keep_memory
 from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError
 from pipeline.common.machine import usable_cores
+from pipeline.common.signals import StopRequest
 
 Item = TypeVar("Item")
+_SECONDS = 0.5  # after which a signal is noticed
 
 
 def in_processes(
@@ -28,11 +31,13 @@ def in_processes(
     arguments: tuple[Any, ...],
     ended: Callable[[Item], None],
     out: Path,
+    stop: StopRequest,
 ) -> None:
     """Process each item in one of `jobs` processes, which share the machine's cores; `ended` is called here.
 
     begin(*arguments), called once in each process, returns the function for an item. An item is taken when a process is
-    free for it. Raises InputError naming `out` if a process was lost.
+    free for it. Raises InputError naming `out` if a process was lost, and Stopped, once the processes have ended, if a
+    signal has come.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(jobs, begin, arguments)) as pool:
@@ -41,7 +46,11 @@ def in_processes(
             for item in itertools.islice(items, jobs):
                 running[pool.submit(_do, item)] = item
             while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if stop:
+                    for process in list(pool._processes.values()):  # what they have in hand is resumed later
+                        process.kill()
+                    stop.check()
+                for future in wait(running, _SECONDS, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
                     future.result()
                     ended(item)
@@ -61,6 +70,7 @@ def _begin(jobs: int, begin: Callable[..., Callable[[Any], None]], arguments: tu
     global _work
     parent = multiprocessing.parent_process()
     assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
     exact_float32()
     keep_memory()

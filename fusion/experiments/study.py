@@ -15,7 +15,8 @@ from fusion.experiments.sweep_results import (
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
 from fusion.training.display import EpochMetrics
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, Stopped
+from pipeline.common.signals import StopRequest
 
 JOURNAL = "journal.log"
 FIRST_COMPLETE = 5  # trials that end before any is pruned
@@ -32,11 +33,19 @@ class SweepSpec:
     splits: Path | None = None
     text_encoder: str | None = None
     jobs: int = 1
+    allow_unmatched: bool = False
 
 
 def trainer_of(spec: SweepSpec) -> Trainer:
     """The trainer of this process's trials."""
-    return Trainer(spec.cache, spec.device, splits=spec.splits, text_encoder=spec.text_encoder, jobs=spec.jobs)
+    return Trainer(
+        spec.cache,
+        spec.device,
+        splits=spec.splits,
+        allow_unmatched=spec.allow_unmatched,
+        text_encoder=spec.text_encoder,
+        jobs=spec.jobs,
+    )
 
 
 def open_study(spec: SweepSpec) -> "optuna.Study":
@@ -53,14 +62,25 @@ def open_study(spec: SweepSpec) -> "optuna.Study":
     )
 
 
-def attempt(study: "optuna.Study", number: int, spec: SweepSpec, space: Space, trainer: Trainer) -> None:
-    """Train a trial and record its outcome in the study: complete, pruned, or failed with the reason."""
+def attempt(
+    study: "optuna.Study",
+    number: int,
+    spec: SweepSpec,
+    space: Space,
+    trainer: Trainer,
+    stop: StopRequest | None = None,
+) -> None:
+    """Train a trial and record its outcome in the study: complete, pruned, or failed with the reason. One that is
+    stopped has none, and is resumed later.
+    """
     reporter = TrialReporter(study, number)
     try:
         config = configured(spec.base, draw(reporter.trial, space))
-        score = trainer.train(Run(trial_folder(spec.out, number)), config, reporter.on_epoch)
+        score = trainer.train(Run(trial_folder(spec.out, number)), config, reporter.on_epoch, stop=stop)
     except optuna.TrialPruned:
         reporter.pruned()
+    except Stopped:
+        raise
     except (InputError, torch.OutOfMemoryError) as error:
         reporter.failed(str(error))
     else:

@@ -28,10 +28,11 @@ from fusion.experiments.sweep_results import (
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import read_json
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, Stopped
 from pipeline.common.files import regular_bytes, write_json
 from pipeline.common.folders import named_errors, remove_file, require_no_link
 from pipeline.common.locks import only_writer
+from pipeline.common.signals import graceful_shutdown
 
 RESULT = "sweep.json"
 
@@ -47,7 +48,7 @@ def sweep(
     overwrite: bool = False,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Run a sweep's trials up to the asked number, going on where an earlier call stopped; returns the results.
+    """Run a sweep's trials up to the asked number, resuming where an earlier call stopped; returns the results.
 
     `spec.jobs` trials at a time, in processes of this machine, or on the cluster of `ray`. Raises InputError if the
     folder holds another sweep or a finished one, if another process is at it, and if no trial was completed.
@@ -57,7 +58,7 @@ def sweep(
     if spec.base.mlm:
         trainer.encoder(spec.base)  # fail early: every trial needs the text encoder
     spec.out.mkdir(parents=True, exist_ok=True)
-    with only_writer(spec.out), named_errors(spec.out / JOURNAL):
+    with only_writer(spec.out), named_errors(spec.out / JOURNAL), graceful_shutdown() as stop:
         if overwrite:
             _clear(spec)
         for folder in spec.out.glob("trial-*"):
@@ -81,16 +82,23 @@ def sweep(
             say(describe_trial(study, number))
 
         numbers = _trials_to_run(study, trials)
-        if ray is not None:
-            from fusion.experiments.sweep_ray import run_on_ray
+        try:
+            if ray is not None:
+                from fusion.experiments.sweep_ray import run_on_ray
 
-            run_on_ray(ray, study, numbers, spec, space, ended)
-        elif spec.jobs == 1:
-            for number in numbers:
-                attempt(study, number, spec, space, trainer)
-                ended(number)
-        else:
-            in_processes(numbers, spec.jobs, _begin, (spec, space), ended, spec.out)
+                run_on_ray(ray, study, numbers, spec, space, ended)
+            elif spec.jobs == 1:
+                for number in numbers:
+                    attempt(study, number, spec, space, trainer, stop)
+                    ended(number)
+                    stop.check()
+            else:
+                in_processes(numbers, spec.jobs, _begin, (spec, space), ended, spec.out, stop)
+        except Stopped:
+            done = sum(trial.state.is_finished() for trial in study.trials)
+            raise Stopped(
+                f"stopped by {stop.signal}; {done} of {trials} trials are finished; the same command resumes"
+            ) from None
         write_results(study, spec.out, space)
         result = summary(study, spec.out, space)
         write_json(spec.out / RESULT, result)

@@ -11,6 +11,7 @@ from fusion.run import Run
 from fusion.training.display import EpochMetrics
 from fusion.training.train import ExecutionOptions, masking_encoder, train
 from pipeline.cache.reader import Cache
+from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder
 
 
@@ -26,12 +27,13 @@ class Trainer:
         device: str,
         *,
         splits: Path | None = None,
+        allow_unmatched: bool = False,
         text_encoder: str | None = None,
         jobs: int = 1,
     ) -> None:
         self.device = torch.device(device)
         opened = Cache(cache)
-        self.cache = opened.with_splits(splits) if splits else opened
+        self.cache = opened.with_splits(splits, allow_unmatched=allow_unmatched) if splits else opened
         self._folder, self._jobs = text_encoder, jobs
         self._encoders: dict[str, TextEncoder] = {}
 
@@ -41,13 +43,14 @@ class Trainer:
         config: Config,
         on_epoch: Callable[[EpochMetrics], None] = lambda line: None,
         *,
-        splits: Path | None = None,
+        cache: Cache | None = None,
+        stop: StopRequest | None = None,
     ) -> float:
-        """Train or resume a run; returns the best epoch's validation weighted F1.
+        """Train or resume a run on `cache`, or on the trainer's own; returns the best epoch's validation weighted F1.
 
         `on_epoch` is also called for epochs trained before a restart: the killed process may not have reported them.
         """
-        cache = run.resume_or_start(config, self.cache, splits)
+        cache = run.resume_or_start(config, cache or self.cache, same_splits=True)
         for line in run.metrics():
             on_epoch(line)
         if run.finished:
@@ -55,7 +58,15 @@ class Trainer:
         execution = ExecutionOptions(encodings_bytes=ExecutionOptions().encodings_bytes // self._jobs)
         encoder = self.encoder(config) if config.mlm else None
         result = train(
-            cache, config, run, self.device, text_encoder=encoder, execution=execution, on_epoch=on_epoch, quiet=True
+            cache,
+            config,
+            run,
+            self.device,
+            text_encoder=encoder,
+            execution=execution,
+            on_epoch=on_epoch,
+            stop=stop,
+            quiet=True,
         )
         return result.validation["weighted_f1"]
 

@@ -1,21 +1,27 @@
 """Attributes a prediction to the word pieces and image patches of one post, by three methods.
 
-The forward pass is written out again here, for one post without padding, because it must show what the fast one hides:
-the attention weights. A test holds it to the model's own rows. All in the parameters' precision, dropout off.
+Gradient x input needs nothing of a model but its logits. The other two follow the attention of the paper's model, whose
+forward pass is written out again here, for one post without padding, because it must show what the fast one hides: the
+attention weights. A test holds it to the model's own rows. All in the parameters' precision, dropout off.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.config import Config
+from fusion.data.batches import Batch
+from fusion.models.base import Model
 from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import LabelRule
 from fusion.models.transformer import EncoderLayer
+from fusion.names import FUSION
 from pipeline.common.errors import InputError
 
 
@@ -161,7 +167,7 @@ def roll_out(start: Tensor, attention: list[Tensor]) -> Tensor:
     return start
 
 
-def gradient_times_input(model: FusionModel, post: PostFeatures, predicted: int) -> Weights:
+def gradient_times_input(model: Model, post: PostFeatures, predicted: int) -> Weights:
     """What each row of the frozen features adds to the log-odds of the predicted class, to first order.
 
     f = logit_c - log sum over the other classes of exp(logit) = log(p_c / (1 - p_c)), which unlike p_c never saturates
@@ -173,14 +179,37 @@ def gradient_times_input(model: FusionModel, post: PostFeatures, predicted: int)
     return _normalised(signed_pieces.clamp(min=0), signed_patches.clamp(min=0))
 
 
-def signed_contributions(model: FusionModel, post: PostFeatures, predicted: int) -> tuple[Tensor, Tensor]:
+def batch_of(model: Model, post: PostFeatures) -> Batch:
+    """A batch of the one post; a modality that it lacks is zeros, and marked as left out."""
+    like, sizes = next(model.parameters()), model.dimensions
+    tokens = like.new_zeros(2, sizes.text_width) if post.tokens is None else post.tokens
+    patches = like.new_zeros(sizes.patches, sizes.channels) if post.patches is None else post.patches
+    pooled = like.new_zeros(sizes.channels) if post.pooled is None else post.pooled
+    one = torch.ones(1, len(tokens), dtype=torch.bool, device=like.device)
+    unknown = torch.full((1, 2), -1, device=like.device)
+    return Batch(
+        rows=np.zeros(1, np.int64),
+        patches=patches[None],
+        pooled=pooled[None],
+        tokens=tokens[None],
+        input_ids=torch.zeros_like(one, dtype=torch.int64),
+        text_mask=one,
+        labels=unknown[:, 0],
+        modality_labels=unknown,
+        has_text=one[:, 0] & (post.tokens is not None),
+        has_image=one[:, 0] & (post.patches is not None),
+        num_maskable=np.zeros(1, np.int64),
+    )
+
+
+def signed_contributions(model: Model, post: PostFeatures, predicted: int) -> tuple[Tensor, Tensor]:
     """Gradient x input before the cut at 0: pieces (n,), patches (m,)."""
     leaves = [
         None if feature is None else feature.detach().clone().requires_grad_()
         for feature in (post.patches, post.pooled, post.tokens)
     ]
     with torch.enable_grad():
-        logits = trace(model, PostFeatures(*leaves)).logits
+        logits = model(batch_of(model, PostFeatures(*leaves)))[0]
         others = torch.cat([logits[:predicted], logits[predicted + 1 :]])
         odds = logits[predicted] - others.logsumexp(dim=0)
         inputs = [leaf for leaf in leaves if leaf is not None]
@@ -190,20 +219,39 @@ def signed_contributions(model: FusionModel, post: PostFeatures, predicted: int)
     by_patches, by_pooled, by_tokens = gradients
     none = odds.new_zeros(0).detach()
     pieces = none if tokens is None or by_tokens is None else (by_tokens * tokens).sum(dim=1).detach()
-    if patches is None or by_patches is None or by_pooled is None:
+    if patches is None or (by_patches is None and by_pooled is None):
         return pieces, none
-    return pieces, ((by_patches + by_pooled / len(patches)) * patches).sum(dim=1).detach()
+    slope = torch.zeros_like(patches) if by_patches is None else by_patches
+    slope = slope if by_pooled is None else slope + by_pooled / len(patches)
+    return pieces, (slope * patches).sum(dim=1).detach()
 
 
-METHODS: dict[str, Callable[[FusionModel, PostFeatures, int], Weights]] = {
+METHODS: dict[str, Callable[[Any, PostFeatures, int], Weights]] = {
     "attention": cross_modal_attention,
     "rollout": attention_rollout,
     "gradient": gradient_times_input,
 }
+_OF_THE_PAPERS_MODEL = ("attention", "rollout")
+
+
+def weigh(model: Model, post: PostFeatures, predicted: int, method: str) -> Weights:
+    """The weights of a post's word pieces and patches. Raises InputError for a method that is unknown or does not fit
+    the run.
+    """
+    if method not in METHODS:
+        raise InputError(f"--method {method}: no such method; known are {', '.join(METHODS)}")
+    if method in _OF_THE_PAPERS_MODEL and not isinstance(model, FusionModel):
+        raise InputError(
+            f"--method {method}: follows the attention of the model fusion, and this run is a {model.config.model}; "
+            "use --method gradient"
+        )
+    return METHODS[method](model, post, predicted)
 
 
 def methods_for(config: Config) -> list[str]:
     """The methods that fit a run."""
+    if config.model != FUSION:
+        return ["gradient"]
     both = config.modalities == "both" and config.cross_attention
     return [name for name in METHODS if both or name != "attention"]
 

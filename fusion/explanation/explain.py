@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from fusion.evaluation.predict import predict
-from fusion.explanation.attribution import METHODS, PostFeatures, Weights, trace
+from fusion.explanation.attribution import PostFeatures, Weights, batch_of, weigh
 from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor
 from fusion.models.base import Model
-from fusion.models.fusion import FusionModel
-from fusion.run import Run
+from fusion.run import Run, RunCache
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import require_images
@@ -85,20 +84,11 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         seen = one.pixels is not None
         posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
     texts = [one.text for one in inputs]
-    return explain_features(
-        explainable(predictor.model), posts, texts, predictor.text.spans, method=method, probabilities=known
-    )
-
-
-def explainable(model: Model) -> FusionModel:
-    """The model, if the methods know its parts. Raises InputError if they do not."""
-    if not isinstance(model, FusionModel):
-        raise InputError(f"only the model fusion can be explained, and this run is a {model.config.model}")
-    return model
+    return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=known)
 
 
 def explain_features(
-    model: FusionModel,
+    model: Model,
     posts: Sequence[PostFeatures],
     texts: Sequence[str | None],
     spans: Callable[[str], Spans],
@@ -120,26 +110,17 @@ def explain_features(
     return explanations
 
 
-def probabilities_of(model: FusionModel, post: PostFeatures) -> np.ndarray:
+def probabilities_of(model: Model, post: PostFeatures) -> np.ndarray:
     """Class probabilities (3,) float64 of one post (eq 15)."""
     with torch.no_grad():
-        return trace(model, post).logits.double().softmax(dim=0).cpu().numpy()
-
-
-def weigh(model: FusionModel, post: PostFeatures, predicted: int, method: str) -> Weights:
-    """The weights of a post's word pieces and patches. Raises InputError for a method that is unknown or does not fit
-    the run.
-    """
-    if method not in METHODS:
-        raise InputError(f"--method {method}: no such method; known are {', '.join(METHODS)}")
-    return METHODS[method](model, post, predicted)
+        return model(batch_of(model, post))[0].double().softmax(dim=0).cpu().numpy()
 
 
 def explain_cached(
     run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
 ) -> list[Explanation]:
     """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
-    model = explainable(run.load_model(device))
+    model = run.load_model(device)
     read = model.config.modalities
     posts = [cached_features(cache, int(row), device) for row in rows]
     texts = [cache.texts[row] if read != "image" else None for row in rows]
@@ -150,7 +131,7 @@ def explain_cached(
     return explain_features(model, posts, texts, text.spans, method=method, probabilities=known)
 
 
-def cache_of(run: Run, folder: Path | None = None) -> Cache:
+def cache_of(run: Run, folder: Path | None = None) -> RunCache:
     """A run's cache, to explain posts of. Raises InputError if it is of other encoders, or of texts alone."""
     require_images(run.metadata["fingerprint"], run.folder, "explaining needs images")
     return run.open_cache(folder)

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fusion.explanation.attribution import PostFeatures, methods_for
-from fusion.explanation.explain import cache_of, explainable, probabilities_of, weigh
+from fusion.explanation.attribution import PostFeatures, methods_for, weigh
+from fusion.explanation.explain import cache_of, probabilities_of
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
-from fusion.models.base import FrozenText
-from fusion.models.fusion import FusionModel
+from fusion.models.base import FrozenText, Model
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import ImageEncoder, TextEncoder
@@ -63,7 +62,7 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
 
 
 def faithfulness(
-    model: FusionModel,
+    model: Model,
     posts: Iterable[EncoderInput],
     image: FrozenImage,
     text: FrozenText,
@@ -111,11 +110,11 @@ def of_run(
 ) -> dict[str, Any]:
     """`faithfulness` of a run on at most `count` posts of a split, drawn at random with a fixed seed."""
     run = predictor.run
-    cache = cache_of(run, cache_folder)
+    cache = cache_of(run, cache_folder).cache
     rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
     posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)
     with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:
-        result = faithfulness(explainable(predictor.model), bar, predictor.image, predictor.text)
+        result = faithfulness(predictor.model, bar, predictor.image, predictor.text)
     return {"run": str(run.folder), "split": split, **result}
 
 
@@ -153,7 +152,7 @@ def mask_patches(pixels: np.ndarray, masked: Sequence[int] | np.ndarray, patches
 
 
 def _without(
-    model: FusionModel,
+    model: Model,
     features: PostFeatures,
     post: EncoderInput,
     kind: str,
@@ -175,7 +174,7 @@ def _without(
     return np.stack([probabilities_of(model, one) for one in changed])
 
 
-def _features(model: FusionModel, patches: np.ndarray, pooled: np.ndarray, tokens: Tensor | None) -> list[PostFeatures]:
+def _features(model: Model, patches: np.ndarray, pooled: np.ndarray, tokens: Tensor | None) -> list[PostFeatures]:
     parameter = next(model.parameters())
     arrays = [torch.from_numpy(values).to(parameter) for values in (patches, pooled)]
     texts = [None] * len(patches) if tokens is None else list(tokens.to(parameter))

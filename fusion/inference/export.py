@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fusion.checkpoint import weights_metadata
 from fusion.config import save_config
 from fusion.inference.model_card import model_card
 from fusion.models.base import Dimensions, Model
@@ -43,7 +44,7 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     remove_export(out)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_tensors(out / "model.safetensors", tensors)
+    save_tensors(out / "model.safetensors", tensors, weights_metadata({"epoch": metadata["best_epoch"]}))
     save_config(out / "config.yaml", config)
     difference = _write_onnx(model.eval(), run, out / ONNX) if onnx else None
     write_text(out / CARD, model_card(run, difference))

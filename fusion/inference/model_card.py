@@ -2,12 +2,15 @@
 parts.
 """
 
+import sys
 from collections import Counter
 from typing import Any
 
 import yaml
 
 from fusion.evaluation.display import format_scores
+from fusion.models.registry import model_class
+from fusion.names import FUSION
 from fusion.run import Run
 from pipeline.common.markup import escaped, fenced
 from pipeline.encoders.fingerprint import NO_IMAGES
@@ -45,9 +48,18 @@ def _summary(run: Run) -> str:
     trained = metadata["parameters"]["trainable"]
     return f"""# Image-text sentiment: {", ".join(LABELS)}
 
-A fusion model in the manner of Liu, Bai, Cheng and Gui (Computer Science 51(9), 2024) on the features of
-two frozen encoders. {trained:,} parameters were trained, for {metadata["epochs"]} epochs; the weights are those of
-epoch {metadata["best_epoch"]}, the best by validation weighted F1."""
+{_model(run.config.model)} It works on the features of two frozen encoders. {trained:,} parameters
+were trained, for {metadata["epochs"]} epochs; the weights are those of epoch {metadata["best_epoch"]}, the best by
+validation weighted F1."""
+
+
+def _model(name: str) -> str:
+    """Which model it is, in a sentence."""
+    if name == FUSION:
+        return "A fusion model in the manner of Liu, Bai, Cheng and Gui (Computer Science 51(9), 2024)."
+    kind = model_class(name)
+    document = sys.modules[kind.__module__].__doc__ or f"{kind.title}."
+    return f"The model `{name}`, as reconstructed in this library: {document.splitlines()[0]}"
 
 
 def _use() -> str:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -71,16 +71,18 @@ def unfinished(out: Path) -> Path:
     return out.with_name(out.name + ".unfinished")
 
 
-def remove_predictions(out: Path) -> None:
-    """Remove the predictions, finished or not."""
-    out.unlink(missing_ok=True)
-    unfinished(out).unlink(missing_ok=True)
-
-
 def predict_file(
-    predictor: Predictor, posts: Path, out: Path, *, batch_size: int = 32, workers: int = 2, quiet: bool = False
+    predictor: Predictor,
+    posts: Path,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> StreamReport:
-    """Predict every post of a JSONL file, resuming after the predictions of an earlier call.
+    """Predict every post of a JSONL file, resuming after the predictions of an earlier call; with `overwrite` anew, in
+    place of what is there.
 
     As in extraction, worker processes decode and each core encodes a batch of its own. A line that is no post, or a
     post without a prediction, gets a line with the reason. Raises InputError if an unfinished file is of another run or
@@ -90,7 +92,7 @@ def predict_file(
     sha256, total = _measure(posts)
     header = {"model_sha256": sha256_of_file(predictor.run.folder / "model.safetensors"), "posts_sha256": sha256}
     report = StreamReport(total)
-    with _unfinished_file(out, header, report) as file:
+    with _unfinished_file(out, header, report, overwrite) as file:
         done = report.answered_before
         with (
             graceful_shutdown() as stop,
@@ -112,7 +114,7 @@ def predict_file(
         file.readline()  # the header
         with complete_or_absent(out) as temporary, temporary.open("wb") as complete:
             shutil.copyfileobj(file, complete)
-    unfinished(out).unlink()
+        unfinished(out).unlink(missing_ok=True)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -218,13 +220,17 @@ def _open_unfinished(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _unfinished_file(out: Path, header: dict[str, str], report: StreamReport) -> Iterator[BinaryIO]:
+def _unfinished_file(out: Path, header: dict[str, str], report: StreamReport, overwrite: bool) -> Iterator[BinaryIO]:
     """The file of predictions so far, locked, open at its end; `report` counts them. Raises InputError if they are of
     another run or other posts.
     """
     path = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with hold(path.with_name(path.name + ".lock")), _open_unfinished(path) as file:
+    with ExitStack() as opened:
+        opened.enter_context(hold(path.with_name(path.name + ".lock")))
+        for old in (path, out) if overwrite else ():
+            old.unlink(missing_ok=True)
+        file = opened.enter_context(_open_unfinished(path))
         file.seek(0)
         line = file.readline(_MOST_LINE_BYTES)
         if (first := _whole(line)) is None:

@@ -15,7 +15,7 @@ from fusion.explanation.explain import DEFAULT_METHOD, Explanation, cache_of, ex
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
-from fusion.run import Run
+from fusion.run import Run, RunCache
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent, regular_bytes, write_json
@@ -57,14 +57,19 @@ def view_cached_posts(
     method: str = DEFAULT_METHOD,
     cache_folder: Path | None = None,
     text_encoder: str | None = None,
+    evaluated: bool = False,
 ) -> tuple[list[PostView], list[RunView]]:
-    """Posts of the runs' caches by id, as `evaluate` predicts them. Raises InputError on an id that a cache lacks."""
+    """Posts of the runs' caches by id, as `evaluate` predicts them. Raises InputError on an id that a cache lacks.
+
+    evaluated: the ids come from an evaluation, so each post must still be the one that was evaluated.
+    """
     looks: list[RunView] = []
     shown: list[PostView] = []
     encoder: TextEncoder | None = None
     for run in runs:
-        cache = cache_of(run, cache_folder)
-        rows = rows_of(cache, ids)
+        opened = cache_of(run, cache_folder)
+        cache = opened.cache
+        rows = rows_of(opened, ids, evaluated=evaluated)
         fingerprint = run.metadata["fingerprint"]["text"]
         if encoder is None or first_difference(fingerprint, encoder.fingerprint):
             encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
@@ -99,14 +104,19 @@ def name_of(run: Run) -> str:
     return "/".join(run.folder.resolve().parts[-2:])
 
 
-def rows_of(cache: Cache, ids: Sequence[str]) -> np.ndarray:
-    """Where posts stand in a cache. Raises InputError naming the first id that has no features there."""
+def rows_of(opened: RunCache, ids: Sequence[str], *, evaluated: bool = False) -> np.ndarray:
+    """The rows of posts in a run's cache. Raises InputError naming the first id that has no features there, or that is
+    `evaluated` and is another post now.
+    """
+    cache = opened.cache
     row_of = {id_: row for row, id_ in enumerate(cache.ids)}
     for id_ in ids:
         if id_ not in row_of:
             raise InputError(f"--ids {id_}: no such post in {cache.folder}")
         if not cache.ok[row_of[id_]]:
             raise InputError(f"--ids {id_}: this post failed in extraction; see failures.csv in {cache.folder}")
+        if evaluated and opened.match.post[row_of[id_]] < 0:
+            raise InputError(f"{cache.folder}: post {id_} has another text or image than the one that was evaluated")
     return np.array([row_of[id_] for id_ in ids], np.int64)
 
 

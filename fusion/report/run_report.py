@@ -87,8 +87,8 @@ def _worst(
     if not labels:
         return [], "no posts were asked for"
     try:
-        cache = cache_of(run, cache_folder)
-        rows = rows_of(cache, list(labels))
+        opened = cache_of(run, cache_folder)
+        cache, rows = opened.cache, rows_of(opened, list(labels), evaluated=True)
         fingerprint = run.metadata["fingerprint"]["text"]
         encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
     except InputError as error:

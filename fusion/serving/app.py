@@ -143,7 +143,7 @@ def build_app(handler: RequestHandler, name: str) -> FastAPI:
     async def explain(request: Request) -> Any:
         """Class probabilities of one post, the picture under its heat map, and the weight of each word."""
         explained = await handler.explain(*await _sent(request))
-        share = explained.explanation.text_share if explained.explanation else None
+        share = explained.explanation.text_share
         more = {"method": handler.method, "heat_map": explained.heat_map, "words": explained.words, "text_share": share}
         return {**_record(explained.prediction), **more, "legend": [[f"rgb{colour}", at] for at, colour in STOPS]}
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from fusion.explanation.explain import DEFAULT_METHOD, Explanation, explain_posts
 from fusion.inference.predictor import Inputs, Prediction, Predictor, missing_input, raw_text_problem
-from fusion.models.fusion import FusionModel
 from fusion.report.cards import data_uri, shaded
 from fusion.report.heatmap import overlay
 from fusion.serving.decoding import PictureDecoders
@@ -30,14 +29,12 @@ class Explained:
     """A prediction with its explanation: the picture under its heat map (PNG in a data URI), and each word's weight."""
 
     prediction: Prediction
-    explanation: Explanation | None
+    explanation: Explanation
     heat_map: str | None
 
     @property
     def words(self) -> list[dict[str, Any]]:
         """Each word with its weight, its rank among the strongest, and whether the encoder read it."""
-        if self.explanation is None:
-            return []
         read = len(self.explanation.words) - self.explanation.unread
         return [
             {"text": word.text, "weight": word.weight, "rank": word.rank, "read": place < read}
@@ -131,8 +128,6 @@ class RequestHandler:
     def _explain(self, post: Post) -> Explained:
         inputs = self._inputs(post)
         prediction = self._predict_inputs(inputs)
-        if not isinstance(self.predictor.model, FusionModel):  # the methods explain the paper's model alone
-            return Explained(prediction, None, None)
         (explanation,) = explain_posts(self.predictor, [inputs])
         heat_map = None
         if explanation.heat is not None and inputs.picture is not None:

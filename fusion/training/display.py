@@ -27,7 +27,7 @@ class Display:
         say: Callable[[str], None],
         tensorboard: bool,
     ) -> None:
-        self._run, self._steps, self._epochs, self._done = run, steps, epochs, done
+        self._run, self._steps, self.epochs, self._done = run, steps, epochs, done
         self._best_score = best_score
         self._quiet, self._say, self._tensorboard = quiet, say, tensorboard
         self._events: Callable[[EpochMetrics], None] = lambda line: None
@@ -38,7 +38,7 @@ class Display:
             from fusion.training.tensorboard import event_files
 
             self._events = self._open.enter_context(event_files(self._run.folder, after=self._done))
-        total, initial = self._epochs * self._steps, self._done * self._steps
+        total, initial = self.epochs * self._steps, self._done * self._steps
         bar = tqdm(total=total, initial=initial, unit="step", desc="train", disable=self._quiet)
         self._bar = self._open.enter_context(bar)
         return self

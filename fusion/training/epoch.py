@@ -22,7 +22,7 @@ from fusion.models.reencoding import Reencoder
 from fusion.training.distributed import Ranks
 from fusion.training.optimizer import learning_rate
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import Diverged
 
 SYNC_EVERY = 50  # steps on a GPU after which the losses are read: each read waits for the device
 
@@ -148,7 +148,7 @@ class Epoch:
     def _require_finite(self, epoch: int, step: int, losses: list[float], rows: np.ndarray) -> None:
         if not math.isfinite(sum(losses)):
             posts = ", ".join(self._cache.ids[row] for row in rows[:5])
-            raise InputError(
+            raise Diverged(
                 f"training stopped in epoch {epoch}, step {step + 1}: the loss is {' + '.join(map(str, losses))} "
                 f"(posts {posts}, ...); lower lr or set clip_norm"
             )

@@ -7,7 +7,9 @@ killed and resumed ends with the same numbers, on a CPU to the last bit.
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,13 @@ from fusion.run_files import TrainingState
 from fusion.tensor_files import require_memory
 from fusion.training.display import Display, EpochMetrics
 from fusion.training.distributed import Ranks
-from fusion.training.epoch import Epoch
+from fusion.training.epoch import Epoch, Step
 from fusion.training.optimizer import new_optimizer
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.locks import only_writer
+from pipeline.common.signals import StopRequest
 from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 
@@ -79,25 +83,61 @@ def train(
     execution: ExecutionOptions = ExecutionOptions(),
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     on_epoch: Callable[[EpochMetrics], None] = lambda line: None,
+    stop: StopRequest | None = None,
+    overwrite: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> TrainResult:
-    """Train from the cache into the run folder, from where an unfinished run there stopped.
+    """Train from the cache into the run folder, from where an unfinished run there stopped; with `overwrite` anew, in
+    place of what is there once all that training needs is checked.
 
-    `on_epoch` gets each epoch's line of metrics once its state is saved; what it raises ends the training, resumably.
-    Raises InputError on a cache without training or validation posts of all classes, and on a loss that is not finite.
+    `on_epoch` gets each epoch's line of metrics once its state is saved; what it raises ends the training, resumably,
+    and so does `stop` after the step in hand. Raises InputError on a cache without training or validation posts of all
+    classes, if another process trains into the folder, and when stopped; Diverged on what is not finite.
     """
-    # Build.
     require_trainable(cache, config)
+    with only_writer(run.folder) if ranks.is_main else nullcontext():
+        if not overwrite:
+            run.require_not_failed()
+        try:
+            return _train(
+                cache, config, run, device, text_encoder, execution, ranks, on_epoch, stop, overwrite, quiet, say
+            )
+        except Diverged as error:
+            if ranks.is_main:
+                run.note_end("failed", str(error))
+            raise
+
+
+def _train(
+    cache: Cache,
+    config: Config,
+    run: Run,
+    device: torch.device,
+    text_encoder: TextEncoder | None,
+    execution: ExecutionOptions,
+    ranks: Ranks,
+    on_epoch: Callable[[EpochMetrics], None],
+    stop: StopRequest | None,
+    overwrite: bool,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> TrainResult:
+    """The training itself: build, loop, finish."""
+    # Build.
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
     model = _build(cache, config, text_encoder, execution).to(device)
     optimizer = new_optimizer(model, config)
     views = cache.views if config.views == "sample" else 1
     rows = np.concatenate([train_rows, val_rows])
     features = FeatureStore(cache, rows, device, execution.cache_in, views=views)
+    for split, counts in cache.class_counts().items():
+        say(f"{split}: {sum(counts.values())} posts, {', '.join(f'{n} {name}' for name, n in counts.items())}")
     say(f"features: {features.reason}")
     say(f"precision: {resolved(config, device)}")
     started = time.perf_counter()
+    if overwrite and ranks.is_main:
+        run.clear()
     state = _resume_or_start(run, cache, model, optimizer, text_encoder, ranks)
     reencoder = Reencoder(text_encoder, cache_bytes=execution.encodings_bytes) if text_encoder and config.mlm else None
     training = Epoch(model, optimizer, cache, features, reencoder, ranks, micro_batch=execution.micro_batch)
@@ -117,7 +157,7 @@ def train(
         while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
             epoch, waited = state.epoch + 1, features.waited
             begun = time.perf_counter()
-            line: EpochMetrics = {"epoch": epoch, **training.run(epoch, display.step)}
+            line: EpochMetrics = {"epoch": epoch, **training.run(epoch, partial(_step, display, run, state, stop))}
             trained = time.perf_counter()
             line.update(validate(model, cache, features, val_rows, text_encoder, ranks))
             ended = time.perf_counter()
@@ -133,9 +173,9 @@ def train(
             state = state.model_copy(update={"epoch": epoch, **best})
             if ranks.is_main:
                 run.append_metrics(line)
-                if better:
-                    run.save_model(model)
                 run.save_state(model, optimizer, state)
+                if better:
+                    run.save_model(model, state)
             display.epoch(line, better)
             on_epoch(line)
 
@@ -153,9 +193,18 @@ def train(
     )
     if ranks.is_main:
         scores = {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": result.validation}
+        scores["state"] = "finished" if result.epochs == config.epochs else "stopped early"
         wall = time.perf_counter() - started
         run.finish({**scores, "train_seconds": result.seconds, "wall_seconds_of_last_start": wall})
     return result
+
+
+def _step(display: Display, run: Run, state: TrainingState, stop: StopRequest | None, step: Step) -> None:
+    """After a step: show it, and end the training if that was asked for. Raises Stopped naming the way to resume."""
+    display.step(step)
+    if stop:
+        done = f"{state.epoch} of {display.epochs} epochs are finished"
+        raise Stopped(f"stopped by {stop.signal}; {done}; `train ... --out {run.folder} --resume` resumes")
 
 
 def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: str | None = None) -> TextEncoder:
@@ -226,6 +275,8 @@ def _resume_or_start(
     state = state or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
     if ranks.is_main:
         run.truncate_metrics(state.epoch)
+        if state.epoch:
+            run.complete_model(model, state)
     return state
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fusion.data.batches import chunks
 from fusion.data.feature_store import FeatureStore
 from fusion.evaluation.metrics import score
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import log_probabilities
 from fusion.models.base import Model
 from fusion.training.distributed import Ranks
 from pipeline.cache.reader import Cache
@@ -27,11 +27,11 @@ def validate(
     With `validate_mlm` also the masked-language loss (eq 25).
     """
     device = next(model.parameters()).device
-    shard = predict(model, cache, ranks.shard_rows(rows), device, features=features)
-    probabilities = ranks.gather(shard, len(rows), device)
+    shard = log_probabilities(model, cache, ranks.shard_rows(rows), device, features=features)
+    logs = ranks.gather(shard, len(rows), device)
     labels = cache.labels[rows].astype(np.int64)
-    loss = F.nll_loss(torch.from_numpy(probabilities).log(), torch.from_numpy(labels))
-    scores = score(labels, probabilities.argmax(axis=1))
+    loss = F.nll_loss(torch.from_numpy(logs), torch.from_numpy(labels))
+    scores = score(labels, logs.argmax(axis=1))
     line = {"val_loss": float(loss), **{f"val_{name}": value for name, value in scores.items()}}
     if model.config.validate_mlm and text_encoder:
         line["val_loss_mlm"] = _mlm_loss(model, features, rows, text_encoder)

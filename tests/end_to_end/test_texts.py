@@ -12,6 +12,7 @@ import torch
 
 from fusion.data.batches import read_batch
 from fusion.evaluation.evaluate import evaluate
+from fusion.run_posts import PostMatch, posts_of
 from pipeline.cache import hdf5
 from pipeline.cache.merge import merge
 from pipeline.cache.reader import Cache
@@ -71,7 +72,7 @@ def test_a_split_file_goes_before_the_own_column_and_without_either_one_is_made(
     path = csv_of(tmp_path, "id,text,label,split\n" + "".join(f"{i},t,{LABELS[i % 3]},train\n" for i in range(33)))
     splits = tmp_path / "splits.csv"
     splits.write_text("id,split\n3,val\n4,test\n99,test\n")
-    given = prepare(path, splits=splits)
+    given = prepare(path, splits=splits, allow_unmatched=True)
     assert [post.split for post in given.posts[2:6]] == [None, "val", "test", None]
     assert given.summary["split_rows_without_post"] == 1
     path = csv_of(tmp_path, "id,text,label\nx,t,\n" + "".join(f"{i},t,{LABELS[i % 3]}\n" for i in range(33)))
@@ -157,7 +158,8 @@ def test_a_cache_of_texts_alone_has_image_features_of_no_size(make, tmp_path):
     assert cache.damage() == []
     assert hdf5.read_posts(cache.folder)[9] == posts[9]
     assert {record.image_sha256 for record in cache.records} == {""}
-    assert not cache.repeats_training(np.arange(17)).any()  # that there are no images makes no duplicates
+    repeated = PostMatch(posts_of(cache), cache).repeats_training(np.arange(17))
+    assert not repeated.any()  # that there are no images makes no duplicates
     alone = r"cache: has texts alone \(--image-encoder none\), and a photo needs them"
     with pytest.raises(InputError, match=alone):
         require_images(cache.fingerprint, cache.folder, "a photo needs them")

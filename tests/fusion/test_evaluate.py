@@ -14,6 +14,7 @@ from fusion.evaluation.evaluate import evaluate
 from fusion.evaluation.metrics import bootstrap, score, scores_of_counts
 from fusion.evaluation.predict import predict
 from fusion.run import Run
+from fusion.run_posts import PostMatch, posts_of
 from pipeline.common.errors import InputError
 from tests.helpers.toy import FINGERPRINT, write_cache
 from tests.helpers.training import run_of
@@ -123,7 +124,7 @@ def test_scores_without_duplicates_leave_out_what_training_has_seen(finished, tm
     rows = cache.rows("test")
     seen = np.zeros(len(rows), bool)
     seen[[1, 4]] = True
-    monkeypatch.setattr("pipeline.cache.reader.Cache.repeats_training", lambda self, given: seen)
+    monkeypatch.setattr(PostMatch, "repeats_training", lambda self, given: seen)
     result = evaluate(run, CPU)
     assert result["without_duplicates"]["posts"] == len(rows) - 2
     right = np.array([max(p["probabilities"], key=p["probabilities"].get) == p["label"] for p in result["posts"]])
@@ -132,11 +133,11 @@ def test_scores_without_duplicates_leave_out_what_training_has_seen(finished, tm
 
 def test_posts_with_training_texts_or_images_are_found(tmp_path):
     cache = write_cache(tmp_path, posts=30)
-    rows = cache.rows("test")
-    assert not cache.repeats_training(rows).any()
+    rows, posts = cache.rows("test"), posts_of(cache)
+    assert not PostMatch(posts, cache).repeats_training(rows).any()
     train = cache.rows("train")
     cache.texts[rows[0]] = f"RT @someone: {cache.texts[train[0]].upper()}!!! http://t.co/x"
-    assert cache.repeats_training(rows).tolist() == [True] + [False] * (len(rows) - 1)
+    assert PostMatch(posts, cache).repeats_training(rows).tolist() == [True] + [False] * (len(rows) - 1)
 
 
 def test_another_encoders_cache_is_refused_by_field(finished, tmp_path):

@@ -73,7 +73,7 @@ def read_everything(folder: Path, cache: Cache) -> None:
     """What the commands read of a run folder, without what an encoder costs."""
     run = Run(folder)
     facts = run.metadata
-    run.resume_or_start(run.config, cache, None)
+    run.resume_or_start(run.config, cache)
     run.load_model(CPU)
     evaluation = run.evaluation("test")
     format_scores(evaluation)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusion.inference.predict_file import predict_file, remove_predictions, unfinished
+from fusion.inference.predict_file import predict_file, unfinished
 from fusion.inference.predictor import Prediction
 from pipeline.common.errors import InputError
 from pipeline.common.locks import hold
@@ -139,8 +139,7 @@ def test_answers_of_another_run_or_of_other_posts_are_never_mixed(tmp_path):
     posts.write_text(posts.read_text().replace("number 3", "number three"))
     with pytest.raises(InputError, match="unfinished predictions of other posts; --overwrite"):
         predict_file(Toy(tmp_path), posts, out, quiet=True)
-    remove_predictions(out)
-    predict_file(Toy(tmp_path), posts, out, quiet=True)
+    predict_file(Toy(tmp_path), posts, out, overwrite=True, quiet=True)
     assert answers_of(out) == expected(5)
 
 
@@ -184,6 +183,21 @@ def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(tmp
     assert 40 <= report.answered_before < POSTS
     assert answers_of(out) == expected()
     assert not unfinished(out).exists()
+
+
+def test_what_is_there_is_replaced_only_when_the_posts_can_be_read_and_nobody_writes(tmp_path):
+    posts, out = write_posts(tmp_path, 5), tmp_path / "out.jsonl"
+    predict_file(Toy(tmp_path), posts, out, quiet=True)
+    whole = out.read_bytes()
+    with pytest.raises(InputError, match="no such file"):
+        predict_file(Toy(tmp_path), tmp_path / "none.jsonl", out, overwrite=True, quiet=True)
+    unfinished(out).write_text("of another process\n")
+    with hold(tmp_path / "out.jsonl.unfinished.lock"), pytest.raises(InputError, match="is writing"):
+        predict_file(Toy(tmp_path), posts, out, overwrite=True, quiet=True)
+    assert unfinished(out).read_text() == "of another process\n"
+    assert out.read_bytes() == whole
+    assert predict_file(Toy(tmp_path), posts, out, overwrite=True, quiet=True).answered_before == 0
+    assert out.read_bytes() == whole
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -159,9 +159,9 @@ def planted(cache, space_file, out, monkeypatch, scores, trials):
     original = Trainer.train
     now = []
 
-    def train(self, run, config, on_epoch):
+    def train(self, run, config, on_epoch, **options):
         now[:] = [int(run.folder.name.removeprefix("trial-"))]
-        return original(self, run, config, on_epoch)
+        return original(self, run, config, on_epoch, **options)
 
     monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(

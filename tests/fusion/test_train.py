@@ -146,13 +146,13 @@ def test_an_unfinished_run_goes_on_only_as_it_began(tmp_path, cache, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run_of(tmp_path / "run", cache)
     run, config = Run(tmp_path / "run"), load_config(settings=SMALL)
-    assert len(run.resume_or_start(config, cache, None)) == len(cache)
+    assert len(run.resume_or_start(config, cache)) == len(cache)
     with pytest.raises(InputError, match=r"an unfinished run with dropout 0\.1, not 0\.2"):
-        run.resume_or_start(config.model_copy(update={"dropout": 0.2}), cache, None)
+        run.resume_or_start(config.model_copy(update={"dropout": 0.2}), cache)
     other = write_cache(tmp_path / "other", channels=13)
     other.fingerprint["image"] = {"name": "another"}
     with pytest.raises(InputError, match=r"image\.name: toy, not another"):
-        run.resume_or_start(config, other, None)
+        run.resume_or_start(config, other)
     with pytest.raises(InputError, match="no unfinished run"):
         Run(tmp_path / "none").resumable_config()
 

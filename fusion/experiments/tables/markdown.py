@@ -82,6 +82,8 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
         )
     if lacking := [escaped(row["title"]) for row in result["rows"] if not row["repeats"]]:
         parts.append(f"Missing: {'; '.join(lacking)}.")
+    if failed := [f"{escaped(run['title'])} ({escaped(run['why'])})" for run in result.get("failed", [])]:
+        parts.append(f"Failed: {'; '.join(failed)}.")
     if left_out := [f"{escaped(row['title'])} ({escaped(row['why'])})" for row in result.get("left_out", [])]:
         parts.append(f"Left out: {'; '.join(left_out)}.")
     return " ".join(parts)

@@ -97,6 +97,7 @@ class Table(Document):
     labels: Codes
     rows: Annotated[list[RowFacts], Field(min_length=1, max_length=100)]
     left_out: Annotated[list[LeftOut], Field(max_length=100)] = Field(default=[])
+    failed: Annotated[list[LeftOut], Field(max_length=10_000)] = Field(default=[])
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -38,12 +38,12 @@ class CnnMulti(Model):
         return self.text_cnn(batch.tokens, batch.text_mask), F.relu(self.image_hidden(batch.pooled))
 
     def classify(self, text: Tensor, image: Tensor) -> Tensor:
-        return self.joint_head(self.dropout(torch.cat([text, image], dim=1).detach()))
+        return self.joint_head(self.dropout(torch.cat([text, image], dim=1)))
 
     def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
         """Reports the joint classifier's loss; minimises it plus the two networks' own."""
         text, image = self.vectors(batch)
-        sentiment = F.cross_entropy(self.classify(text, image), batch.labels)
+        sentiment = F.cross_entropy(self.classify(text.detach(), image.detach()), batch.labels)
         text_own = F.cross_entropy(self.text_head(self.dropout(text)), batch.labels)
         image_own = F.cross_entropy(self.image_head(self.dropout(image)), batch.labels)
         return losses_of(batch, sentiment, sentiment + text_own + image_own)

@@ -1,0 +1,104 @@
+"""Collects the predictions of a table's fits into the table."""
+
+import platform
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec
+from fusion.experiments.tables.rows import FULL, Row
+from fusion.experiments.tables.table_file import read_predictions
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS
+
+_OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
+
+
+def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
+    """The table so far: the test posts, and each row's predictions by repeat with their metadata.
+
+    Predictions and labels are strings of class codes, a digit a post. A repeat with missing folds is left out.
+    """
+    tested = [cache.with_splits(fold).rows("test") if fold else cache.rows("test") for fold in folds]
+    order = np.concatenate(tested)
+    ids = [cache.ids[row] for row in order]
+    labels = [cache.with_splits(fold).labels if fold else cache.labels for fold in folds]
+    truth = np.concatenate([given[rows] for given, rows in zip(labels, tested, strict=True)])
+    return {
+        "table": spec.table,
+        "published": spec.published,
+        "made_of": {
+            "settings": spec.base.model_dump(),
+            "budget": spec.budget,
+            "seeds": spec.seeds,
+            "folds": len(folds) if spec.folds else None,
+            "posts": {"train": _count(cache, folds, "train"), "val": _count(cache, folds, "val")},
+            "manifest_sha256": cache.manifest_sha256,
+            "fingerprint": cache.fingerprint,
+            "device": spec.device,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        },
+        "classes": list(LABELS),
+        "ids": ids,
+        "labels": digits(truth),
+        "rows": [_row(row, spec, folds, ids) for row in rows],
+    }
+
+
+def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
+    source, key = (replace(row, key=FULL, kind="trained"), row.key) if row.kind == "shuffled" else (row, "predicted")
+    repeats = []
+    for seed in range(spec.seeds) if source.kind == "trained" else [None]:
+        files = [TableRun(source, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
+        if all(file.is_file() for file in files):
+            parts = [_predictions(file, key, source) for file in files]
+            if [id_ for part in parts for id_ in part["ids"]] != ids:
+                raise InputError(f"{files[0].parent}: predictions for other posts than the table's; give another --out")
+            repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
+    trained = row.config(spec.base).model_dump() if row.kind == "trained" else {}
+    base = spec.base.model_dump()
+    return {
+        "key": row.key,
+        "title": row.title,
+        "group": row.group,
+        "kind": row.kind,
+        "settings": {name: value for name, value in trained.items() if value != base[name]},
+        "published": row.published,
+        "repeats": repeats,
+    }
+
+
+def _predictions(file: Path, key: str, row: Row) -> dict[str, Any]:
+    """A fit's predictions on the test posts. Raises InputError if a needed field is missing."""
+    part = read_predictions(file)
+    for name in (key, *(_OF_TRAINED if row.kind == "trained" else ())):
+        if name not in part:
+            raise InputError(f"{file}: damaged, {name}: is missing")
+    return part
+
+
+def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A repeat's metadata: means over folds, and seconds in all."""
+    facts: dict[str, Any] = {}
+    if all("validation" in part for part in parts):
+        names = [name for name in parts[0]["validation"] if all(name in part["validation"] for part in parts)]
+        facts["validation"] = {name: float(np.mean([part["validation"][name] for part in parts])) for name in names}
+    if "seconds" in parts[0]:
+        facts["seconds"] = sum(part["seconds"] for part in parts)
+        facts["best_epoch"] = float(np.mean([part["best_epoch"] for part in parts]))
+        facts["parameters"], facts["precision"] = parts[0]["parameters"], parts[0]["precision"]
+    return facts
+
+
+def _count(cache: Cache, folds: list[Path | None], split: str) -> int:
+    """Posts of a split, the mean over folds, rounded."""
+    return round(float(np.mean([len((cache.with_splits(fold) if fold else cache).rows(split)) for fold in folds])))
+
+
+def digits(codes: Iterable[int]) -> str:
+    return "".join(str(int(code)) for code in codes)

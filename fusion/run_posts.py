@@ -1,0 +1,179 @@
+"""The posts of a run: which they were, and which of them a cache still holds.
+
+A post is its id, the hash of its text and the hash of its image. A run keeps these, with label and split, of every post
+that it was trained, selected or to be tested on, in splits.csv.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.files import csv_text
+from pipeline.posts.duplicates import comparable_sha256, keys_of, shared_keys
+from pipeline.posts.manifest import LABELS, SPLITS, choice, read_lines, require_unique, shown
+
+_HASHES = ("text_sha256", "image_sha256", "comparable_sha256")
+COLUMNS = ("id", "label", "split", *_HASHES)
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class RunPost:
+    """A post of a run. The hashes are None in runs that were written before they were kept; an image's is empty where
+    there is none, the comparable text's where the text is too short to compare.
+    """
+
+    id: str
+    label: str
+    split: str
+    text_sha256: str | None = None
+    image_sha256: str | None = None
+    comparable_sha256: str | None = None
+
+    @property
+    def content(self) -> tuple[str, str] | None:
+        """What makes two posts the same one, whatever their ids; None where it is unknown."""
+        if not self.text_sha256 or self.image_sha256 is None:
+            return None
+        return self.text_sha256, self.image_sha256
+
+
+def posts_of(cache: Cache) -> list[RunPost]:
+    """The cache's posts that have a label and a split, in its order."""
+    posts = []
+    for row in np.flatnonzero((cache.labels >= 0) & (cache.splits >= 0)):
+        record = cache.records[row]
+        comparable = comparable_sha256(cache.texts[row])
+        label, split = LABELS[cache.labels[row]], SPLITS[cache.splits[row]]
+        posts.append(RunPost(cache.ids[row], label, split, record.text_sha256, record.image_sha256, comparable))
+    return posts
+
+
+def format_posts(posts: list[RunPost]) -> str:
+    """The posts as the CSV file of a run."""
+    return csv_text(COLUMNS, [[getattr(post, column) for column in COLUMNS] for post in posts])
+
+
+def read_posts(path: Path) -> list[RunPost]:
+    """The posts of a run's CSV file. Raises InputError naming file, line and field."""
+    reader = csv.DictReader(read_lines(path), strict=True)
+    try:
+        return list(_read(reader, path))
+    except csv.Error as error:
+        raise InputError(f"{path}: not CSV ({error})") from None
+
+
+def _read(reader: "csv.DictReader[str]", path: Path) -> Iterator[RunPost]:
+    columns = reader.fieldnames or []
+    require_unique(columns, f"{path}, line 1", "column")
+    for field in ("id", "label", "split"):
+        if field not in columns:
+            raise InputError(f"{path}, line 1: no column {field!r}; this is no file of a run")
+    hashed = set(_HASHES) <= set(columns)
+    ids: set[str] = set()
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        label, split = choice(row["label"], "label", where), choice(row["split"], "split", where)
+        if not row["id"] or label is None or split is None:
+            raise InputError(f"{where}: id, label or split is empty")
+        if row["id"] in ids:
+            raise InputError(f"{where}, field id: {shown(row['id'])} occurs twice")
+        ids.add(row["id"])
+        yield RunPost(row["id"], label, split, *((row[field] or "" for field in _HASHES) if hashed else ()))
+
+
+class PostMatch:
+    """A run's posts beside those of a cache.
+
+    Attributes, by row of the cache: `post` (N,) the number of the run's post that the row is, -1 if it is none;
+    `twin` (N,) the same, but for a post of another id with the same text and image. `gone` and `changed` count the
+    run's posts that are not in the cache, and those whose text or image is another one there.
+    """
+
+    def __init__(self, posts: list[RunPost], cache: Cache) -> None:
+        self.posts, self.cache = posts, cache
+        self.hashed = all(post.content is not None for post in posts)
+        number_of = {post.id: number for number, post in enumerate(posts)}
+        by_content = {post.content: number for number, post in enumerate(posts) if post.content}
+        self.post = np.full(len(cache), _NONE)
+        self.twin = np.full(len(cache), _NONE)
+        self.changed = 0
+        for row, id_ in enumerate(cache.ids):
+            number = number_of.get(id_)
+            content = self._content(row) if self.hashed else None
+            if number is not None and (content is None or posts[number].content == content):
+                self.post[row] = number
+                continue
+            self.changed += number is not None
+            self.twin[row] = by_content.get(content, _NONE) if content else _NONE
+        self.gone = len(posts) - int((self.post >= 0).sum()) - self.changed
+
+    def _content(self, row: int) -> tuple[str, str]:
+        record = self.cache.records[row]
+        return record.text_sha256, record.image_sha256
+
+    @property
+    def matched(self) -> int:
+        return int((self.post >= 0).sum())
+
+    @property
+    def new(self) -> int:
+        return len(self.cache) - self.matched - self.changed
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """The run's split of each row's post, (N,) int8 codes; -1 where the row is none of the run's."""
+        codes = np.array([SPLITS.index(post.split) for post in self.posts] + [_NONE], np.int8)
+        return codes[self.post]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The label that the run knew of each row's post, (N,) int8 codes; -1 where the row is none of the run's."""
+        codes = np.array([LABELS.index(post.label) for post in self.posts] + [_NONE], np.int8)
+        return codes[self.post]
+
+    def labels_as_in(self, cache: Cache) -> np.ndarray:
+        """The labels that `cache`, the same one, has for the run's posts; -1 for others."""
+        return np.where(self.post >= 0, cache.labels, _NONE)
+
+    def used_as(self, rows: np.ndarray) -> np.ndarray:
+        """How the run used the very post of each row, by id or by content: a split's code, -1 for not at all."""
+        codes = np.array([SPLITS.index(post.split) for post in self.posts] + [_NONE], np.int8)
+        return codes[np.where(self.post[rows] >= 0, self.post[rows], self.twin[rows])]
+
+    def repeats_training(self, rows: np.ndarray) -> np.ndarray:
+        """For each row: whether its normalised text or its exact image is also that of a post that the run trained on.
+        (len(rows),) bool.
+        """
+        train = [
+            keys_of(post.comparable_sha256 or "", post.image_sha256 or "")
+            for post in self.posts
+            if post.split == "train"
+        ]
+        return np.array([bool(shared) for shared in shared_keys(self.cache.duplicate_keys(rows), train)], bool)
+
+    def note(self, relabelled: int = 0) -> str:
+        """One line on what is not as it was when the run was trained; empty if all is."""
+        parts = [
+            f"{count} {what}"
+            for count, what in (
+                (self.gone, "are gone"),
+                (self.changed, "have another text or image"),
+                (relabelled, "have another label"),
+            )
+            if count
+        ]
+        counts = f"{self.cache.folder}: {self.matched} of the run's {len(self.posts)} posts are in it unchanged"
+        note = f"{counts}; {', '.join(parts)}" if parts else ""
+        if self.new:
+            note = f"{note or counts}; {self.new} posts are new to the run"
+        if not self.hashed:
+            what = "the run keeps no hashes of its posts: whether they are the same is checked by id alone"
+            note = f"{note}; {what}" if note else f"{self.cache.folder}: {what}"
+        return note

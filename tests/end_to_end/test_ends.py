@@ -1,0 +1,172 @@
+"""How a training ends: stopped by a signal, diverged, or killed between two files; each is said, and resumes or not."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from fusion.checkpoint import saved_epoch
+from fusion.config import load_config
+from fusion.experiments.reproduce import TableSpec, reproduce
+from fusion.experiments.search_space import read_space
+from fusion.experiments.study import SweepSpec
+from fusion.experiments.sweep import sweep
+from fusion.run import MODEL, Run
+from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.signals import StopRequest
+from tests.helpers.toy import write_cache
+from tests.helpers.training import CPU, lines_of, run_of
+
+SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=2", "batch_size=16", "mlm=false", "lr=1e-2")
+NAN = ("lr=1e30", "clip_norm=null", "mlm=false")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("ends") / "cache", posts=75, strength=2.0)
+
+
+def weights(run):
+    return (run.folder / MODEL).read_bytes()
+
+
+def test_a_stopped_training_names_the_command_that_resumes_it(cache, tmp_path):
+    whole, _ = run_of(tmp_path / "whole", cache, "mlm=false")
+    stop = StopRequest()
+
+    def ask(line):
+        stop.signal = "SIGTERM"
+
+    with pytest.raises(Stopped) as caught:
+        run_of(tmp_path / "run", cache, "mlm=false", on_epoch=ask, stop=stop)
+    assert str(caught.value) == (
+        f"stopped by SIGTERM; 1 of 4 epochs are finished; `train ... --out {tmp_path / 'run'} --resume` resumes"
+    )
+    run, _ = run_of(tmp_path / "run", cache, "mlm=false")
+    assert lines_of(run) == lines_of(whole)
+    assert weights(run) == weights(whole)
+
+
+def once(path):
+    """Sends SIGTERM to this process the first time that it is called."""
+
+    def send(line):
+        if not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return send
+
+
+def space_of(tmp_path, base):
+    path = tmp_path / "space.yaml"
+    path.write_text("lr: {low: 1e-3, high: 1e-1, log: true}\n")
+    return read_space(path, base)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_stopped_sweep_says_how_far_it_is_and_resumes_to_the_same_trials(jobs, cache, tmp_path):
+    base = load_config(settings=SETTINGS)
+    space = space_of(tmp_path, base)
+    spec = SweepSpec(cache.folder, tmp_path / "sweep", base, "cpu", jobs=jobs)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM; [12] of 4 trials are finished; the same command resumes"):
+        sweep(spec, space, 4, say=once(tmp_path / "sent"))
+    result = sweep(spec, space, 4)
+    assert result["trials"]["complete"] == 4
+    if jobs == 1:
+        whole = SweepSpec(cache.folder, tmp_path / "whole", base, "cpu")
+        assert sweep(whole, space, 4)["rows"] == result["rows"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_stopped_table_says_how_far_it_is_and_resumes_to_the_same_one(jobs, cache, tmp_path):
+    spec = TableSpec(cache.folder, tmp_path / "table", "2", load_config(settings=SETTINGS), "cpu", seeds=1, jobs=jobs)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM; \d+ of \d+ fits are finished; the same command resumes"):
+        reproduce(spec, say=once(tmp_path / "sent"))
+    rows = reproduce(spec)["rows"]
+    whole = reproduce(TableSpec(cache.folder, tmp_path / "whole", "2", load_config(settings=SETTINGS), "cpu", seeds=1))
+    for row, expected in zip(rows, whole["rows"], strict=True):
+        assert [repeat["predicted"] for repeat in row["repeats"]] == [r["predicted"] for r in expected["repeats"]]
+
+
+def test_a_diverged_run_has_failed_and_is_not_resumed(cache, tmp_path):
+    with pytest.raises(
+        Diverged, match=r"training stopped in epoch 1, step .*: the loss is .*nan|prediction is not fin"
+    ):
+        run_of(tmp_path / "run", cache, *NAN)
+    run = Run(tmp_path / "run")
+    assert run.metadata["state"] == "failed"
+    assert not run.finished
+    with pytest.raises(Diverged, match=r"run: this run has failed: .*; change settings, --overwrite"):
+        run_of(tmp_path / "run", cache, *NAN)
+    with pytest.raises(InputError, match="training is not finished"):
+        run.require_finished()
+
+
+def test_certainty_beyond_a_float_is_a_finite_loss(cache, tmp_path):
+    """Logits of hundreds: a probability of 0 in float64, whose logarithm is not."""
+    run, _ = run_of(tmp_path / "run", cache, "lr=10", "mlm=false", "patience=9")
+    assert all(torch.isfinite(torch.tensor(line["val_loss"])) for line in run.metrics())
+    assert run.metadata["state"] == "finished"
+
+
+def test_a_row_that_diverges_is_named_in_the_table_and_the_others_stand(cache, tmp_path, monkeypatch):
+    from fusion.experiments import reproduce as module
+
+    trained = module._trained
+
+    def planted(fit, *rest):
+        if fit.row.key == "separate":
+            run_of(fit.folder(tmp_path / "table"), cache, *SETTINGS, *NAN)
+        return trained(fit, *rest)
+
+    monkeypatch.setattr(module, "_trained", planted)
+    spec = TableSpec(cache.folder, tmp_path / "table", "2", load_config(settings=SETTINGS), "cpu", seeds=1)
+    result = reproduce(spec)
+    (failed,) = result["failed"]
+    assert failed["title"] == "a Transformer of its own for each pass, seed 0"
+    assert "not finite" in failed["why"] or "the loss is" in failed["why"]
+    assert next(row for row in result["rows"] if row["key"] == "full")["repeats"]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_weights_are_of_the_epoch_that_run_json_says_after_a_kill_between_the_two_files(
+    epoch, cache, tmp_path, monkeypatch
+):
+    whole, _ = run_of(tmp_path / "whole", cache, "mlm=false", "lr=1e-2")
+    save = Run.save_model
+
+    def killed(self, model, state):
+        if state.epoch == epoch:
+            raise KeyboardInterrupt
+        save(self, model, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_model", killed)
+        if epoch in {line["epoch"] for line in improving(whole)}:
+            with pytest.raises(KeyboardInterrupt):
+                run_of(tmp_path / "run", cache, "mlm=false", "lr=1e-2")
+    run, result = run_of(tmp_path / "run", cache, "mlm=false", "lr=1e-2")
+    assert saved_epoch(run.folder / MODEL) == result.best_epoch == run.metadata["best_epoch"]
+    assert weights(run) == weights(whole)
+
+
+def improving(run):
+    best = -1.0
+    for line in run.metrics():
+        if line["val_weighted_f1"] > best:
+            best = line["val_weighted_f1"]
+            yield line
+
+
+def test_weights_of_another_epoch_are_refused(cache, tmp_path):
+    run, _ = run_of(tmp_path / "run", cache, "mlm=false")
+    facts = run.metadata
+    best = facts["best_epoch"]
+    text = (run.folder / "run.json").read_text()
+    (run.folder / "run.json").write_text(text.replace(f'"best_epoch": {best}', f'"best_epoch": {best + 1}'))
+    with pytest.raises(
+        InputError, match=f"holds the weights of epoch {best}, the run's best is {best + 1}; train again"
+    ):
+        run.load_model(CPU)

@@ -1,0 +1,280 @@
+"""Where a run meets a cache that is not quite its own: what it is scored on, shown and resumed with is still right."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fusion.config import load_config
+from fusion.evaluation.evaluate import evaluate
+from fusion.evaluation.linear_probe import probe
+from fusion.experiments.reproduce import TableSpec, reproduce
+from fusion.run import Run
+from pipeline.cache import hdf5
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.posts.manifest import LABELS, SPLITS, Post
+from tests.helpers.commands import invoke, refused
+from tests.helpers.toy import write_cache
+from tests.helpers.training import CPU, run_of
+
+PLAIN = ("mlm=false", "epochs=2")
+
+
+def posts_of(cache):
+    """The posts of a cache's index, with their labels and splits."""
+    return hdf5.read_posts(cache.folder)
+
+
+def index_anew(cache, posts):
+    """The same shards under an index with other labels or splits, as `extract --append` of a new manifest makes it."""
+    hdf5.write_index(cache.folder, hdf5.in_shards(posts), cache.fingerprint)
+    return Cache(cache.folder)
+
+
+def changed(post, **fields):
+    return Post(**{**vars(post), **fields})
+
+
+@pytest.fixture
+def larger(tmp_path, monkeypatch):
+    """A cache of 125 posts in five shards; `cache` is its first three, as before an `extract --append`."""
+    monkeypatch.setattr(hdf5, "SHARD_POSTS", 25)
+    return write_cache(tmp_path / "larger", posts=125, strength=3.0)
+
+
+@pytest.fixture
+def cache(larger, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for number in range(3):
+        shutil.copy(larger.folder / hdf5.shard_name(number), folder)
+    hdf5.write_index(folder, hdf5.in_shards(posts_of(larger)[:75]), larger.fingerprint)
+    return Cache(folder)
+
+
+def grow(cache, larger):
+    for path in larger.folder.iterdir():
+        shutil.copy(path, cache.folder)
+
+
+@pytest.fixture
+def run(cache, tmp_path):
+    return run_of(tmp_path / "run", cache, *PLAIN)[0]
+
+
+def test_a_run_keeps_what_its_posts_are(cache, run):
+    with run.splits.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "label", "split", "text_sha256", "image_sha256", "comparable_sha256"]
+    assert [row["id"] for row in rows] == cache.ids
+    assert rows[7]["text_sha256"] == cache.records[7].text_sha256
+    assert rows[7]["image_sha256"] == cache.records[7].image_sha256
+    assert run.open_cache().note == ""
+
+
+def test_posts_of_a_cache_that_was_split_anew_keep_the_runs_split(cache, run):
+    """`extract --append` of a manifest that was split again: what was trained on must not be scored as test."""
+    before, test = evaluate(run, CPU), set(np.array(cache.ids)[cache.rows("test")])
+    posts = [changed(post, split=SPLITS[(SPLITS.index(post.split) + 1) % 3]) for post in posts_of(cache)]
+    index_anew(cache, posts)
+    after = evaluate(run, CPU)
+    assert {post["id"] for post in after["posts"]} == test
+    assert after["accuracy"] == before["accuracy"]
+    assert after["versus_probe"] == before["versus_probe"]
+
+
+def test_new_posts_of_the_runs_own_cache_have_no_split(cache, run, larger, tmp_path):
+    before = evaluate(run, CPU)
+    grow(cache, larger)
+    said = []
+    after = evaluate(run, CPU, say=said.append)
+    assert [post["id"] for post in after["posts"]] == [post["id"] for post in before["posts"]]
+    assert said == [f"{cache.folder}: 75 of the run's 75 posts are in it unchanged; 50 posts are new to the run"]
+    splits = tmp_path / "mine.csv"
+    splits.write_text("id,split\n" + "".join(f"{number},test\n" for number in range(75, 125)))
+    scored = evaluate(run, CPU, splits=splits)
+    assert {post["id"] for post in scored["posts"]} == {str(number) for number in range(75, 125)}
+    assert not scored["of"]["own_posts"]
+
+
+def test_corrected_labels_are_those_of_evaluate_and_probe_alike(cache, run):
+    row = cache.rows("test")[0]
+    posts = posts_of(cache)
+    other = next(label for label in LABELS if label != posts[row].label)
+    posts[row] = changed(posts[row], label=other)
+    corrected = index_anew(cache, posts)
+    said = []
+    result = evaluate(run, CPU, say=said.append)
+    assert said == [f"{cache.folder}: 75 of the run's 75 posts are in it unchanged; 1 have another label"]
+    assert next(post for post in result["posts"] if post["id"] == posts[row].id)["label"] == other
+    linear = probe(corrected, "both")
+    assert result["versus_probe"]["probe"]["accuracy"] == linear.test_accuracy
+
+
+def test_labels_of_a_split_file_stay_those_of_the_run(cache, tmp_path):
+    splits = tmp_path / "mine.csv"
+    rows = [(post.id, LABELS[(LABELS.index(post.label) + 1) % 3], post.split) for post in posts_of(cache)]
+    splits.write_text("id,label,split\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    run, _ = run_of(tmp_path / "mine", cache.with_splits(splits), *PLAIN)
+    result = evaluate(run, CPU)
+    assert {post["id"]: post["label"] for post in result["posts"]} == {
+        id_: label for id_, label, split in rows if split == "test"
+    }
+
+
+def test_a_cache_that_other_posts_overwrote_is_not_taken_for_the_runs(cache, run, tmp_path):
+    write = run.folder / "evaluation-test.json"
+    invoke("evaluate", run.folder, "--quiet")
+    shutil.rmtree(cache.folder)
+    write_cache(cache.folder, posts=75, seed=9, image_sha256=[f"{number:064x}" for number in range(500, 575)])
+    with pytest.raises(InputError, match="no post of split 'test' has features and a label"):
+        evaluate(run, CPU)
+    assert "have another text or image" in run.open_cache().note
+    line = refused("explain", run.folder, "--worst", 2, "--out", tmp_path / "out")
+    assert "has another text or image than the one that was evaluated" in line
+    invoke("report", run.folder, "--out", tmp_path / "report.html", "--quiet")
+    page = (tmp_path / "report.html").read_text()
+    assert "has another text or image than the one that was evaluated" in page
+    assert write.is_file()
+
+
+def test_training_posts_under_new_ids_are_not_scored_as_unseen(cache, run, tmp_path):
+    """Another cache of the same posts, all called test, under ids of its own."""
+    posts = [changed(post, split="test") for post in posts_of(cache)]
+    other = tmp_path / "other"
+    shutil.copytree(cache.folder, other)
+    renamed(other, posts)
+    said = []
+    result = evaluate(run, CPU, cache_folder=other, say=said.append)
+    test = {f"new-{id_}" for id_ in np.array(cache.ids)[cache.rows("test")]}
+    assert {post["id"] for post in result["posts"]} == test
+    assert result["of"]["left_out"] == 60
+    assert "60 posts of split 'test' are left out: this run was trained or selected on the same ones" in said
+    only = tmp_path / "only-training"
+    shutil.copytree(cache.folder, only)
+    renamed(only, [changed(post, split="test" if post.split == "train" else None) for post in posts_of(cache)])
+    with pytest.raises(InputError, match="45 posts of split 'test', new-0 among them, were trained or selected on"):
+        evaluate(run, CPU, cache_folder=only)
+
+
+def renamed(folder, posts):
+    """Give the posts of a cache new ids, in its shards and its index."""
+    import h5py
+
+    fingerprint = Cache(folder).fingerprint
+    for path in folder.glob("shard-*.h5"):
+        with h5py.File(path, "r+") as file:
+            ids = [f"new-{id_.decode()}" for id_ in file["post/id"][:]]
+            kind = file["post/id"].dtype
+            del file["post/id"]
+            file["post"].create_dataset("id", data=ids, dtype=kind)
+    listed = [changed(post, id=f"new-{post.id}") for post in posts]
+    hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint)
+
+
+def test_a_cache_of_test_posts_alone_is_scored_with_the_probe_of_the_runs_own(cache, run, tmp_path):
+    other = write_cache(tmp_path / "other", posts=30, seed=4, strength=3.0, image_sha256=hashes(900, 30))
+    index_anew(other, [changed(post, split="test", text=f"an other text, {post.id}") for post in posts_of(other)])
+    result = evaluate(run, CPU, cache_folder=other.folder)
+    assert result["posts_used"] == 30
+    assert result["versus_probe"]["probe"]["accuracy"] > 0.4
+    shutil.rmtree(cache.folder)
+    alone = evaluate(run, CPU, cache_folder=other.folder)
+    assert alone["versus_probe"] is None
+    assert f"{cache.folder}: no such cache" in alone["without_probe"]
+    assert alone["accuracy"] == result["accuracy"]
+
+
+def hashes(first, count):
+    return [f"{number:064x}" for number in range(first, first + count)]
+
+
+def test_other_posts_or_splits_have_an_evaluation_of_their_own(cache, run, tmp_path):
+    invoke("evaluate", run.folder, "--quiet")
+    plain = json.loads((run.folder / "evaluation-test.json").read_text())
+    assert plain["of"]["own_posts"]
+    assert plain["of"]["test_reads"] == 1
+    splits = tmp_path / "half.csv"
+    test = [cache.ids[row] for row in cache.rows("test")]
+    splits.write_text("id,split\n" + "".join(f"{id_},test\n" for id_ in test[:8]))
+    output = invoke("evaluate", run.folder, "--splits", splits)
+    assert "67 of the 75 posts of the cache" in output
+    (other,) = set(run.folder.glob("evaluation-test-*.json"))
+    assert json.loads(other.read_text())["of"]["test_reads"] == 2
+    assert json.loads((run.folder / "evaluation-test.json").read_text()) == plain
+    assert "already exists" in refused("evaluate", run.folder)
+    assert "already exists" in refused("evaluate", run.folder, "--splits", splits)
+
+
+def test_a_fit_is_not_resumed_on_another_split(cache, tmp_path, monkeypatch):
+    """A kill, a new split of the same posts, and the same command again."""
+    spec = TableSpec(
+        cache.folder, tmp_path / "tables", "2", load_config(settings=("width=8", "heads=2", *PLAIN)), "cpu"
+    )
+    saved = Run.save_state
+
+    def killed(self, *rest):
+        saved(self, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(spec)
+    index_anew(cache, [changed(post, split=SPLITS[(SPLITS.index(post.split) + 1) % 3]) for post in posts_of(cache)])
+    with pytest.raises(InputError, match="other splits or labels than those of the unfinished run"):
+        reproduce(spec)
+
+
+def test_an_unfinished_run_resumes_on_a_cache_that_grew_as_if_it_had_not(cache, larger, tmp_path):
+    whole, _ = run_of(tmp_path / "whole", cache, "mlm=false", "epochs=3")
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "run", cache, "mlm=false", "epochs=3", on_epoch=stop)
+    run = Run(tmp_path / "run")
+    ours = run.resume_or_start(run.config, larger)
+    run_of(tmp_path / "run", ours, "mlm=false", "epochs=3")
+    assert (run.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+
+
+def test_two_trainings_do_not_share_a_folder(cache, run, tmp_path):
+    from pipeline.common.locks import only_writer
+
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    with only_writer(folder), pytest.raises(InputError, match="is writing; wait for it"):
+        run_of(folder, cache, *PLAIN)
+    assert list(folder.iterdir()) == []
+    with only_writer(run.folder):
+        line = refused("train", cache.folder, "--out", run.folder, "--overwrite", "--set", "mlm=false")
+    assert "is writing; wait for it" in line
+    assert run.finished
+
+
+def test_an_old_run_without_hashes_opens_and_says_what_is_not_checked(cache, run, larger):
+    with run.splits.open() as file:
+        rows = list(csv.DictReader(file))
+    run.splits.write_text("id,label,split\n" + "".join(f"{r['id']},{r['label']},{r['split']}\n" for r in rows))
+    assert run.open_cache().note == ""  # the cache is the one that it was trained from
+    before = evaluate(run, CPU)
+    index_anew(cache, posts_of(cache))
+    assert evaluate(run, CPU)["accuracy"] == before["accuracy"]
+    grow(cache, larger)
+    note = run.open_cache().note
+    assert note.endswith("the run keeps no hashes of its posts: whether they are the same is checked by id alone")
+
+
+@pytest.mark.parametrize("options", [("--splits", "none.csv"), ("--text-encoder", "none"), ("--set", "views=sample")])
+def test_a_run_is_overwritten_only_when_all_that_training_needs_is_there(options, cache, run):
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    refused("train", cache.folder, "--out", run.folder, "--overwrite", "--quiet", "--device", "cpu", *options)
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert "this run is finished; there is nothing to resume" in refused(
+        "train", cache.folder, "--out", run.folder, "--resume"
+    )
