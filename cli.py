@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.common.console import Console, escape_message, escaped_warnings
-from pipeline.common.errors import InputError, problem_of
+from pipeline.common.errors import InputError, as_command, problem_of
 from pipeline.common.options import PATH, device_option
 
 MODULES = {
@@ -43,7 +43,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with escaped_warnings():
+            with escaped_warnings(), as_command():
                 return super().invoke(ctx)
         except click.ClickException as error:
             raise escape_message(error) from None

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusion.config import Config
 from fusion.models.base import Dimensions, Model
@@ -62,12 +62,23 @@ def load_model(
     except UserWarning as error:
         raise ValueError(str(error)) from None
     tensors = load_tensors(path, expected)
-    saved = saved_epoch(path)
-    if saved is not None and epoch is not None and saved != epoch:
-        raise InputError(f"{path}: holds the weights of epoch {saved}, the run's best is {epoch}; train again")
+    _require_epoch(path, epoch)
     model = build_model(config, sizes)
     model.load_state_dict(_with_shared(model, tensors))
     return model.to(device).eval()
+
+
+def load_weights(path: Path, model: Model, *, epoch: int | None) -> None:
+    """Give a model the weights of this epoch. Raises InputError if the file's are of another epoch or another model."""
+    tensors = load_tensors(path, _expected(model))
+    _require_epoch(path, epoch)
+    model.kept.load_state_dict(_with_shared(model, tensors))
+
+
+def _require_epoch(path: Path, epoch: int | None) -> None:
+    saved = saved_epoch(path)
+    if saved is not None and epoch is not None and saved != epoch:
+        raise InputError(f"{path}: holds the weights of epoch {saved}, the run's best is {epoch}; train again")
 
 
 def save_state(path: Path, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
@@ -92,7 +103,7 @@ def load_state(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> Tr
                 expected[f"optimizer/{number}/{key}"] = parameter.dtype, () if key == "step" else parameter.shape
     tensors = load_tensors(path, expected)
     weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-    model.load_state_dict(_with_shared(model, weights))
+    model.kept.load_state_dict(_with_shared(model, weights))
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
@@ -102,26 +113,28 @@ def load_state(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> Tr
     return state
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the second name that a shared Transformer has."""
-    state, names = model.state_dict(), _expected(model)
-    return {name: state[name].detach().cpu().contiguous() for name in names}
+def _tensors(model: Model) -> dict[str, Tensor]:
+    """The weights by name; what several names share is kept under its first one."""
+    state = model.kept.state_dict()
+    return {name: state[name].detach().cpu().contiguous() for name in _expected(model)}
 
 
-def _with_shared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_tensors`: the shared Transformer's weights under both names."""
-    shared = {f"mlm_{name}": tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
-    return {
-        **tensors,
-        **{name: tensor for name, tensor in shared.items() if name in model.state_dict() and name not in tensors},
-    }
+def _with_shared(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_tensors`: shared weights under all their names."""
+    return {name: tensors[first] for name, first in _first_names(model).items()}
 
 
-def _expected(model: nn.Module) -> Expected:
+def _expected(model: Model) -> Expected:
     """The tensors that `_tensors` makes of a model: dtype and shape by name."""
-    shared = getattr(model, "mlm_transformer", None) is getattr(model, "transformer", None)
-    return {
-        name: (tensor.dtype, tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if not (shared and name.startswith("mlm_transformer."))
-    }
+    state = model.kept.state_dict()
+    return {name: (state[name].dtype, state[name].shape) for name in dict.fromkeys(_first_names(model).values())}
+
+
+def _first_names(model: Model) -> dict[str, str]:
+    """Each name of the state dict, and the first one of the same tensor. Raises InputError on what is no tensor."""
+    module, first = model.kept, dict[int, str]()
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    owner = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    if odd := sorted(module.state_dict().keys() - owner.keys()):
+        raise InputError(f"{type(module).__name__}: its state dict has {odd[0]}, which is no parameter and no buffer")
+    return {name: owner[name] for name in module.state_dict()}

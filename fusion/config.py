@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fusion.names import FUSION, model_modules, presets
+from fusion.names import FUSION, OWN, model_modules, presets
 from pipeline.common.documents import parse_yaml
 from pipeline.common.documents import read_yaml as read_plain_yaml
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import write_text
 
 # Settings of the fusion model alone. Training settings and the sizes mean the same to the baselines.
@@ -29,7 +29,7 @@ _FUSION_ONLY = (
 
 
 def _known_model(name: str) -> str:
-    if name not in model_modules():
+    if name not in model_modules() and name != OWN:
         raise ValueError(f"no such model; known are {', '.join(model_modules())}")
     return name
 
@@ -160,7 +160,7 @@ def save_config(path: Path, config: Config) -> None:
 
 def _preset_file(name: str) -> Path:
     if name not in presets():
-        raise InputError(f"--preset {name}: no such preset; known are {', '.join(presets())}")
+        raise InputError(f"{option('preset', name)}: no such preset; known are {', '.join(presets())}")
     return presets()[name]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.common.discovery import files_of, offered
 
 FUSION = "fusion"  # the paper's model
+OWN = "own"  # a module that was given from Python
 
 
 def model_modules() -> dict[str, str]:

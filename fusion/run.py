@@ -8,25 +8,28 @@ finished).
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from fusion.checkpoint import load_model, load_state, save_model, save_state, saved_epoch
+from fusion.checkpoint import load_model, load_state, load_weights, save_model, save_state, saved_epoch
 from fusion.config import Config, load_config, save_config
 from fusion.models.base import Dimensions, Model
+from fusion.models.own import OwnModel
+from fusion.names import OWN
 from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
-from fusion.run_posts import PostMatch, RunPost, format_posts, posts_of, read_posts
+from fusion.run_posts import PostMatch, RunCache, RunPost, assigned, format_posts, posts_of, read_posts
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import parse_json, read_json
-from pipeline.common.errors import Diverged, InputError
+from pipeline.common.errors import Diverged, InputError, option, switch, wording
 from pipeline.common.files import regular_text, write_json, write_text
 from pipeline.common.folders import append_bytes, remove_file
 from pipeline.encoders.fingerprint import first_difference
-from pipeline.posts.manifest import LABELS, SPLITS
+from pipeline.posts.manifest import LABELS
 
 MODEL, STATE = "model.safetensors", "train_state.safetensors"
 _OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", MODEL, STATE)
@@ -35,8 +38,8 @@ _OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", MODEL, S
 class Run:
     """A run folder: written by training, read afterwards."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     @property
     def started(self) -> bool:
@@ -61,21 +64,20 @@ class Run:
     def cache_folder(self) -> Path:
         """The cache that the run was trained from. Raises InputError for an export, which names none."""
         if (folder := self._facts.cache) is None:
-            raise InputError(f"{self.folder}: an export names no cache; give one with --cache")
+            raise InputError(f"{self.folder}: an export names no cache; give one with {option('cache')}")
         return Path(folder)
 
     def require_finished(self) -> dict[str, Any]:
         """The metadata of a run that can be used. Raises InputError if training is not finished."""
         metadata = self.metadata
         if not metadata["finished"]:
-            raise InputError(
-                f"{self.folder}: training is not finished; `train ... --out {self.folder} --resume` resumes it"
-            )
+            way = wording(f"`train ... --out {self.folder} --resume`", "train() into the same folder")
+            raise InputError(f"{self.folder}: training is not finished; {way} resumes it")
         return metadata
 
     def open_cache(
-        self, folder: Path | None = None, splits: Path | None = None, *, allow_unmatched: bool = False
-    ) -> "RunCache":
+        self, folder: str | Path | None = None, splits: str | Path | None = None, *, allow_unmatched: bool = False
+    ) -> RunCache:
         """The cache that the run was trained from, or another of the same encoders: the only way from a run to a cache.
 
         Posts that are the run's own, by id and by content, have the run's split; others have none in the run's own
@@ -140,7 +142,7 @@ class Run:
         if key := next((key for key in now if before[key] != now[key]), None):
             raise InputError(
                 f"{self.folder}: an unfinished run with {key} {before[key]}, not {now[key]}; "
-                "use --resume alone, or --overwrite"
+                f"{wording('use --resume alone', 'give the same')}, or {switch('overwrite')}"
             )
         if difference := first_difference(self.metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: from other encoders than the unfinished run {self.folder}; {difference}")
@@ -148,7 +150,7 @@ class Run:
         if match.gone or match.changed:
             raise InputError(f"{match.note()}; the unfinished run {self.folder} needs all of them")
         ours = cache.with_assignments(match.labels, match.splits)
-        if same_splits and _assigned(cache) != _assigned(ours):
+        if same_splits and assigned(cache) != assigned(ours):
             raise InputError(f"{cache.folder}: other splits or labels than those of the unfinished run {self.folder}")
         return ours
 
@@ -158,7 +160,7 @@ class Run:
         if match.gone or match.changed:
             return "other posts"
         ours = cache.with_assignments(match.labels, match.splits)
-        return "" if _assigned(cache) == _assigned(ours) else "other splits or labels"
+        return "" if assigned(cache) == assigned(ours) else "other splits or labels"
 
     def start(self, config: Config, cache: Cache, dimensions: Dimensions, metadata: dict[str, Any]) -> None:
         """Write config, splits and provenance; run.json last, since it says that the others are complete."""
@@ -180,7 +182,8 @@ class Run:
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write how training went; `state` in it says whether it stopped early."""
-        self._write_metadata({**self._facts.model_dump(exclude_unset=True), **metadata, "finished": True})
+        before = self._facts.model_dump(exclude_unset=True, exclude={"reason"})  # an interruption's
+        self._write_metadata({**before, **metadata, "finished": True})
         remove_file(self.folder / STATE)
 
     def note_end(self, state: str, reason: str) -> None:
@@ -195,7 +198,9 @@ class Run:
     def require_not_failed(self) -> None:
         """Raises Diverged for a run that has failed: the same settings would fail again."""
         if self.failure:
-            raise Diverged(f"{self.folder}: this run has failed: {self.failure}; change settings, --overwrite")
+            raise Diverged(
+                f"{self.folder}: this run has failed: {self.failure}; change settings, {switch('overwrite')}"
+            )
 
     def _write_metadata(self, metadata: dict[str, Any]) -> None:
         write_json(self.folder / "run.json", metadata)
@@ -207,14 +212,24 @@ class Run:
         """The best epoch's weights, which say of which epoch they are."""
         save_model(self.folder / MODEL, model, state)
 
-    def load_model(self, device: torch.device) -> Model:
-        """The best epoch's model, ready to predict. Raises InputError if weights, run.json and config.yaml do not fit
-        each other.
+    def load_model(self, device: torch.device, module: nn.Module | None = None) -> Model:
+        """The best epoch's model, ready to predict; a run of one's own module needs that one, and gives it its weights.
+
+        Raises InputError if weights, run.json and config.yaml do not fit each other.
         """
-        metadata = self.metadata
+        metadata, config = self.metadata, self.config
+        if config.model == OWN and module is None:
+            what = f"a run of a module of your own, {metadata.get('module')}"
+            raise InputError(f"{self.folder}: {what}; use it from Python with that module as `model`, docs/library.md")
+        if config.model != OWN and module is not None:
+            raise InputError(f"{self.folder}: a run of the model {config.model}; leave `model` out")
         try:
+            if module is not None:
+                model = OwnModel(module, config, Dimensions(**metadata["dimensions"])).to(device).eval()
+                load_weights(self.folder / MODEL, model, epoch=metadata.get("best_epoch"))
+                return model
             return load_model(
-                self.folder / MODEL, self.config, metadata["dimensions"], device, epoch=metadata.get("best_epoch")
+                self.folder / MODEL, config, metadata["dimensions"], device, epoch=metadata.get("best_epoch")
             )
         except ValueError as error:
             raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
@@ -237,7 +252,10 @@ class Run:
         """The evaluation of a split. Raises InputError if there is none, and if the file or the run is damaged."""
         path = self.folder / f"evaluation-{split}.json"
         if not path.is_file():
-            raise InputError(f"{path}: no such file; run `evaluate {self.folder} --split {split}`")
+            raise InputError(
+                f"{path}: no such file; run "
+                f"{wording(f'`evaluate {self.folder} --split {split}`', 'evaluate() and write its result there')}"
+            )
         self.require_finished()
         evaluation = read_json(path, Evaluation)
         if evaluation.split != split:
@@ -297,20 +315,3 @@ class Run:
                 raise InputError(f"{where}: damaged, epoch: is {epoch.epoch}, not {number}")
             epochs.append(epoch.model_dump(exclude_none=True))
         return epochs
-
-
-@dataclass(frozen=True)
-class RunCache:
-    """A cache as a run sees it: with the run's splits, beside which of its posts are the run's; `note` is one line on
-    what is not as it was when the run was trained, empty if all is.
-    """
-
-    cache: Cache
-    match: PostMatch
-    note: str
-
-
-def _assigned(cache: Cache) -> list[tuple[str, str, str]]:
-    """(id, label, split) of every post that has both."""
-    rows = zip(cache.ids, cache.labels, cache.splits, strict=True)
-    return [(id_, LABELS[label], SPLITS[split]) for id_, label, split in rows if label >= 0 and split >= 0]

@@ -135,6 +135,7 @@ class Facts(Document):
     labels: Annotated[list[str], AfterValidator(own_labels)] = Field(default=list(LABELS))
     dimensions: DimensionFacts
     device: Line = ""
+    module: Line | None = None  # the class of a module of one's own
     precision: Line = ""
     versions: dict[Name, Line] = Field(max_length=50, default={})
     parameters: Parameters

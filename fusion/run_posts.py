@@ -177,3 +177,20 @@ class PostMatch:
             what = "the run keeps no hashes of its posts: whether they are the same is checked by id alone"
             note = f"{note}; {what}" if note else f"{self.cache.folder}: {what}"
         return note
+
+
+@dataclass(frozen=True)
+class RunCache:
+    """A cache as a run sees it: with the run's splits, beside which of its posts are the run's; `note` is one line on
+    what is not as it was when the run was trained, empty if all is.
+    """
+
+    cache: Cache
+    match: PostMatch
+    note: str
+
+
+def assigned(cache: Cache) -> list[tuple[str, str, str]]:
+    """(id, label, split) of every post that has both."""
+    rows = zip(cache.ids, cache.labels, cache.splits, strict=True)
+    return [(id_, LABELS[label], SPLITS[split]) for id_, label, split in rows if label >= 0 and split >= 0]

@@ -22,6 +22,7 @@ from pipeline.common.machine import total_memory
 Expected = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape by name
 _MOST_HEADER = 8 << 20  # bytes; a model of 256 layers has half a MiB
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64}
+_DTYPES |= {"I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -100,6 +100,7 @@ def train(
     from fusion.run import Run
     from fusion.training import train as training
     from fusion.training.allocator import keep_memory
+    from fusion.training.build import masking_encoder
     from fusion.training.distributed import local_device, ranks
     from pipeline.common.signals import graceful_shutdown
 
@@ -116,7 +117,7 @@ def train(
     with ranks(chosen) as here, graceful_shutdown() as stop:
         if not overwrite:
             cache = run.resume_or_start(config, cache, same_splits=splits is not None)
-        encoder = training.masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
+        encoder = masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
         result = training.train(
             cache,
             config,
@@ -170,7 +171,7 @@ def evaluate(
             chosen,
             split=split,
             splits=splits,
-            cache_folder=cache_dir,
+            cache=cache_dir,
             allow_unmatched=allow_unmatched,
             begin=lambda path: refuse_finished(path, path.exists(), overwrite),
             say=console.say,

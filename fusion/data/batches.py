@@ -149,6 +149,15 @@ def length_bucketed_batches(
     return (batches[number] for number in random.permutation(len(batches)))
 
 
+def iterate_batches(
+    cache: Cache, split: str, batch_size: int = 64, *, seed: int = 0, epoch: int = 1, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """The posts of a split in batches, in an order that seed and epoch alone decide; for loops of one's own."""
+    rows, to = cache.rows(split), torch.device(device)
+    for part in length_bucketed_batches(rows, cache.lengths[rows], batch_size, seed, epoch):
+        yield read_batch(cache, part, to)
+
+
 def sampled_views(posts: int, views: int, seed: int, epoch: int) -> np.ndarray:
     """Which of its image's views each post of a cache shows in an epoch, (posts,): seed and epoch alone decide."""
     return np.random.default_rng([seed, epoch, 1]).integers(views, size=posts)  # 1: not the stream of the batches

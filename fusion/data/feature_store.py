@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion.data.batches import Batch, modality_labels_of, padded_length, read_batch
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.machine import free_memory
 
 Location = Literal["auto", "map", "ram", "device"]
@@ -146,7 +146,9 @@ def _decide(needed: int, device: torch.device, place: Location) -> tuple[Locatio
     if place == "map":
         return "map", f"{size} read from the mapped cache, as asked"
     if place == "device" and device.type != "cuda":
-        raise InputError(f"--cache-in device: {device} has no memory of its own; use ram or map")
+        raise InputError(f"{option('cache_in', 'device')}: {device} has no memory of its own; use ram or map")
     if needed > free[place]:
-        raise InputError(f"--cache-in {place}: {size} of features, but {free[place] / 2**20:.0f} MiB are free; use map")
+        raise InputError(
+            f"{option('cache_in', place)}: {size} of features, but {free[place] / 2**20:.0f} MiB are free; use map"
+        )
     return place, f"{size} copied to the {'device' if place == 'device' else 'memory'}, as asked"

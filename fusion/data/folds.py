@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, switch
 from pipeline.common.files import csv_text, regular_bytes, write_text
 from pipeline.common.folders import remove_file
 from pipeline.posts.duplicates import duplicate_groups
@@ -54,7 +54,7 @@ def _write(files: dict[Path, str], out: Path, overwrite: bool) -> None:
         for path in existing:
             remove_file(path)
     elif existing and (len(existing) == len(files) or any(not _holds(path, files.get(path)) for path in existing)):
-        raise InputError(f"{existing[0]}: already exists; give another name, or --overwrite")
+        raise InputError(f"{existing[0]}: already exists; give another name, or {switch('overwrite')}")
     for path, text in files.items():
         if overwrite or path not in existing:
             write_text(path, text)

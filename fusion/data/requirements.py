@@ -1,19 +1,22 @@
 """What a cache must have for a configuration to be trained on it."""
 
 from fusion.config import Config
+from fusion.names import OWN
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import require_images
 from pipeline.posts.manifest import LABELS
 
 
 def require_trainable(cache: Cache, config: Config) -> None:
     """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels."""
-    if config.modalities != "text":
+    if config.modalities != "text" and config.model != OWN:
         unless = " unless modalities is text" if config.model == "fusion" else ""
         require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
     if config.views == "sample" and cache.views == 1:
-        raise InputError(f"{cache.folder}: has one view of each image; for views sample extract with --views 2 to 6")
+        raise InputError(
+            f"{cache.folder}: has one view of each image; for views sample extract with {option('views', '2')} to 6"
+        )
     require_all_classes(cache)
     if config.label_rule:
         require_modality_labels(cache)

@@ -1,20 +1,26 @@
 """Evaluates a finished run: scores with intervals, shuffled-modality controls, the difference to the linear probe."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from fusion.config import Config
 from fusion.evaluation.linear_probe import probe, probed_modalities
 from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, confusion, intervals, score
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.models.base import Model
+from fusion.models.own import as_model
 from fusion.models.precision import resolved
 from fusion.run import Run, RunCache
+from fusion.run_posts import PostMatch, posts_of
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.device import resolve_device
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import sha256_of_file
 from pipeline.posts.manifest import LABELS, SPLITS
 
@@ -22,53 +28,95 @@ SHUFFLES = 3
 
 
 def evaluate(
-    run: Run,
-    device: torch.device,
+    run: Run | str | Path,
+    device: torch.device | str = "auto",
     *,
+    model: nn.Module | None = None,
     split: str = "test",
-    splits: Path | None = None,
-    cache_folder: Path | None = None,
+    splits: str | Path | None = None,
+    cache: str | Path | None = None,
     allow_unmatched: bool = False,
     begin: Callable[[Path], None] = lambda path: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Score a finished run on one split; the keys of the result are those of `run_files.Evaluation`.
 
+    model: the module, for a run of one's own; it gets the run's weights. splits, cache: a split file and a cache in
+    place of the run's own.
     `begin` gets the file that the result belongs into, before any prediction; `say` gets a line for what is not as it
     was when the run was trained. Raises InputError if the run is not finished, the cache is of other encoders, or the
     posts were trained or selected on.
     """
+    run = run if isinstance(run, Run) else Run(run)
+    chosen = resolve_device(device) if isinstance(device, str) else device
     if run.require_finished().get("exported"):
         raise InputError(f"{run.folder}: an export knows no posts; evaluate the run that it was made of")
-    opened = run.open_cache(cache_folder, splits, allow_unmatched=allow_unmatched)
-    cache, match = opened.cache, opened.match
+    opened = run.open_cache(cache, splits, allow_unmatched=allow_unmatched)
+    shown, match = opened.cache, opened.match
     rows, left_out = _unseen(opened, split)
     of = {
-        "cache": str(cache.folder.resolve()),
-        "manifest_sha256": cache.manifest_sha256,
-        "splits_sha256": sha256_of_file(splits) if splits else None,
+        "cache": str(shown.folder.resolve()),
+        "manifest_sha256": shown.manifest_sha256,
+        "splits_sha256": sha256_of_file(Path(splits)) if splits else None,
         "labels": list(LABELS),
-        "device": str(device),
-        "precision": resolved(run.config, device),
+        "device": str(chosen),
+        "precision": resolved(run.config, chosen),
         "own_posts": bool((match.post[rows] >= 0).all()),
         "left_out": left_out,
     }
     begin(run.evaluation_file(split, of))
     left = f"{left_out} posts of split {split!r} are left out: this run was trained or selected on the same ones"
-    for note in (opened.note, cache.splits_note, left if left_out else ""):
+    for note in (opened.note, shown.splits_note, left if left_out else ""):
         if note:
             say(note)
-    model = run.load_model(device)
+    ours = run.load_model(chosen, model)
+    reads = {"of": {**of, "test_reads": run.count_read(split)}}
+    versus = partial(_versus_probe, run, opened, rows)
+    return {"split": split, **reads, **_scored(ours, shown, rows, chosen, split, match, versus)}
+
+
+def evaluate_model(
+    model: nn.Module,
+    cache: Cache | str | Path,
+    device: torch.device | str = "auto",
+    *,
+    split: str = "test",
+    config: Config | None = None,
+) -> dict[str, Any]:
+    """Score a model, or a module of one's own, on one split of a cache, as `evaluate` scores a run.
+
+    What the model was trained on is not known here: it is taken to be the training split. config: of a module of one's
+    own, whose precision and views are used.
+    """
+    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    chosen = resolve_device(device) if isinstance(device, str) else device
+    rows, match = cache.rows(split), PostMatch(posts_of(cache), cache)
+    ours = as_model(model, cache, config).to(chosen)
+
+    def versus(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+        return {"versus_probe": versus_probe(cache, cache, rows, truth, predicted)}
+
+    return {"split": split, **_scored(ours, cache, rows, chosen, split, match, versus)}
+
+
+def _scored(
+    model: Model,
+    cache: Cache,
+    rows: np.ndarray,
+    device: torch.device,
+    split: str,
+    match: PostMatch,
+    versus: Callable[[np.ndarray, np.ndarray], dict[str, Any]],
+) -> dict[str, Any]:
+    """All that is said of a model's predictions for these rows; `match` knows what it was trained on."""
     truth = cache.labels[rows].astype(np.int64)
-    probabilities = predict(model, cache, rows, device)
+    probabilities = predict_rows(model, cache, rows, device)
     predicted = probabilities.argmax(axis=1)
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=CODES, zero_division=0)
     fresh = ~match.repeats_training(rows)
-    result: dict[str, Any] = {
-        "split": split,
-        "of": {**of, "test_reads": run.count_read(split)},
+    return {
         "posts_used": len(rows),
         "posts_failed": cache.failed(split),
         **score(truth, predicted),
@@ -86,17 +134,16 @@ def evaluate(
         if fresh.any()
         else None,
         "controls": controls(model, cache, rows, device),
-        **_versus_probe(run, opened, rows, truth, predicted),
+        **versus(truth, predicted),
+        "posts": [
+            {
+                "id": cache.ids[row],
+                "label": LABELS[label],
+                "probabilities": dict(zip(LABELS, map(float, values), strict=True)),
+            }
+            for row, label, values in zip(rows, truth, probabilities, strict=True)
+        ],
     }
-    result["posts"] = [
-        {
-            "id": cache.ids[row],
-            "label": LABELS[label],
-            "probabilities": dict(zip(LABELS, map(float, values), strict=True)),
-        }
-        for row, label, values in zip(rows, truth, probabilities, strict=True)
-    ]
-    return result
 
 
 def controls(
@@ -109,9 +156,11 @@ def controls(
     """
     drawn = [derangement(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
     truth = cache.labels[rows].astype(np.int64)
-    shuffled = {"text_shuffled": [predict(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]}
+    shuffled = {
+        "text_shuffled": [predict_rows(model, cache, rows[partner], device, image_rows=rows) for partner in drawn]
+    }
     if cache.has_images:
-        image = [predict(model, cache, rows, device, image_rows=rows[partner]) for partner in drawn]
+        image = [predict_rows(model, cache, rows, device, image_rows=rows[partner]) for partner in drawn]
         shuffled = {"image_shuffled": image, **shuffled}
     return {
         name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
@@ -180,6 +229,6 @@ def _unseen(opened: RunCache, split: str) -> tuple[np.ndarray, int]:
         first = opened.cache.ids[(named if len(named) else rows)[0]]
         raise InputError(
             f"{int(seen.sum())} posts of split {split!r}, {first} among them, were trained or selected on by this run; "
-            "leave them out, or score --split train or val"
+            f"leave them out, or score {option('split', 'train')} or val"
         )
     return rows[~seen], int(seen.sum())

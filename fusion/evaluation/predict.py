@@ -2,29 +2,40 @@
 
 import numpy as np
 import torch
+from torch import nn
 
+from fusion.config import Config
 from fusion.data.batches import chunks, read_batch
 from fusion.data.feature_store import FeatureStore
 from fusion.models.base import Model
+from fusion.models.own import as_model
 from fusion.models.precision import precision
 from pipeline.cache.reader import Cache
+from pipeline.common.device import resolve_device
 from pipeline.common.errors import Diverged
 from pipeline.posts.manifest import LABELS
 
 
-def predict(
-    model: Model,
+def predict_rows(
+    model: nn.Module,
     cache: Cache,
     rows: np.ndarray,
-    device: torch.device,
+    device: torch.device | str = "auto",
     *,
+    config: Config | None = None,
     batch_size: int = 64,
     image_rows: np.ndarray | None = None,
     features: FeatureStore | None = None,
 ) -> np.ndarray:
-    """Class probabilities (len(rows), 3) float64; the arguments are those of `log_probabilities`."""
+    """Class probabilities of cached posts (len(rows), 3) float64, by a model or a module of one's own.
+
+    config: of a module of one's own, whose precision and views are used. The other arguments are those of
+    `log_probabilities`.
+    """
+    chosen = resolve_device(device) if isinstance(device, str) else device
+    ours = as_model(model, cache, config).to(chosen)
     return np.exp(
-        log_probabilities(model, cache, rows, device, batch_size=batch_size, image_rows=image_rows, features=features)
+        log_probabilities(ours, cache, rows, chosen, batch_size=batch_size, image_rows=image_rows, features=features)
     )
 
 
@@ -63,7 +74,7 @@ def log_probabilities(
         for at, batch in zip(batches, read, strict=True):
             with precision(model.config, device):
                 logits = model(batch)
-            logs = logits.double().log_softmax(dim=1).cpu().numpy()
+            logs = logits.cpu().double().log_softmax(dim=1).numpy()  # not every device has float64
             total[at] = np.logaddexp(total[at], logs)
     if not (finite := np.isfinite(total).all(axis=1)).all():
         raise Diverged(f"post {cache.ids[rows[finite.argmin()]]}: the model's prediction is not finite")

@@ -13,7 +13,7 @@ from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec
 from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.tables.table_file import read_predictions
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.posts.manifest import LABELS
 
 _OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
@@ -58,7 +58,9 @@ def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) ->
         if all(file.is_file() for file in files):
             parts = [_predictions(file, key, source) for file in files]
             if [id_ for part in parts for id_ in part["ids"]] != ids:
-                raise InputError(f"{files[0].parent}: predictions for other posts than the table's; give another --out")
+                raise InputError(
+                    f"{files[0].parent}: predictions for other posts than the table's; give another {option('out')}"
+                )
             repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
     trained = row.config(spec.base).model_dump() if row.kind == "trained" else {}
     base = spec.base.model_dump()

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, RootModel
 
 from fusion.experiments.search_space import Space, optuna
 from pipeline.common.documents import PLAIN, Count, Document, Line, Number, Share, parse_json
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, switch
 from pipeline.common.files import regular_text
 
 MOST_JOURNAL = 32 << 20  # bytes; a trial of 20 epochs has four KiB
@@ -174,7 +174,9 @@ class _Replay:
             return ""
         if isinstance(line, SetStudyAttributes):
             if line.user_attr.made_of.space != self._ranges:
-                raise InputError(f"{self._out}: there is a sweep with another space; give another name, or --overwrite")
+                raise InputError(
+                    f"{self._out}: there is a sweep with another space; give another name, or {switch('overwrite')}"
+                )
             self._said = self._created
             return "" if self._created else "no study was created before"
         if not self._said:

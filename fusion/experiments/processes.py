@@ -16,7 +16,7 @@ import torch
 
 from fusion.training.allocator import keep_memory
 from pipeline.common.device import exact_float32
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, name_options, names_options, option
 from pipeline.common.machine import usable_cores
 from pipeline.common.signals import StopRequest
 
@@ -40,7 +40,9 @@ def in_processes(
     signal has come.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(jobs, begin, arguments)) as pool:
+    with ProcessPoolExecutor(
+        jobs, context, initializer=_begin, initargs=(names_options(), jobs, begin, arguments)
+    ) as pool:
         running: dict[Future[None], Item] = {}
         try:
             for item in itertools.islice(items, jobs):
@@ -58,7 +60,7 @@ def in_processes(
                         running[pool.submit(_do, following)] = following
         except BrokenProcessPool:
             raise InputError(
-                f"{out}: a process was lost (killed, or out of memory: fewer --jobs need less); "
+                f"{out}: a process was lost (killed, or out of memory: fewer {option('jobs')} need less); "
                 "the same command resumes"
             ) from None
 
@@ -66,12 +68,13 @@ def in_processes(
 _work: Callable[[Any], None]
 
 
-def _begin(jobs: int, begin: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...]) -> None:
+def _begin(command: bool, jobs: int, begin: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...]) -> None:
     global _work
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
+    name_options(command)
     exact_float32()
     keep_memory()
     torch.set_num_threads(max(1, usable_cores() // jobs))

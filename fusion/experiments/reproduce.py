@@ -15,7 +15,7 @@ import numpy as np
 from fusion.data.folds import fold_files
 from fusion.evaluation.evaluate import derangement
 from fusion.evaluation.linear_probe import probe
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.experiments.collect import collect, digits
 from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
@@ -23,7 +23,7 @@ from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.errors import Diverged, InputError, Stopped, option
 from pipeline.common.files import write_json
 from pipeline.common.folders import require_no_link
 from pipeline.common.locks import only_writer
@@ -127,11 +127,11 @@ def _trained(
     run = _run(fit, spec)
     trainer.train(run, spec.config(fit.row, fit.seed or 0), cache=cache, stop=stop)
     model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
-    predictions = {"predicted": _codes(predict(model, cache, rows, device))}
+    predictions = {"predicted": _codes(predict_rows(model, cache, rows, device))}
     if fit.row.key == FULL:
         partner = derangement(len(rows), np.random.default_rng(fit.seed))
-        predictions["image-shuffled"] = _codes(predict(model, cache, rows, device, image_rows=rows[partner]))
-        predictions["text-shuffled"] = _codes(predict(model, cache, rows[partner], device, image_rows=rows))
+        predictions["image-shuffled"] = _codes(predict_rows(model, cache, rows, device, image_rows=rows[partner]))
+        predictions["text-shuffled"] = _codes(predict_rows(model, cache, rows[partner], device, image_rows=rows))
     facts = run.metadata
     return {
         "ids": [cache.ids[row] for row in rows],
@@ -173,7 +173,7 @@ def _require_same(fit: TableRun, spec: TableSpec, cache: Cache) -> None:
     difference = difference or first_difference(run.metadata["fingerprint"], cache.fingerprint)
     difference = difference or run.difference_to(cache.with_splits(fit.fold) if fit.fold else cache)
     if difference:
-        raise InputError(f"{run.folder}: a finished run with {difference}; give another --out")
+        raise InputError(f"{run.folder}: a finished run with {difference}; give another {option('out')}")
 
 
 def _codes(probabilities: np.ndarray) -> str:

@@ -28,7 +28,7 @@ from fusion.experiments.sweep_results import (
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import read_json
-from pipeline.common.errors import InputError, Stopped
+from pipeline.common.errors import InputError, Stopped, option, switch
 from pipeline.common.files import regular_bytes, write_json
 from pipeline.common.folders import named_errors, remove_file, require_no_link
 from pipeline.common.locks import only_writer
@@ -71,8 +71,9 @@ def sweep(
         finished = sum(trial.state.is_finished() for trial in study.trials)
         if finished >= trials and reported == finished:
             raise InputError(
-                f"{spec.out}: a sweep of {finished} trials already exists; ask for more --trials, give another name, "
-                "or --overwrite"
+                f"{spec.out}: a sweep of {finished} trials already exists; "
+                f"ask for more {option('trials')}, give another name, "
+                f"or {switch('overwrite')}"
             )
         if finished:
             say(f"resuming after {finished} trials")
@@ -132,7 +133,9 @@ def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: C
     if not before:
         study.set_user_attr("made_of", now)
     elif key := next((key for key in now if before["made_of"][key] != now[key]), None):
-        raise InputError(f"{spec.out}: there is a sweep with another {key}; give another name, or --overwrite")
+        raise InputError(
+            f"{spec.out}: there is a sweep with another {key}; give another name, or {switch('overwrite')}"
+        )
 
 
 def _reported_trials(out: Path) -> int:

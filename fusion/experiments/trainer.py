@@ -8,8 +8,9 @@ import torch
 from fusion.config import Config
 from fusion.models.precision import resolved
 from fusion.run import Run
+from fusion.training.build import masking_encoder
 from fusion.training.display import EpochMetrics
-from fusion.training.train import ExecutionOptions, masking_encoder, train
+from fusion.training.train import ExecutionOptions, train
 from pipeline.cache.reader import Cache
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder

@@ -22,7 +22,7 @@ from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import LabelRule
 from fusion.models.transformer import EncoderLayer
 from fusion.names import FUSION
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def cross_modal_attention(model: FusionModel, post: PostFeatures, predicted: int
         seen = trace(model, post)
         if seen.text_to_image is None or seen.image_to_text is None:
             raise InputError(
-                "--method attention: this run or post has no cross-modal attention (it needs a text, an image, "
-                "modalities: both and cross_attention: true); use --method rollout or gradient"
+                f"{option('method', 'attention')}: this run or post has no cross-modal attention (it needs "
+                f"a text, an image, "
+                f"modalities: both and cross_attention: true); use {option('method', 'rollout')} or gradient"
             )
         return Weights(seen.image_to_text.mean(dim=0) / 2, _patches_of(seen.text_to_image.mean(dim=0) / 2))
 
@@ -239,11 +240,12 @@ def weigh(model: Model, post: PostFeatures, predicted: int, method: str) -> Weig
     the run.
     """
     if method not in METHODS:
-        raise InputError(f"--method {method}: no such method; known are {', '.join(METHODS)}")
+        raise InputError(f"{option('method', method)}: no such method; known are {', '.join(METHODS)}")
     if method in _OF_THE_PAPERS_MODEL and not isinstance(model, FusionModel):
         raise InputError(
-            f"--method {method}: follows the attention of the model fusion, and this run is a {model.config.model}; "
-            "use --method gradient"
+            f"{option('method', method)}: follows the attention of the model fusion, and this run is a "
+            f"{model.config.model}; "
+            f"use {option('method', 'gradient')}"
         )
     return METHODS[method](model, post, predicted)
 

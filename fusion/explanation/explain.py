@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.explanation.attribution import PostFeatures, Weights, batch_of, weigh
 from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor
@@ -127,7 +127,7 @@ def explain_cached(
     for row, written in zip(rows.tolist(), texts, strict=True):
         if written is not None and len(text.spans(written)) != cache.lengths[row]:
             raise InputError(f"{cache.folder}: post {cache.ids[row]}: its features are not of its text")
-    known = predict(model, cache, rows, device)
+    known = predict_rows(model, cache, rows, device)
     return explain_features(model, posts, texts, text.spans, method=method, probabilities=known)
 
 

@@ -15,7 +15,7 @@ from fusion.models.base import Dimensions, Model
 from fusion.models.registry import build_model
 from fusion.run import Run
 from fusion.tensor_files import save_tensors
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, switch
 from pipeline.common.files import write_json, write_text
 from pipeline.common.folders import remove_file
 
@@ -36,9 +36,9 @@ def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
     metadata = run.require_finished()
     if metadata.get("exported"):
         raise InputError(f"{run.folder}: is an export already; copy the folder")
+    trained = run.load_model(torch.device("cpu")).state_dict()
     config = run.config.model_copy(update={"mlm": False})
     model = build_model(config, Dimensions(**metadata["dimensions"]))
-    trained = run.load_model(torch.device("cpu")).state_dict()
     model.load_state_dict({name: trained[name] for name in model.state_dict()})
     model_card(run, None)  # what it reads may be damaged: found before anything is written
     remove_export(out)
@@ -72,5 +72,5 @@ def _write_onnx(model: Model, run: Run, path: Path) -> float:
 
         from fusion.inference.onnx import write_onnx
     except ImportError as error:
-        raise InputError(f"--onnx needs {error.name}: pip install -e '.[onnx]'") from None
+        raise InputError(f"{switch('onnx')} needs {error.name}: pip install -e '.[onnx]'") from None
     return write_onnx(model, dimensions["channels"], dimensions["text_width"], path)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fusion.inference.predictor import Inputs, Prediction, Predictor, missing_input
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
 from pipeline.common.folders import open_to_append
 from pipeline.common.locks import hold
@@ -216,7 +216,7 @@ def _open_unfinished(path: Path) -> BinaryIO:
         return open_to_append(path)
     except OSError as error:
         what = "a link" if path.is_symlink() else error.strerror or error
-        raise InputError(f"{path}: {what}; delete it, or name another --out") from None
+        raise InputError(f"{path}: {what}; delete it, or name another {option('out')}") from None
 
 
 @contextmanager
@@ -235,13 +235,13 @@ def _unfinished_file(out: Path, header: dict[str, str], report: StreamReport, ov
         line = file.readline(_MOST_LINE_BYTES)
         if (first := _whole(line)) is None:
             if not _torn_header(line):
-                raise InputError(f"{path}: no unfinished predictions; delete it, or name another --out")
+                raise InputError(f"{path}: no unfinished predictions; delete it, or name another {option('out')}")
             file.truncate(0)
             file.write(json.dumps(header).encode() + b"\n")
         else:
             for name, what in (("model_sha256", "by another run"), ("posts_sha256", "of other posts")):
                 if first.get(name) != header[name]:
-                    raise InputError(f"{path}: unfinished predictions {what}; --overwrite begins again")
+                    raise InputError(f"{path}: unfinished predictions {what}; {switch('overwrite')} begins again")
             end = file.tell()
             while report.answered_before < report.posts and (record := _whole(file.readline(_MOST_LINE_BYTES))):
                 report.answered_before += 1

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from fusion.data.batches import Batch, collate
 from fusion.models.base import Model
 from fusion.models.precision import precision
 from fusion.run import Run
-from pipeline.common.errors import InputError
+from pipeline.common.device import resolve_device
+from pipeline.common.errors import InputError, option
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
 from pipeline.encoders.text import encode_each
@@ -100,18 +102,27 @@ class Predictor:
 
     @classmethod
     def open(
-        cls, run: Run, device: torch.device, *, image_weights: Path | None = None, text_encoder: str | None = None
+        cls,
+        run: Run | str | Path,
+        device: torch.device | str = "auto",
+        *,
+        model: nn.Module | None = None,
+        image_weights: str | Path | None = None,
+        text_encoder: str | None = None,
     ) -> "Predictor":
         """Load the run's model and encoders; `image_weights` and `text_encoder` say where these are, if they have
-        moved.
+        moved. `model` is the module, for a run of one's own.
 
         Raises InputError if the run is not finished, or an encoder is unavailable or another one, naming the field.
         """
-        metadata = run.require_finished()
-        fingerprint, name = metadata["fingerprint"], str(device)
-        image = same_image_encoder(fingerprint["image"], name, weights=image_weights, owner=run.folder)
+        run = run if isinstance(run, Run) else Run(run)
+        chosen = resolve_device(device) if isinstance(device, str) else device
+        fingerprint, name = run.require_finished()["fingerprint"], str(chosen)
+        loaded = run.load_model(chosen, model)
+        weights = Path(image_weights) if image_weights else None
+        image = same_image_encoder(fingerprint["image"], name, weights=weights, owner=run.folder)
         text = same_text_encoder(fingerprint["text"], name, folder=text_encoder, owner=run.folder)
-        return cls(run, run.load_model(device), image, text, device)
+        return cls(run, loaded, image, text, chosen)
 
     def predict(self, posts: Sequence[RawPost]) -> list[Prediction]:
         """A prediction for each post, in order. The posts are one batch, whose composition changes rounding only."""
@@ -152,7 +163,7 @@ class Predictor:
         for batch in views:
             with precision(self.config, self.device):
                 logits = self.model(batch)
-            total += logits.double().softmax(dim=1).cpu().numpy()
+            total += logits.cpu().double().softmax(dim=1).numpy()
         return total / len(views)
 
     def features(self, inputs: Sequence[Inputs]) -> list[Batch]:
@@ -219,7 +230,7 @@ def predict_one(predictor: Predictor, text: str | None, image: Path | None) -> P
             one = Inputs("", text, pixels[0], decoded.flags)
         if decoded.reason:
             what = decoded.reason.removeprefix("image: ").removesuffix(f": {image}")
-            raise InputError(f"--image {image}: {what}")
+            raise InputError(f"{option('image', image)}: {what}")
     (prediction,) = predictor.predict_inputs([one])
     if prediction.reason:
         raise InputError(prediction.reason)

@@ -88,6 +88,11 @@ class Model(nn.Module):
         self.config = config
         self.dimensions = dimensions
 
+    @property
+    def kept(self) -> nn.Module:
+        """The module whose weights are kept."""
+        return self
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, classes)."""
         raise NotImplementedError

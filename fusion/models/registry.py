@@ -6,11 +6,13 @@ from torch import Tensor
 
 from fusion.config import Config
 from fusion.models.base import Dimensions, Model
-from fusion.names import FUSION, model_modules
+from fusion.names import FUSION, OWN, model_modules
 
 
 def model_class(name: str) -> type[Model]:
-    """The class of a model name: the one that its module defines."""
+    """The class of a model name: the one that its module defines. Raises ValueError for `own`, which has none."""
+    if name == OWN:
+        raise ValueError("model: own is a module that is given from Python; see docs/library.md")
     module = import_module(model_modules()[name])
     classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Model)]
     return next(found for found in classes if found.__module__ == module.__name__)

@@ -17,7 +17,7 @@ from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
 from fusion.run import Run, RunCache
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import complete_or_absent, regular_bytes, write_json
 from pipeline.common.folders import remove_file, require_no_link
 from pipeline.encoders.fingerprint import first_difference, require_images
@@ -85,13 +85,13 @@ def view_raw_post(
     try:
         post = RawPost(image.stem if image else "text", text, regular_bytes(image) if image else None)
     except OSError as error:
-        raise InputError(f"--image {image}: {error.strerror or error}") from None
+        raise InputError(f"{option('image', image)}: {error.strerror or error}") from None
     looks = []
     picture: Image.Image | str = "none was given"
     for predictor in predictors:
         require_images(predictor.run.metadata["fingerprint"], predictor.run.folder, "explaining needs images")
         if post.image is not None and (problem := decoding_problem(post.image, predictor.image.transform)):
-            raise InputError(f"--image {image}: {problem}")
+            raise InputError(f"{option('image', image)}: {problem}")
         inputs = predictor.inputs(post)
         picture = inputs.picture or picture
         explanations = explain_posts(predictor, [inputs], method=method)
@@ -112,9 +112,11 @@ def rows_of(opened: RunCache, ids: Sequence[str], *, evaluated: bool = False) ->
     row_of = {id_: row for row, id_ in enumerate(cache.ids)}
     for id_ in ids:
         if id_ not in row_of:
-            raise InputError(f"--ids {id_}: no such post in {cache.folder}")
+            raise InputError(f"{option('ids', id_)}: no such post in {cache.folder}")
         if not cache.ok[row_of[id_]]:
-            raise InputError(f"--ids {id_}: this post failed in extraction; see failures.csv in {cache.folder}")
+            raise InputError(
+                f"{option('ids', id_)}: this post failed in extraction; see failures.csv in {cache.folder}"
+            )
         if evaluated and opened.match.post[row_of[id_]] < 0:
             raise InputError(f"{cache.folder}: post {id_} has another text or image than the one that was evaluated")
     return np.array([row_of[id_] for id_ in ids], np.int64)

@@ -16,7 +16,7 @@ from fusion.serving.connections import BoundedProtocol
 from fusion.serving.guard import Guard, host_name
 from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import LIMITS, Limits
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 
 _GRACE_SECONDS = 1  # for requests in progress when the server is told to stop
 _ANY = ("0.0.0.0", "::")
@@ -49,7 +49,10 @@ def serve(
             if host not in ("127.0.0.1", "localhost", "::1"):
                 say(f"anybody who can reach {host} can use it: there is no password and no encryption")
             if host in _ANY and not names:
-                say("only requests to localhost are answered; --allow-host NAME adds a name of this machine")
+                say(
+                    f"only requests to localhost are answered; "
+                    f"{option('allow_host', 'NAME')} adds a name of this machine"
+                )
             say("Ctrl-C ends it")
             app = Guard(build_app(handler, predictor.run.folder.resolve().name), limits, names)
             _run(app, listener, limits)
@@ -58,7 +61,9 @@ def serve(
 def _checked(name: str) -> str:
     """A name for `allowed_hosts`. Raises InputError if it can be no name in a request's Host header."""
     if host_name(name) != name:
-        raise InputError(f"--allow-host {name}: must be a name or an address without a port, like box.lan or [fe80::1]")
+        raise InputError(
+            f"{option('allow_host', name)}: must be a name or an address without a port, like box.lan or [fe80::1]"
+        )
     return name.lower()
 
 
@@ -108,4 +113,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--host {host} --port {port}: unavailable ({reason}); --port 0 takes a free one") from None
+        raise InputError(
+            f"{option('host', host)} {option('port', port)}: unavailable ({reason}); port 0 takes a free one"
+        ) from None

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, switch
 from pipeline.common.folders import append_bytes
 
 
@@ -24,7 +24,9 @@ def event_files(folder: Path, *, after: int) -> Iterator[Callable[[dict[str, Any
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError:
-        raise InputError("--tensorboard: needs the package tensorboard; pip install -e '.[tensorboard]'") from None
+        raise InputError(
+            f"{switch('tensorboard')}: needs the package tensorboard; pip install -e '.[tensorboard]'"
+        ) from None
     path = folder / f"events.out.tfevents.{time.time():.6f}"
 
     def write(line: dict[str, Any]) -> None:

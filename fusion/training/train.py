@@ -10,36 +10,35 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fusion.config import Config
+from fusion.data.batches import read_batch
 from fusion.data.feature_store import FeatureStore, Location
 from fusion.data.requirements import require_trainable
-from fusion.models.base import Dimensions, Model
-from fusion.models.logit_adjustment import training_log_prior
+from fusion.models.base import Model
+from fusion.models.own import as_model, ready
 from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
-from fusion.models.registry import build_model
-from fusion.models.transformer import Transformer
 from fusion.run import Run
 from fusion.run_files import TrainingState
-from fusion.tensor_files import require_memory
+from fusion.training.build import masking_encoder, new_model, parameters_of
 from fusion.training.display import Display, EpochMetrics
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step
 from fusion.training.optimizer import new_optimizer
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.device import resolve_device
+from pipeline.common.errors import Diverged, InputError, Stopped, switch, wording
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest
-from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
-
-_BYTES_A_PARAMETER = 16  # float32: the weight, its gradient, and the two means of AdamW
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,12 @@ class TrainResult:
 
 
 def train(
-    cache: Cache,
-    config: Config,
-    run: Run,
-    device: torch.device,
+    cache: Cache | str | Path,
+    model: nn.Module | Config,
+    run: Run | str | Path,
+    device: torch.device | str = "auto",
     *,
+    config: Config | None = None,
     text_encoder: TextEncoder | None = None,
     execution: ExecutionOptions = ExecutionOptions(),
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
@@ -88,30 +88,52 @@ def train(
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> TrainResult:
-    """Train from the cache into the run folder, from where an unfinished run there stopped; with `overwrite` anew, in
-    place of what is there once all that training needs is checked.
+    """Train a model from the cache into the run folder, from where an unfinished run there stopped; with `overwrite`
+    anew, in place of what is there once all that training needs is checked.
+
+    model: a configuration of a model that ships, or a module of one's own, a `torch.nn.Module` with `forward(batch)`,
+    logits (B, classes) of a `Batch`, and `losses(batch)` where it minimises more than cross-entropy. A module is
+    trained with the settings of `config`, and has the best epoch's weights in the end.
+    text_encoder: encodes masked words again, for a model with the masked-language loss; without it the cache's own.
 
     `on_epoch` gets each epoch's line of metrics once its state is saved; what it raises ends the training, resumably,
     and so does `stop` after the step in hand. Raises InputError on a cache without training or validation posts of all
-    classes, if another process trains into the folder, and when stopped; Diverged on what is not finite.
+    classes, if the run there is finished, of other settings or trained by another process, and when stopped; Diverged
+    on what is not finite.
     """
-    require_trainable(cache, config)
-    with only_writer(run.folder) if ranks.is_main else nullcontext():
+    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    run = run if isinstance(run, Run) else Run(run)
+    chosen = resolve_device(device) if isinstance(device, str) else device
+    own = None if isinstance(model, Config) else model
+    settings = model if isinstance(model, Config) else as_model(model, cache, config).config
+    require_trainable(cache, settings)
+    if not overwrite:
+        if run.finished:
+            raise InputError(f"{run.folder}: a finished run; give another folder, or {switch('overwrite')}")
+        cache = run.resume_or_start(settings, cache, same_splits=True)
+    if settings.mlm and text_encoder is None:
+        text_encoder = masking_encoder(cache, chosen, settings)
+    with (
+        torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
+        only_writer(run.folder) if ranks.is_main else nullcontext(),
+    ):
         if not overwrite:
             run.require_not_failed()
         try:
             return _train(
-                cache, config, run, device, text_encoder, execution, ranks, on_epoch, stop, overwrite, quiet, say
+                cache, settings, own, run, chosen, text_encoder, execution, ranks, on_epoch, stop, overwrite, quiet, say
             )
-        except Diverged as error:
+        except (Diverged, Stopped) as error:
             if ranks.is_main:
-                run.note_end("failed", str(error))
+                state = "failed" if isinstance(error, Diverged) else "interrupted"
+                run.note_end(state, str(error).split(";")[0] if state == "interrupted" else str(error))
             raise
 
 
 def _train(
     cache: Cache,
     config: Config,
+    own: nn.Module | None,
     run: Run,
     device: torch.device,
     text_encoder: TextEncoder | None,
@@ -126,7 +148,10 @@ def _train(
     """The training itself: build, loop, finish."""
     # Build.
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
-    model = _build(cache, config, text_encoder, execution).to(device)
+    if own is None:
+        model = new_model(cache, config, text_encoder, checkpointing=execution.checkpointing).to(device)
+    else:
+        model = ready(as_model(own, cache, config).to(device), read_batch(cache, train_rows[:2], device))
     optimizer = new_optimizer(model, config)
     views = cache.views if config.views == "sample" else 1
     rows = np.concatenate([train_rows, val_rows])
@@ -187,7 +212,7 @@ def _train(
         best_epoch=state.best_epoch,
         epochs=state.epoch,
         validation={name.removeprefix("val_"): value for name, value in best_line.items() if name.startswith("val_")},
-        trainable_parameters=_parameters(model),
+        trainable_parameters=parameters_of(model),
         frozen_parameters=text_encoder.parameters if text_encoder else 0,
         seconds=sum(line["seconds"] for line in lines),
     )
@@ -196,6 +221,9 @@ def _train(
         scores["state"] = "finished" if result.epochs == config.epochs else "stopped early"
         wall = time.perf_counter() - started
         run.finish({**scores, "train_seconds": result.seconds, "wall_seconds_of_last_start": wall})
+    ranks.barrier()  # the weights are those of the finished run
+    if own is not None:
+        run.load_model(device, own)
     return result
 
 
@@ -204,43 +232,8 @@ def _step(display: Display, run: Run, state: TrainingState, stop: StopRequest | 
     display.step(step)
     if stop:
         done = f"{state.epoch} of {display.epochs} epochs are finished"
-        raise Stopped(f"stopped by {stop.signal}; {done}; `train ... --out {run.folder} --resume` resumes")
-
-
-def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: str | None = None) -> TextEncoder:
-    """The text encoder that made the cache, to encode masked texts again in the run's precision.
-
-    folder: where its files are now, if not where the cache's fingerprint says. Raises InputError if it is unavailable
-    or another one, naming the field.
-    """
-    fingerprint = cache.fingerprint["text"]
-    encoder = same_text_encoder(fingerprint, str(device), folder=folder, owner=cache.folder)
-    if encoder.mask_id < 0:
-        raise InputError(
-            f"--text-encoder {folder or fingerprint['name']}: its tokenizer has no mask token; set mlm to false"
-        )
-    cache.require_word_pieces(encoder.vocabulary, encoder.width)
-    return encoder.in_precision(resolved(config, device))
-
-
-def _build(cache: Cache, config: Config, text_encoder: TextEncoder | None, execution: ExecutionOptions) -> Model:
-    """The model with the weights that the seed draws. Raises InputError if it does not fit into memory."""
-    m, channels = cache.patches_shape
-    vocabulary = text_encoder.vocabulary if text_encoder else 0
-    dimensions = Dimensions(channels, cache.text_width, vocabulary, patches=m)
-    torch.manual_seed(config.seed)
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            size = _parameters(build_model(config, dimensions))
-        require_memory(_BYTES_A_PARAMETER * size, f"config, training {size:,} parameters")
-        words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
-        model = build_model(config, dimensions, word_embeddings=words, log_prior=training_log_prior(cache))
-    except ValueError as error:
-        raise InputError(f"config, {error}") from None
-    for module in model.modules():
-        if isinstance(module, Transformer):
-            module.checkpointing = execution.checkpointing
-    return model
+        way = wording(f"`train ... --out {run.folder} --resume`", "the same call of train()")
+        raise Stopped(f"stopped by {stop.signal}; {done}; {way} resumes")
 
 
 def _resume_or_start(
@@ -263,10 +256,11 @@ def _resume_or_start(
             model.dimensions,
             {
                 "device": str(device),
+                **({} if model.kept is model else {"module": type(model.kept).__name__}),
                 "precision": resolved(model.config, device),
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
                 "parameters": {
-                    "trainable": _parameters(model),
+                    "trainable": parameters_of(model),
                     "frozen_in_training": text_encoder.parameters if text_encoder else 0,
                 },
             },
@@ -278,7 +272,3 @@ def _resume_or_start(
         if state.epoch:
             run.complete_model(model, state)
     return state
-
-
-def _parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache, remove_cache_files
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import complete_or_absent
 from pipeline.common.locks import only_writer
 from pipeline.encoders.fingerprint import first_difference
@@ -48,7 +48,9 @@ def _require_all(parts: Sequence[Path]) -> None:
     for folder in parts:
         index = Cache(folder).index  # opening it checks that its shards are there
         if index.part is None:
-            raise InputError(f"{folder}: a whole cache and no part of one; parts are made by `extract --part i/n`")
+            raise InputError(
+                f"{folder}: a whole cache and no part of one; parts are made by extract, {option('part', 'i/n')}"
+            )
         number = index.part["number"]
         if number in seen:
             raise InputError(f"{folder}: part {number}, as {seen[number]} is")

@@ -15,7 +15,7 @@ from pipeline.cache import hdf5
 from pipeline.cache.hdf5_layout import FEATURES, INDEX
 from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import sha256_of_file
 from pipeline.posts.duplicates import Keys, duplicate_keys
 from pipeline.posts.manifest import LABELS, SPLITS, read_splits
@@ -37,9 +37,9 @@ class Cache:
     there are of each image; `index` is the content of the index file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Open the cache; every shard must be there with its size. Raises InputError naming what is wrong."""
-        self.folder = folder
+        self.folder = folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such cache")
         if not (folder / INDEX).exists():
@@ -64,7 +64,7 @@ class Cache:
         for number in range(len(self._shards)):
             if problem := self._shards.problem(number):
                 where = f"{self._shards.path(number)} ({self._posts_of(number)})"
-                raise InputError(f"{where}: {problem}; `extract` with --repair makes it again")
+                raise InputError(f"{where}: {problem}; `extract` with {switch('repair')} makes it again")
 
     @property
     def has_images(self) -> bool:
@@ -83,12 +83,13 @@ class Cache:
         cache.__dict__.update(self.__dict__)
         return cache
 
-    def with_splits(self, path: Path, *, allow_unmatched: bool = False) -> "Cache":
+    def with_splits(self, path: str | Path, *, allow_unmatched: bool = False) -> "Cache":
         """The same cache with splits, and labels where the file gives them, from a split file (id,label,split).
 
         Its `splits_note` says which ids do not match. Raises InputError if none does, and without `allow_unmatched` if
         over a tenth of the file's do not.
         """
+        path = Path(path)
         assignments = read_splits(path)
         row_of = {id_: row for row, id_ in enumerate(self.ids)}
         cache = self.with_assignments(self.labels.copy(), np.full_like(self.splits, -1))
@@ -116,7 +117,8 @@ class Cache:
         rows = np.flatnonzero(self.ok & (self.labels >= 0) & (self.splits == SPLITS.index(split)))
         if not len(rows):
             raise InputError(
-                f"{self.folder}: no post of split {split!r} has features and a label; give them with --splits FILE"
+                f"{self.folder}: no post of split {split!r} has features and a label; "
+                f"give them with {option('splits', 'FILE')}"
             )
         return rows
 

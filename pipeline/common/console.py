@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, switch
 from pipeline.common.files import write_json
 
 if TYPE_CHECKING:
@@ -137,4 +137,4 @@ class Console:
 def refuse_finished(path: Path, finished: bool, overwrite: bool) -> None:
     """Raises InputError if an earlier call has finished what a command is to write, unless it may be overwritten."""
     if finished and not overwrite:
-        raise InputError(f"{path}: already exists; give another name, or --overwrite")
+        raise InputError(f"{path}: already exists; give another name, or {switch('overwrite')}")

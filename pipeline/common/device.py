@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 
 
 def resolve_device(name: str) -> torch.device:
@@ -13,7 +13,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{option('device', name)}: not usable here ({str(error).splitlines()[0]})") from None
     return device
 
 

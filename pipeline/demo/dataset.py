@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from string import ascii_letters, digits
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_bytes
 from pipeline.common.folders import remove_file, require_no_link
 from pipeline.demo.pictures import draw_picture
@@ -40,7 +40,9 @@ def replace(folder: Path, *, posts: int, seed: int) -> None:
     if folder.exists():
         note = folder / NOTE
         if not _is_ours(note):
-            raise InputError(f"{folder}: already exists and was not drawn by `demo`; name another folder with --out")
+            raise InputError(
+                f"{folder}: already exists and was not drawn by `demo`; name another folder with {option('out')}"
+            )
         require_no_link(folder / "data", folder)
         for file in [*(folder / "data").glob("*.jpg"), *(folder / "data").glob("*.txt")]:
             remove_file(file)

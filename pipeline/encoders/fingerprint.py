@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 
 NO_IMAGES = "none"  # in place of an image encoder's name
 
@@ -25,4 +25,4 @@ def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], pref
 def require_images(fingerprint: Mapping[str, Any], owner: object, what: str) -> None:
     """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
     if fingerprint["image"]["name"] == NO_IMAGES:
-        raise InputError(f"{owner}: has texts alone (--image-encoder none), and {what}")
+        raise InputError(f"{owner}: has texts alone ({option('image_encoder', 'none')}), and {what}")

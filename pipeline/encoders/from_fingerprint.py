@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.device import resolve_device
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import (
     NO_IMAGES,
@@ -48,10 +48,13 @@ def same_image_encoder(
         raise InputError(
             f"{owner}: needs the image encoder {fingerprint['name']}, "
             f"weights {fingerprint.get('weights_sha256', '')[:12]}; "
-            f"{error.what}; if they are in a local file, give it with --image-weights FILE"
+            f"{error.what}; if they are in a local file, give it with {option('image_weights', 'FILE')}"
         ) from None
     _refuse_another(
-        {**fingerprint, "views": views}, encoder.fingerprint, f"--image-weights {weights or fingerprint['name']}", owner
+        {**fingerprint, "views": views},
+        encoder.fingerprint,
+        option("image_weights", weights or fingerprint["name"]),
+        owner,
     )
     return encoder
 
@@ -66,9 +69,11 @@ def same_text_encoder(
     """
     name = fingerprint["name"]
     if folder is None and name.endswith("(local files)"):
-        raise InputError(f"{owner}: its text encoder was {name}; give its folder with --text-encoder DIR")
+        raise InputError(f"{owner}: its text encoder was {name}; give its folder with {option('text_encoder', 'DIR')}")
     if folder is None and name != PACKAGED_TEXT and Path(name).is_dir():  # a stranger's name must not choose a folder
-        raise InputError(f"{owner}: its text encoder has the name of a local folder, {name}; give --text-encoder")
+        raise InputError(
+            f"{owner}: its text encoder has the name of a local folder, {name}; give {option('text_encoder', 'DIR')}"
+        )
     layers = fingerprint.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
         text=folder or name,
@@ -83,9 +88,11 @@ def same_text_encoder(
     except Unreachable as error:
         raise InputError(
             f"{owner}: needs the text encoder {name}, weights {fingerprint.get('weights_sha256', '')[:12]}; "
-            f"{error.what}; if it is in a local folder, give that with --text-encoder DIR"
+            f"{error.what}; if it is in a local folder, give that with {option('text_encoder', 'DIR')}"
         ) from None
-    _refuse_another({**fingerprint, "layers": layers}, encoder.fingerprint, f"--text-encoder {folder or name}", owner)
+    _refuse_another(
+        {**fingerprint, "layers": layers}, encoder.fingerprint, option("text_encoder", folder or name), owner
+    )
     return encoder
 
 

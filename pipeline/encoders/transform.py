@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.encoders.views import VIEWS, corner
 from pipeline.posts.images import ImageProblem
 
@@ -130,10 +130,14 @@ def picture_transform(steps: Sequence[Any], name: str, views: int = 1) -> Pictur
         ["ResizeKeepRatio", "CenterCrop", "MaybePILToTensor"],
         ["ResizeKeepRatio", "CenterCropOrPad", "MaybePILToTensor"],
     ):
-        raise InputError(f"--image-encoder {name}: its transform is unknown: {', '.join(kinds)}; take another model")
+        raise InputError(
+            f"{option('image_encoder', name)}: its transform is unknown: {', '.join(kinds)}; take another model"
+        )
     resize, crop, _ = steps
     if views > 1 and kinds[1] != "CenterCrop":
-        raise InputError(f"--views {views}: the transform of {name} does not cut out the centre; use --views 1")
+        raise InputError(
+            f"{option('views', views)}: the transform of {name} does not cut out the centre; use {option('views', '1')}"
+        )
     size = (resize.size,) if isinstance(resize.size, int) else tuple(resize.size)
     height, width = crop.size
     return PictureTransform(

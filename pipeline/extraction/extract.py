@@ -20,7 +20,7 @@ import torch
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.cache.records import ShardFeatures
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import csv_text, write_text
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest, graceful_shutdown
@@ -110,7 +110,7 @@ def extract(
     if isinstance(image, NoImages):
         posts = [replace(post, image=None) for post in posts]
     elif without := next((post for post in posts if post.image is None), None):
-        raise InputError(f"post {without.id!r} has no image; texts alone go with --image-encoder none")
+        raise InputError(f"post {without.id!r} has no image; texts alone go with {option('image_encoder', 'none')}")
     out.mkdir(parents=True, exist_ok=True)
     fingerprint = cache_fingerprint(image, text, stored_dtype)
     with only_writer(out), graceful_shutdown() as stop:
@@ -217,7 +217,7 @@ def _broken_off_in_one_line(todo: Plan, progress: ExtractionProgress, out: Path)
         raise InputError(f"{what}; once that is fixed, the same command resumes from there") from error
     except torch.OutOfMemoryError as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the GPU is out of memory ({reason}); a smaller --batch-size needs less") from error
+        raise InputError(f"the GPU is out of memory ({reason}); a smaller {option('batch_size')} needs less") from error
 
 
 def _finished(todo: Plan, progress: ExtractionProgress, out: Path) -> str:

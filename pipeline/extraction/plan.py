@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.cache import hdf5
 from pipeline.cache.records import Index
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import regular_bytes, sha256_of_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import ImageEncoder, TextEncoder
@@ -45,7 +45,7 @@ class Part:
         """Read "2/3". Raises InputError."""
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-            raise InputError(f"--part {text}: must be i/n with 1 <= i <= n, like 2/3")
+            raise InputError(f"{option('part', text)}: must be i/n with 1 <= i <= n, like 2/3")
         return cls(int(number), int(of))
 
 
@@ -86,14 +86,18 @@ def plan(
     """
     index = _index(out, changes)
     if changes.append and part.of > 1:
-        raise InputError(f"--append --part {part}: parts can't grow; append to the cache that `merge` makes of them")
+        raise InputError(
+            f"{switch('append')} {option('part', part)}: parts can't grow; "
+            f"append to the cache that `merge` makes of them"
+        )
     if changes.append or (index and part.of == 1):
         posts = _in_order_of(out, index, posts)
     everything = hdf5.in_shards(posts)
     mine = [number for number in everything if number % part.of == part.number - 1]
     if not mine:
         raise InputError(
-            f"--part {part}: would be empty; the posts fill {len(everything)} shards, so use at most as many parts"
+            f"{option('part', part)}: would be empty; "
+            f"the posts fill {len(everything)} shards, so use at most as many parts"
         )
     if index and not changes.append:
         _require_no_more(out, index, [post for number in mine for post in everything[number]])
@@ -117,7 +121,8 @@ def plan(
         records = shard.posts
         if difference := first_difference(shard.fingerprint, fingerprint):
             raise InputError(
-                f"{path}: computed by other encoders; {difference}; use another --out, or --overwrite to begin again"
+                f"{path}: computed by other encoders; {difference}; "
+                f"use another {option('out')}, or {switch('overwrite')} to begin again"
             )
         if changes.retry_failed and any(record.reason for record in records):
             return False
@@ -173,8 +178,9 @@ def _in_order_of(out: Path, index: Index | None, posts: Sequence[Post]) -> list[
     cached_ids = [id_ for ids in ids_by_shard for id_ in ids]
     if lost := [id_ for id_ in cached_ids if id_ not in by_id]:
         raise InputError(
-            f"{out}: {len(lost)} of its posts, {lost[0]!r} among them, are not in the manifest; --append only adds; "
-            "another manifest needs another --out, or --overwrite"
+            f"{out}: {len(lost)} of its posts, {lost[0]!r} among them, are not in the manifest; "
+            f"{switch('append')} only adds; "
+            f"another manifest needs another {option('out')}, or {switch('overwrite')}"
         )
     places = set(cached_ids)
     rest = (post for post in posts if post.id not in places)
@@ -200,14 +206,17 @@ def _ids_by_shard(out: Path) -> list[list[str]]:
 def _require_no_more(out: Path, index: Index, posts: Sequence[Post]) -> None:
     known, wanted = set(index.ids), {post.id for post in posts}
     if new := [post.id for post in posts if post.id not in known]:
-        raise InputError(f"{out}: lacks {len(new)} of the manifest's posts, {new[0]!r} among them; --append adds them")
+        raise InputError(
+            f"{out}: lacks {len(new)} of the manifest's posts, {new[0]!r} among them; {switch('append')} adds them"
+        )
     if lost := [id_ for id_ in index.ids if id_ not in wanted]:
         raise _other_posts(out, f"{len(lost)} of its posts, {lost[0]!r} among them, are not in this manifest or part")
 
 
 def _other_posts(path: Path, reason: str) -> InputError:
     return InputError(
-        f"{path}: made from another manifest, or one in another order ({reason}); use another --out, or --overwrite to "
+        f"{path}: made from another manifest, or one in another order ({reason}); "
+        f"use another {option('out')}, or {switch('overwrite')} to "
         "begin again"
     )
 

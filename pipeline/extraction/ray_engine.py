@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.common.device import exact_float32
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.extraction.encode import Seconds
@@ -31,11 +31,13 @@ def cluster(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise InputError("--engine ray needs the package ray: pip install -e '.[ray]'") from None
+        raise InputError(f"{option('engine', 'ray')} needs the package ray: pip install -e '.[ray]'") from None
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"--address {address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(
+            f"{option('address', address)}: no Ray cluster there ({' '.join(str(error).split())[:200]})"
+        ) from None
     try:
         yield ray
     finally:

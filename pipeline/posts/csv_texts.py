@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.posts.manifest import Post, choice, read_lines, require_name, require_unique
 from pipeline.posts.splits import Prepared, class_counts, duplicates_of_training, given_split, stratified_split
 
@@ -35,7 +35,7 @@ def prepare(
     Raises InputError naming file, line and field.
     """
     if encoding is not None:
-        raise InputError(f"--encoding {encoding}: a CSV file is read as UTF-8; leave the option out")
+        raise InputError(f"{option('encoding', encoding)}: a CSV file is read as UTF-8; leave the option out")
     posts, columns = _read(path)
     summary: dict[str, Any] = {
         "form": "texts",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.discovery import offered
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 
 
 def formats() -> dict[str, str]:
@@ -26,6 +26,8 @@ def format_of(source: Path, name: str | None = None) -> Any:
         matching = [module for module in map(import_module, formats().values()) if module.reads(source)]
         if len(matching) != 1:
             what = "like more than one" if matching else "like none"
-            raise InputError(f"{source}: looks {what} of the formats {', '.join(formats())}; name one with --format")
+            raise InputError(
+                f"{source}: looks {what} of the formats {', '.join(formats())}; name one with {option('format')}"
+            )
         return matching[0]
     return import_module(formats()[name])

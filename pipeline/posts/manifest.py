@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_text, write_text
 
 LABELS = ("positive", "neutral", "negative")
@@ -63,7 +63,9 @@ def read_manifest(path: Path, *, images: bool = True) -> list[Post]:
         where = f"{path}, line {number}"
         post = _post(_json_object(line, where), path.parent.absolute(), where)
         if images and post.image is None:
-            raise InputError(f"{where}: field 'image' is missing; texts alone go with --image-encoder none")
+            raise InputError(
+                f"{where}: field 'image' is missing; texts alone go with {option('image_encoder', 'none')}"
+            )
         if post.id in first_line:
             raise InputError(f"{where}, field id: {shown(post.id)} already occurs in line {first_line[post.id]}")
         first_line[post.id] = number

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_bytes
 from pipeline.posts.manifest import LABELS, Post, read_lines, require_name, shown
 from pipeline.posts.splits import Prepared, class_counts, duplicates_of_training, given_split, stratified_split
@@ -158,7 +158,7 @@ def _read_post(data: Path, id_: str, verdict: MergedLabel, encoding: str) -> Pos
     except UnicodeError:  # of encodings that say no more, or that read an unpaired surrogate
         text, problem = None, f"text: {id_}.txt is not {encoding}"
     except (LookupError, ValueError):
-        raise InputError(f"--encoding {encoding}: Python knows no such text encoding") from None
+        raise InputError(f"{option('encoding', encoding)}: Python knows no such text encoding") from None
     image = data / f"{id_}.jpg"
     return Post(id_, text, image, verdict.label, None, verdict.text_label, verdict.image_label, problem)
 

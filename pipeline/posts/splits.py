@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import regular_bytes
 from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
 from pipeline.posts.manifest import LABELS, SPLITS, Post, read_splits
@@ -31,7 +31,9 @@ def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int) 
     train.
     """
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or ratios[0] <= 0:
-        raise InputError(f"--ratios must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}")
+        raise InputError(
+            f"{option('ratios')} must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}"
+        )
     draw = random.Random(seed)
     split_of: dict[str, str] = {}
     for label in LABELS:
@@ -62,7 +64,7 @@ def unmatched_ids(ids: Collection[str], path: Path, named: Collection[str], owne
     lost, unnamed = [id_ for id_ in named if id_ not in own], len(own - set(named))
     counts = f"{len(lost)} of its {len(named)} ids are not in {owner}"
     if lost and (len(lost) == len(named) or (len(lost) > MOST_UNMATCHED * len(named) and not allow)):
-        way_out = "correct the ids" if len(lost) == len(named) else "correct the ids, or --allow-unmatched"
+        way_out = "correct the ids" if len(lost) == len(named) else f"correct the ids, or {switch('allow_unmatched')}"
         raise InputError(f"{path}: {counts}, {lost[0]!r} among them{_similar(lost, own)}; {way_out}")
     parts = [counts] if lost else []
     if unnamed:

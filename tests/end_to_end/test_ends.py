@@ -13,7 +13,7 @@ from fusion.experiments.search_space import read_space
 from fusion.experiments.study import SweepSpec
 from fusion.experiments.sweep import sweep
 from fusion.run import MODEL, Run
-from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.errors import Diverged, InputError, Stopped, as_command
 from pipeline.common.signals import StopRequest
 from tests.helpers.toy import write_cache
 from tests.helpers.training import CPU, lines_of, run_of
@@ -40,12 +40,17 @@ def test_a_stopped_training_names_the_command_that_resumes_it(cache, tmp_path):
 
     with pytest.raises(Stopped) as caught:
         run_of(tmp_path / "run", cache, "mlm=false", on_epoch=ask, stop=stop)
-    assert str(caught.value) == (
-        f"stopped by SIGTERM; 1 of 4 epochs are finished; `train ... --out {tmp_path / 'run'} --resume` resumes"
-    )
+    assert str(caught.value) == ("stopped by SIGTERM; 1 of 4 epochs are finished; the same call of train() resumes")
+    assert Run(tmp_path / "run").metadata["state"] == "interrupted"
+    assert Run(tmp_path / "run").metadata["reason"] == "stopped by SIGTERM"
+    with as_command(), pytest.raises(Stopped, match=rf"`train ... --out {tmp_path / 'run'} --resume` resumes"):
+        run_of(tmp_path / "run", cache, "mlm=false", stop=stop)
     run, _ = run_of(tmp_path / "run", cache, "mlm=false")
     assert lines_of(run) == lines_of(whole)
     assert weights(run) == weights(whole)
+    facts = run.metadata
+    assert facts["state"] == "finished"
+    assert not facts["reason"]
 
 
 def once(path):
@@ -98,7 +103,7 @@ def test_a_diverged_run_has_failed_and_is_not_resumed(cache, tmp_path):
     run = Run(tmp_path / "run")
     assert run.metadata["state"] == "failed"
     assert not run.finished
-    with pytest.raises(Diverged, match=r"run: this run has failed: .*; change settings, --overwrite"):
+    with pytest.raises(Diverged, match=r"run: this run has failed: .*; change settings, overwrite=True"):
         run_of(tmp_path / "run", cache, *NAN)
     with pytest.raises(InputError, match="training is not finished"):
         run.require_finished()

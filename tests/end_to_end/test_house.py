@@ -70,10 +70,11 @@ PACKAGES = sorted(
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_package_files_hold_a_docstring_only(package):
+    """And `fusion` the names that a program of one's own imports; tests/fusion/test_library.py has those."""
     text = (package / "__init__.py").read_text(encoding="utf-8").strip()
     assert text.startswith('"""')
-    assert text.endswith('"""')
     assert text.count('"""') == 2
+    assert text.endswith('"""') or package == ROOT / "fusion"
 
 
 def test_each_folder_of_modules_is_a_package():

@@ -71,7 +71,7 @@ def test_explain(run, model, drawn_cache, text_encoder):
         if model == FUSION:
             explain_cached(run, drawn_cache, rows, CPU, text_encoder, method)
         else:
-            with pytest.raises(InputError, match=f"--method {method}: follows the attention of the model fusion, and"):
+            with pytest.raises(InputError, match=f"method={method}: follows the attention of the model fusion, and"):
                 explain_cached(run, drawn_cache, rows, CPU, text_encoder, method)
 
 

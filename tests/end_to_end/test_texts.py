@@ -123,7 +123,7 @@ def test_a_manifest_may_leave_images_out_only_where_none_are_read(tmp_path):
     ]
     assert read_manifest(path, images=False) == posts
     path.write_text('{"id": "a", "text": "x", "image": "a.jpg"}\n{"id": "b", "text": "y"}\n')
-    with pytest.raises(InputError, match=r"m.jsonl, line 2: field 'image' is missing; .* --image-encoder none"):
+    with pytest.raises(InputError, match=r"m.jsonl, line 2: field 'image' is missing; .* image_encoder=none"):
         read_manifest(path)
     with pytest.raises(InputError, match="post 'b' has no image"):
         extract(posts[1:], tmp_path / "cache", object(), TinyText(), quiet=True)
@@ -160,7 +160,7 @@ def test_a_cache_of_texts_alone_has_image_features_of_no_size(make, tmp_path):
     assert {record.image_sha256 for record in cache.records} == {""}
     repeated = PostMatch(posts_of(cache), cache).repeats_training(np.arange(17))
     assert not repeated.any()  # that there are no images makes no duplicates
-    alone = r"cache: has texts alone \(--image-encoder none\), and a photo needs them"
+    alone = r"cache: has texts alone \(image_encoder=none\), and a photo needs them"
     with pytest.raises(InputError, match=alone):
         require_images(cache.fingerprint, cache.folder, "a photo needs them")
 

@@ -13,7 +13,7 @@ from fusion.config import load_config
 from fusion.data.batches import chunks, read_batch, sampled_views
 from fusion.data.feature_store import FeatureStore
 from fusion.evaluation.evaluate import controls
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.run import Run
 from fusion.training.train import ExecutionOptions
@@ -79,12 +79,12 @@ def test_fewer_views_are_the_first_ones_and_workers_get_the_same(transform, pict
 
 def test_a_transform_without_a_centre_and_numbers_that_make_no_sense_are_refused():
     border = create_transform((3, 8, 8), crop_pct=0.8, crop_mode="border", normalize=False)
-    with pytest.raises(InputError, match="--views 2: the transform of toy does not cut out the centre"):
+    with pytest.raises(InputError, match="views=2: the transform of toy does not cut out the centre"):
         picture_transform(border.transforms, "toy", 2)
     for count in (0, 7):
-        with pytest.raises(InputError, match=rf"--views {count}: there are 1 to 6: center, flip"):
+        with pytest.raises(InputError, match=rf"views={count}: there are 1 to 6: center, flip"):
             load_image_encoder(EncoderChoice(preset="packaged", device="cpu", views=count))
-    with pytest.raises(InputError, match="--views 2: with --image-encoder none there is nothing to view"):
+    with pytest.raises(InputError, match="views=2: with image_encoder=none there is nothing to view"):
         load_image_encoder(EncoderChoice(image="none", device="cpu", views=2))
 
 
@@ -271,11 +271,11 @@ def test_answers_are_the_mean_over_the_views_only_if_views_were_sampled(cache, t
                 batch = read_batch(cache, [row], CPU, views=np.array([view]))
                 with torch.no_grad():
                     expected[place] += model(batch).double().softmax(dim=1)[0].numpy() / count
-        found = predict(model, cache, rows, CPU)
+        found = predict_rows(model, cache, rows, CPU)
         np.testing.assert_allclose(found, expected, atol=1e-6)
         single = np.stack([cache.patches(row, 1) for row in rows])
         assert not np.array_equal(single, np.stack([cache.patches(row) for row in rows]))
-        np.testing.assert_allclose(predict(model, cache, rows, CPU, image_rows=rows), expected, atol=1e-6)
+        np.testing.assert_allclose(predict_rows(model, cache, rows, CPU, image_rows=rows), expected, atol=1e-6)
         assert controls(model, cache, rows, CPU).keys() == {"image_shuffled", "text_shuffled"}
 
 
@@ -320,13 +320,15 @@ def test_a_raw_post_gets_the_answer_that_it_gets_from_the_cache(views, two_views
     predictor = Predictor(run, run.load_model(CPU), two_views, text_encoder, CPU)
     by_id = {post.id: post for post in drawn_posts}
     posts = [by_id[id_] for id_ in cache.ids]
-    cached = predict(predictor.model, cache, np.arange(len(cache)), CPU)
+    cached = predict_rows(predictor.model, cache, np.arange(len(cache)), CPU)
     answers = predictor.predict([RawPost(post.id, post.text, post.image.read_bytes()) for post in posts[:7]])
     found = np.array([[answer.probabilities[label] for label in LABELS] for answer in answers])
     np.testing.assert_allclose(found, cached[:7], atol=1e-3)
     one_view = predictor.model.config.model_copy(update={"views": "first"})
     predictor.model.config = one_view
-    assert (np.abs(predict(predictor.model, cache, np.arange(7), CPU) - cached[:7]).max() > 1e-3) == (views == "sample")
+    assert (np.abs(predict_rows(predictor.model, cache, np.arange(7), CPU) - cached[:7]).max() > 1e-3) == (
+        views == "sample"
+    )
 
 
 def test_the_commands_go_the_whole_way_with_views(drawn_posts, tmp_path):

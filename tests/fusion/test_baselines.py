@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from cli import cli
 from fusion.config import load_config
 from fusion.evaluation.evaluate import evaluate
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.models.base import Dimensions
 from fusion.models.baselines.clmlf import label_contrastive
 from fusion.models.baselines.itignn import GraphAttention, interaction_graph
@@ -185,7 +185,7 @@ def test_it_trains_evaluates_and_reloads_to_the_same_predictions(name, cache, tm
     assert result.validation["accuracy"] > 0.5  # a third by chance
     model = run.load_model(CPU)
     assert type(model) is model_class(name)
-    assert (predict(model, cache, cache.rows("val"), CPU) == kept["last"]).all()
+    assert (predict_rows(model, cache, cache.rows("val"), CPU) == kept["last"]).all()
     scores = evaluate(run, CPU, split="val")
     assert scores["accuracy"] == pytest.approx(result.validation["accuracy"])
 
@@ -194,7 +194,7 @@ def keep_predictions(save_model, cache, kept):
     """save_model that also notes what the model it saves predicts for validation."""
 
     def save(self, model, state):
-        kept["last"] = predict(model, cache, cache.rows("val"), CPU)
+        kept["last"] = predict_rows(model, cache, cache.rows("val"), CPU)
         save_model(self, model, state)
 
     return save

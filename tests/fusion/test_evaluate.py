@@ -12,7 +12,7 @@ from fusion.evaluation import metrics
 from fusion.evaluation.display import format_scores
 from fusion.evaluation.evaluate import evaluate
 from fusion.evaluation.metrics import bootstrap, score, scores_of_counts
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.run import Run
 from fusion.run_posts import PostMatch, posts_of
 from pipeline.common.errors import InputError
@@ -113,10 +113,10 @@ def test_partners_are_never_the_post_itself():
 def test_predictions_depend_neither_on_the_batch_nor_on_the_order(finished):
     run, cache, _ = finished
     model, rows = run.load_model(CPU), cache.rows("test")
-    expected = predict(model, cache, rows, CPU)
+    expected = predict_rows(model, cache, rows, CPU)
     order = np.random.default_rng(0).permutation(len(rows))
-    np.testing.assert_allclose(predict(model, cache, rows[order], CPU, batch_size=7), expected[order], atol=1e-6)
-    np.testing.assert_allclose(predict(model, cache, rows, CPU, batch_size=1), expected, atol=1e-6)
+    np.testing.assert_allclose(predict_rows(model, cache, rows[order], CPU, batch_size=7), expected[order], atol=1e-6)
+    np.testing.assert_allclose(predict_rows(model, cache, rows, CPU, batch_size=1), expected, atol=1e-6)
 
 
 def test_scores_without_duplicates_leave_out_what_training_has_seen(finished, tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_another_encoders_cache_is_refused_by_field(finished, tmp_path):
     run, _, _ = finished
     write_cache(tmp_path, fingerprint={**FINGERPRINT, "text": {"name": "another"}})
     with pytest.raises(InputError, match=r"text\.name: toy, not another"):
-        evaluate(run, CPU, cache_folder=tmp_path)
+        evaluate(run, CPU, cache=tmp_path)
 
 
 def test_posts_that_were_trained_on_are_refused_under_another_split(finished, tmp_path):

@@ -83,6 +83,6 @@ def test_without_the_option_none_are_written_and_overwrite_removes_them(tmp_path
 
 def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    with pytest.raises(InputError, match=r"--tensorboard: needs the package tensorboard; pip install"):
+    with pytest.raises(InputError, match=r"tensorboard=True: needs the package tensorboard; pip install"):
         run_of(write_cache(tmp_path / "cache"), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -57,7 +57,7 @@ def test_where_features_go_is_decided_by_what_is_free_and_said(monkeypatch):
     )
     assert _decide(600 << 20, CUDA, "device")[0] == "device"
     assert _decide(600 << 20, CPU, "auto")[0] == "map"
-    with pytest.raises(InputError, match="--cache-in device: 2000 MiB of features, but 1000 MiB are free; use map"):
+    with pytest.raises(InputError, match="cache_in=device: 2000 MiB of features, but 1000 MiB are free; use map"):
         _decide(2000 << 20, CUDA, "device")
     with pytest.raises(InputError, match="cpu has no memory of its own"):
         _decide(1, CPU, "device")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies
 
 from fusion.config import load_config
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.explanation.attribution import METHODS, head_weights, trace
 from fusion.models import fast_losses as fast
 from fusion.models.label_rule import auxiliary_loss, known_labels, merged_label, post_logits
@@ -184,7 +184,7 @@ def test_less_memory_gives_the_same_numbers_to_rounding(tmp_path, cache, executi
 def test_a_saved_run_answers_as_the_trained_model_did(tmp_path, cache):
     run, result = run_of(tmp_path, cache, *ON, "mlm=false")
     model, rows = run.load_model(CPU), cache.rows("val")
-    found = predict(model, cache, rows, CPU)
+    found = predict_rows(model, cache, rows, CPU)
     assert np.mean(found.argmax(axis=1) == cache.labels[rows]) == pytest.approx(result.validation["accuracy"])
     np.testing.assert_allclose(found.sum(axis=1), 1)
 

@@ -191,7 +191,7 @@ def test_local_files_serve_and_others_are_refused_by_field(tiny_run, image_encod
     weights = load_file(tmp_path / "text" / "model.safetensors")
     name = next(name for name in weights if name.endswith("LayerNorm.weight"))
     save_file({**weights, name: weights[name] * 2}, tmp_path / "text" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"--text-encoder .*not the one that made .*; weights_sha256"):
+    with pytest.raises(InputError, match=r"text_encoder=.*not the one that made .*; weights_sha256"):
         Predictor.open(tiny_run, CPU, **places, text_encoder=str(tmp_path / "text"))
 
 

@@ -186,7 +186,7 @@ def test_every_kind_of_run_can_be_reported(tmp_path, monkeypatch, settings):
 
 def test_without_an_evaluation_it_says_which_command_makes_one(reported, tmp_path):
     run = reported[0]
-    with pytest.raises(InputError, match=r"evaluation-val.json: no such file; run `evaluate .* --split val`"):
+    with pytest.raises(InputError, match=r"evaluation-val.json: no such file; run evaluate\(\)"):
         page.write_report(run, tmp_path / "report.html", CPU, split="val")
     assert not (tmp_path / "report.html").exists()
 

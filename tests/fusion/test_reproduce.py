@@ -12,7 +12,7 @@ import pytest
 
 from fusion.config import load_config
 from fusion.evaluation.evaluate import derangement, evaluate
-from fusion.evaluation.predict import predict
+from fusion.evaluation.predict import predict_rows
 from fusion.experiments.reproduce import TableSpec
 from fusion.experiments.tables.markdown import lines_of, markdown
 from fusion.experiments.tables.rows import _BASELINES as BASELINES
@@ -126,7 +126,7 @@ def test_the_shuffled_rows_are_the_full_models_answers_to_swapped_posts(cache, w
     out, _ = whole
     model, rows = Run(out / "full" / "seed-1").load_model(CPU), cache.rows("test")
     partner = derangement(len(rows), np.random.default_rng(1))
-    swapped = predict(model, cache, rows, CPU, image_rows=rows[partner]).argmax(axis=1)
+    swapped = predict_rows(model, cache, rows, CPU, image_rows=rows[partner]).argmax(axis=1)
     assert row_of(table_of(out), "image-shuffled")["repeats"][1]["predicted"] == "".join(map(str, swapped))
 
 

@@ -134,10 +134,10 @@ def test_answers_of_another_run_or_of_other_posts_are_never_mixed(tmp_path):
     begun(tmp_path, posts, out)
     other = Toy(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"another")
-    with pytest.raises(InputError, match="unfinished predictions by another run; --overwrite"):
+    with pytest.raises(InputError, match="unfinished predictions by another run; overwrite=True"):
         predict_file(other, posts, out, quiet=True)
     posts.write_text(posts.read_text().replace("number 3", "number three"))
-    with pytest.raises(InputError, match="unfinished predictions of other posts; --overwrite"):
+    with pytest.raises(InputError, match="unfinished predictions of other posts; overwrite=True"):
         predict_file(Toy(tmp_path), posts, out, quiet=True)
     predict_file(Toy(tmp_path), posts, out, overwrite=True, quiet=True)
     assert answers_of(out) == expected(5)

@@ -244,7 +244,7 @@ def test_a_split_file_gives_splits_and_labels_without_touching_the_cache(cache, 
     before = (cache.labels.copy(), cache.splits.copy())
     splits = tmp_path / "splits.csv"
     splits.write_text("id,label,split\n0,negative,val\n7,,train\nunknown,positive,test\n")
-    with pytest.raises(InputError, match=r"1 of its 3 ids are not in the cache .*; correct the ids, or --allow"):
+    with pytest.raises(InputError, match=r"1 of its 3 ids are not in the cache .*; correct the ids, or allow_"):
         cache.with_splits(splits)
     mine = cache.with_splits(splits, allow_unmatched=True)
     assert "1 of its 3 ids are not in the cache" in mine.splits_note
@@ -340,7 +340,7 @@ def test_an_index_cut_short_gives_one_line(cache, share):
 def test_a_shard_that_is_missing_or_cut_short_is_named_with_the_way_out(cache):
     file = cache.folder / shard_name(3)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"00003\.h5 \(posts 39 to 51\): cut short or changed .*--repair makes it"):
+    with pytest.raises(InputError, match=r"00003\.h5 \(posts 39 to 51\): cut short or changed .*repair=True makes it"):
         Cache(cache.folder)
     file.unlink()
     with pytest.raises(InputError, match=r"shard-00003\.h5 \(posts 39 to 51\): missing"):

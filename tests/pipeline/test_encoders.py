@@ -97,7 +97,7 @@ def test_patches_are_in_reading_order_whatever_the_models_layout(name, side, tmp
 
 def test_a_model_without_a_patch_grid_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("timm.models.resnet.ResNet.forward_features", lambda self, x: x.mean(dim=(2, 3)))
-    with pytest.raises(InputError, match=r"--image-encoder resnet18\.\w+: gives no patch grid .*\(1, 3\)"):
+    with pytest.raises(InputError, match=r"image_encoder=resnet18\.\w+: gives no patch grid .*\(1, 3\)"):
         local_image(tmp_path, "resnet18")
 
 
@@ -230,14 +230,14 @@ def test_weights_that_are_none_give_one_line_and_run_no_code(content, message, t
 
 
 def test_names_and_lengths_that_make_no_sense_give_one_line(tmp_path):
-    with pytest.raises(InputError, match="--image-encoder resnet999: timm knows no such model"):
+    with pytest.raises(InputError, match="image_encoder=resnet999: timm knows no such model"):
         load_image_encoder(EncoderChoice(image="resnet999", device="cpu"))
-    with pytest.raises(InputError, match=r"--text-encoder \./nowhere: no such folder"):
+    with pytest.raises(InputError, match=r"text_encoder=\./nowhere: no such folder"):
         load_text_encoder(EncoderChoice(text="./nowhere", device="cpu"))
-    with pytest.raises(InputError, match=r"--text-encoder .*: can't be loaded"):
+    with pytest.raises(InputError, match=r"text_encoder=.*: can't be loaded"):
         load_text_encoder(EncoderChoice(text=str(tmp_path), device="cpu"))
     for length in (2, 513):
-        with pytest.raises(InputError, match=f"--max-tokens {length}: .* takes 3 to 512"):
+        with pytest.raises(InputError, match=f"max_tokens={length}: .* takes 3 to 512"):
             load_text_encoder(EncoderChoice(preset="packaged", max_tokens=length, device="cpu"))
 
 
@@ -310,7 +310,7 @@ def test_positions_that_are_paddings_are_no_tokens(text_encoder):
     ],
 )
 def test_image_models_without_one_grid_of_patches_are_refused(name, message, tmp_path):
-    with pytest.raises(InputError, match=f"--image-encoder {name}.*({message})"):
+    with pytest.raises(InputError, match=f"image_encoder={name}.*({message})"):
         local_image(tmp_path, name)
 
 
@@ -328,8 +328,8 @@ def test_an_unreachable_hub_names_both_ways_out_and_is_asked_once(load, tmp_path
         load(EncoderChoice(device="cpu"))
     message = str(caught.value)
     assert "hub does not answer for it (no route to host)" in message
-    assert "--encoders packaged" in message
-    assert "--image-weights FILE and --text-encoder DIR" in message
+    assert "encoders=packaged" in message
+    assert "image_weights=FILE and text_encoder=DIR" in message
     assert "\n" not in message
     assert len(asked) == 1
 
@@ -337,7 +337,7 @@ def test_an_unreachable_hub_names_both_ways_out_and_is_asked_once(load, tmp_path
 def test_the_device_is_said_to_be_unusable_before_anything_is_loaded():
     assert resolve_device("cpu") == CPU
     for name in ("cuda:99", "abacus"):
-        with pytest.raises(InputError, match=f"--device {name}: not usable here"):
+        with pytest.raises(InputError, match=f"device={name}: not usable here"):
             resolve_device(name)
 
 

@@ -220,7 +220,7 @@ def test_an_unfinished_extraction_with_other_encoders_is_refused_by_field(run, i
     before = shard_bytes(tmp_path / "cache")
     other = load_text_encoder(EncoderChoice(preset="packaged", max_tokens=31, device="cpu"))
     with pytest.raises(
-        InputError, match=r"other encoders; text\.max_tokens: 128, not 31; use another --out, or --over"
+        InputError, match=r"other encoders; text\.max_tokens: 128, not 31; use another out, or overwrite="
     ):
         extract(posts, tmp_path / "cache", image_encoder, other, quiet=True)
     assert shard_bytes(tmp_path / "cache") == before
@@ -296,7 +296,7 @@ def test_a_larger_manifest_is_appended_behind_what_is_there(run, tmp_path):
     assert (report.shards_kept, report.shards_written) == (2, 1)  # and a changed text
     assert Cache(out).texts[9] == "another text"
     with pytest.raises(
-        InputError, match=r"1 of its posts, '4' among them, are not in the manifest; --append only adds"
+        InputError, match=r"1 of its posts, '4' among them, are not in the manifest; append=True only adds"
     ):
         run([post for post in larger if post.id != "4"], out, **changes(append=True))
     assert Cache(out).damage() == []
@@ -374,7 +374,7 @@ def test_copies_where_links_can_not_be(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
 def test_a_part_must_make_sense(text):
-    with pytest.raises(InputError, match=f"--part {text}: must be i/n"):
+    with pytest.raises(InputError, match=f"part={text}: must be i/n"):
         Part.parse(text)
 
 

@@ -119,7 +119,7 @@ def test_a_given_split_is_followed_and_what_it_lacks_has_none(tmp_path):
     splits = tmp_path / "splits.csv"
     splits.write_text("id,label,split\n2,negative,test\n1,positive,train\n77,positive,val\n")
     with pytest.raises(
-        InputError, match="1 of its 3 ids are not in this data set, '77' among them; correct the ids, or --"
+        InputError, match="1 of its 3 ids are not in this data set, '77' among them; correct the ids, or allow"
     ):
         prepare(folder, splits=splits)
     prepared = prepare(folder, splits=splits, allow_unmatched=True)
@@ -172,7 +172,7 @@ def test_an_encoding_is_followed_never_guessed(tmp_path):
     (folder / "data" / "1.txt").write_bytes("é".encode())
     assert prepare(folder).posts[0].text == "é".encode().decode("gb18030") != "é"
     assert prepare(folder, encoding="utf-8").posts[0].text == "é"
-    with pytest.raises(InputError, match="--encoding klingon: Python knows no such"):
+    with pytest.raises(InputError, match="encoding=klingon: Python knows no such"):
         prepare(folder, encoding="klingon")
 
 

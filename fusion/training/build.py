@@ -1,0 +1,59 @@
+"""Builds what is trained: the model with the weights that the seed draws, and the text encoder of masked words."""
+
+import torch
+
+from fusion.config import Config
+from fusion.models.base import Dimensions, Model
+from fusion.models.logit_adjustment import training_log_prior
+from fusion.models.precision import resolved
+from fusion.models.registry import build_model
+from fusion.models.transformer import Transformer
+from fusion.tensor_files import require_memory
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError, option
+from pipeline.encoders.from_fingerprint import same_text_encoder
+from pipeline.encoders.load import TextEncoder
+
+_BYTES_A_PARAMETER = 16  # float32: the weight, its gradient, and the two means of AdamW
+
+
+def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: str | None = None) -> TextEncoder:
+    """The text encoder that made the cache, to encode masked texts again in the run's precision.
+
+    folder: where its files are now, if not where the cache's fingerprint says. Raises InputError if it is unavailable
+    or another one, naming the field.
+    """
+    fingerprint = cache.fingerprint["text"]
+    encoder = same_text_encoder(fingerprint, str(device), folder=folder, owner=cache.folder)
+    if encoder.mask_id < 0:
+        raise InputError(
+            f"{option('text_encoder', folder or fingerprint['name'])}: its tokenizer has no mask token; "
+            f"set mlm to false"
+        )
+    cache.require_word_pieces(encoder.vocabulary, encoder.width)
+    return encoder.in_precision(resolved(config, device))
+
+
+def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *, checkpointing: bool = False) -> Model:
+    """The model with the weights that the seed draws. Raises InputError if it does not fit into memory."""
+    m, channels = cache.patches_shape
+    vocabulary = text_encoder.vocabulary if text_encoder else 0
+    dimensions = Dimensions(channels, cache.text_width, vocabulary, patches=m)
+    torch.manual_seed(config.seed)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            size = parameters_of(build_model(config, dimensions))
+        require_memory(_BYTES_A_PARAMETER * size, f"config, training {size:,} parameters")
+        words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
+        model = build_model(config, dimensions, word_embeddings=words, log_prior=training_log_prior(cache))
+    except ValueError as error:
+        raise InputError(f"config, {error}") from None
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.checkpointing = checkpointing
+    return model
+
+
+def parameters_of(model: torch.nn.Module) -> int:
+    """How many numbers a model learns or holds."""
+    return sum(parameter.numel() for parameter in model.parameters())
