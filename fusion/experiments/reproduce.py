@@ -38,7 +38,7 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
     """Run the missing fits, `spec.jobs` at a time; returns the table's JSON, which is also written after each fit.
 
     Raises InputError if the cache excludes the full model, if the folder holds runs of other settings, posts or
-    encoders, and if another process writes there.
+    encoders, if another process writes there, and if no fit was finished.
     """
     cache = Cache(spec.cache)
     folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
@@ -81,7 +81,11 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
         except Stopped:
             counts = f"{done} of {len(fits)} fits are finished"
             raise Stopped(f"stopped by {stop.signal}; {counts}; the same command resumes") from None
-        return write()
+        result = write()
+        if not any(row["repeats"] for row in result["rows"]):
+            first = "{title}: {why}".format(**result["failed"][0])
+            raise InputError(f"{spec.out}: none of {len(fits)} fits was finished; the first failure: {first}")
+        return result
 
 
 def _run(fit: TableRun, spec: TableSpec) -> Run:

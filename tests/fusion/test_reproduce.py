@@ -202,6 +202,14 @@ def test_quick_halves_the_epochs_and_runs_of_other_settings_are_refused(cache, w
     assert "other posts; give another --out" in refused(*arguments(other, whole[0]))
 
 
+def test_a_table_of_which_every_training_diverges_ends_in_one_line(cache, tmp_path):
+    burst = ("--set", "lr=1e30", "--set", "clip_norm=null", "--only-paper", "--quiet")
+    for _ in range(2):  # the second call finds that they have failed
+        line = refused(*arguments(cache, tmp_path / "out", *burst, seeds=1))
+        assert "none of 2 fits was finished; the first failure: the full model, one shared Transformer, seed 0" in line
+        assert "the loss is" in line
+
+
 def test_baselines_stand_beside_with_the_same_budget(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("fusion.experiments.tables.rows.baselines", lambda: ["dnn-lr", "multisentinet"])
     out = tmp_path / "out"
