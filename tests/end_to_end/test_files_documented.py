@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 import pytest
+from torch import nn
 
 import cli
+from fusion import Config, train
 from fusion.inference import export as exporting
 from fusion.inference import predict_file
 from fusion.training.display import Display
@@ -157,6 +159,18 @@ def toy(made, out, patch):
     with patch.context() as while_training:
         while_training.setattr(Display, "epoch", stopped)
         invoke("train", cache, "--out", out.parent / "stopped" / "RUN", *settings(*SMALL), *CPU, code=1)
+    train(posts, Pooled(), out.parent / "own" / "RUN", "cpu", config=Config(epochs=1), quiet=True)
+
+
+class Pooled(nn.Module):
+    """A module of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, batch):
+        return self.head(batch.pooled)
 
 
 def experiments(made, cache, out):
