@@ -1,7 +1,7 @@
 """The posts of a run: which they were, and which of them a cache still holds.
 
 A post is its id, the hash of its text and the hash of its image. A run keeps these, with label and split, of every post
-that it was trained, selected or to be tested on, in splits.csv.
+that it was trained, selected or to be tested on, in splits.csv, and which of them had failed and so had no features.
 """
 
 import csv
@@ -19,14 +19,16 @@ from pipeline.posts.duplicates import comparable_sha256, keys_of, shared_keys
 from pipeline.posts.manifest import LABELS, SPLITS, choice, read_lines, require_unique, shown
 
 _HASHES = ("text_sha256", "image_sha256", "comparable_sha256")
-COLUMNS = ("id", "label", "split", *_HASHES)
+COLUMNS = ("id", "label", "split", *_HASHES, "failed")
+_FAILED = "yes"
 _NONE = -1
 
 
 @dataclass(frozen=True)
 class RunPost:
-    """A post of a run. The hashes are None in runs that were written before they were kept; an image's is empty where
-    there is none, the comparable text's where the text is too short to compare.
+    """A post of a run. The hashes, and whether the post had failed in extraction, are None in runs that were written
+    before they were kept; an image's hash is empty where there is none, the comparable text's where the text is too
+    short to compare.
     """
 
     id: str
@@ -35,11 +37,12 @@ class RunPost:
     text_sha256: str | None = None
     image_sha256: str | None = None
     comparable_sha256: str | None = None
+    failed: bool | None = None
 
     @property
     def content(self) -> tuple[str, str] | None:
         """What makes two posts the same one, whatever their ids; None where it is unknown."""
-        if not self.text_sha256 or self.image_sha256 is None:
+        if self.text_sha256 is None or self.image_sha256 is None:
             return None
         return self.text_sha256, self.image_sha256
 
@@ -51,13 +54,15 @@ def posts_of(cache: Cache) -> list[RunPost]:
         record = cache.records[row]
         comparable = comparable_sha256(cache.texts[row])
         label, split = LABELS[cache.labels[row]], SPLITS[cache.splits[row]]
-        posts.append(RunPost(cache.ids[row], label, split, record.text_sha256, record.image_sha256, comparable))
+        hashes, failed = (record.text_sha256, record.image_sha256, comparable), not cache.ok[row]
+        posts.append(RunPost(cache.ids[row], label, split, *hashes, failed))
     return posts
 
 
 def format_posts(posts: list[RunPost]) -> str:
     """The posts as the CSV file of a run."""
-    return csv_text(COLUMNS, [[getattr(post, column) for column in COLUMNS] for post in posts])
+    rows = [{**vars(post), "failed": _FAILED if post.failed else ""} for post in posts]
+    return csv_text(COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 
 def read_posts(path: Path) -> list[RunPost]:
@@ -85,34 +90,46 @@ def _read(reader: "csv.DictReader[str]", path: Path) -> Iterator[RunPost]:
         if row["id"] in ids:
             raise InputError(f"{where}, field id: {shown(row['id'])} occurs twice")
         ids.add(row["id"])
-        yield RunPost(row["id"], label, split, *((row[field] or "" for field in _HASHES) if hashed else ()))
+        text, image, comparable = (row[field] or "" if hashed else None for field in _HASHES)
+        failed = row["failed"] == _FAILED if "failed" in columns else None
+        yield RunPost(row["id"], label, split, text, image, comparable, failed)
 
 
 class PostMatch:
     """A run's posts beside those of a cache.
 
     Attributes, by row of the cache: `post` (N,) the number of the run's post that the row is, -1 if it is none;
-    `twin` (N,) the same, but for a post of another id with the same text and image. `gone` and `changed` count the
-    run's posts that are not in the cache, and those whose text or image is another one there.
+    `twin` (N,) the same, but for a post of another id with the same text and image. `gone`, `changed` and `retried`
+    count the run's posts that have no features in the cache any more, those whose text or image is another one there,
+    and those that had failed and have features now; `new` counts posts of other ids. A post that had failed was not
+    used, so it is none of the run's once it has features.
     """
 
     def __init__(self, posts: list[RunPost], cache: Cache) -> None:
         self.posts, self.cache = posts, cache
         self.hashed = all(post.content is not None for post in posts)
         number_of = {post.id: number for number, post in enumerate(posts)}
-        by_content = {post.content: number for number, post in enumerate(posts) if post.content}
+        by_content = {post.content: number for number, post in enumerate(posts) if post.content and not post.failed}
         self.post = np.full(len(cache), _NONE)
         self.twin = np.full(len(cache), _NONE)
-        self.changed = 0
+        self.changed = self.retried = self.new = 0
         for row, id_ in enumerate(cache.ids):
-            number = number_of.get(id_)
+            number, ok = number_of.get(id_), bool(cache.ok[row])
             content = self._content(row) if self.hashed else None
-            if number is not None and (content is None or posts[number].content == content):
+            if number is None:
+                self.new += 1
+            elif posts[number].failed:
+                self.retried += ok
+                self.post[row] = _NONE if ok else number
+            elif not ok and posts[number].failed is not None:
+                continue  # it had features, and is gone
+            elif content is None or posts[number].content == content:
                 self.post[row] = number
-                continue
-            self.changed += number is not None
-            self.twin[row] = by_content.get(content, _NONE) if content else _NONE
-        self.gone = len(posts) - int((self.post >= 0).sum()) - self.changed
+            else:
+                self.changed += 1
+            if self.post[row] < 0 and content:
+                self.twin[row] = by_content.get(content, _NONE)
+        self.gone = len(posts) - self.matched - self.changed - self.retried
 
     def _content(self, row: int) -> tuple[str, str]:
         record = self.cache.records[row]
@@ -121,10 +138,6 @@ class PostMatch:
     @property
     def matched(self) -> int:
         return int((self.post >= 0).sum())
-
-    @property
-    def new(self) -> int:
-        return len(self.cache) - self.matched - self.changed
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -154,7 +167,7 @@ class PostMatch:
         train = [
             keys_of(post.comparable_sha256 or "", post.image_sha256 or "")
             for post in self.posts
-            if post.split == "train"
+            if post.split == "train" and not post.failed
         ]
         return np.array([bool(shared) for shared in shared_keys(self.cache.duplicate_keys(rows), train)], bool)
 
@@ -165,6 +178,7 @@ class PostMatch:
             for count, what in (
                 (self.gone, "are gone"),
                 (self.changed, "have another text or image"),
+                (self.retried, "had failed and have features now"),
                 (relabelled, "have another label"),
             )
             if count

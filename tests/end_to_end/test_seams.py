@@ -68,7 +68,7 @@ def run(cache, tmp_path):
 def test_a_run_keeps_what_its_posts_are(cache, run):
     with run.splits.open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["id", "label", "split", "text_sha256", "image_sha256", "comparable_sha256"]
+    assert list(rows[0]) == ["id", "label", "split", "text_sha256", "image_sha256", "comparable_sha256", "failed"]
     assert [row["id"] for row in rows] == cache.ids
     assert rows[7]["text_sha256"] == cache.records[7].text_sha256
     assert rows[7]["image_sha256"] == cache.records[7].image_sha256
