@@ -82,8 +82,14 @@ class Run:
 
         Posts that are the run's own, by id and by content, have the run's split; others have none in the run's own
         cache, and keep their split in another one, `folder`. The file `splits` goes before both. Raises InputError if
-        the encoders are others, and on a split file as `Cache.with_splits` does.
+        the encoders are others, if the run's own cache is not where it was, and on a split file as `Cache.with_splits`
+        does.
         """
+        if folder is None and not self.cache_folder.is_dir():
+            raise InputError(
+                f"{self.cache_folder}: no such cache, and {self.folder} was trained from it; if it has moved, give its "
+                "folder with --cache"
+            )
         cache, metadata = Cache(folder or self.cache_folder), self.metadata
         if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: computed by other encoders than those of {self.folder}; {difference}")
