@@ -149,7 +149,8 @@ def explain(
         from fusion.explanation import faithfulness as check
 
         predictor = Predictor.open(Run(run_dir), console.device(device), **local)
-        measured = check.of_run(predictor, split or "val", posts, cache_folder=cache_dir, quiet=console.quiet)
+        options: dict[str, Any] = {"cache_folder": cache_dir, "quiet": console.quiet, "say": console.say}
+        measured = check.of_run(predictor, split or "val", posts, **options)
         console.save(measured)
         console.show(check.format_faithfulness(measured))
         return
@@ -172,6 +173,7 @@ def explain(
             cache_folder=cache_dir,
             text_encoder=text_encoder,
             evaluated=worst is not None,
+            say=console.say,
         )
     console.save(gallery.write_gallery(out, shown, looks))
     console.say(f"wrote {out / gallery.PAGE}: {len(shown)} posts, {len(looks)} runs, method {method}")
@@ -220,9 +222,11 @@ def report(
         method=method or DEFAULT_METHOD,
         cache_folder=cache_dir,
         text_encoder=text_encoder,
+        say=console.say,
     )
     console.save(summary)
-    console.say(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB, {len(summary['explained'])} posts explained")
+    why = f" ({summary['not_explained']})" if "not_explained" in summary else ""
+    console.say(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB, {len(summary['explained'])} posts explained{why}")
 
 
 @click.command()

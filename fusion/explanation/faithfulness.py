@@ -7,7 +7,7 @@ are gone from these, too.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,11 +106,22 @@ def faithfulness(
 
 
 def of_run(
-    predictor: Predictor, split: str, count: int, *, cache_folder: Path | None = None, quiet: bool = False
+    predictor: Predictor,
+    split: str,
+    count: int,
+    *,
+    cache_folder: Path | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """`faithfulness` of a run on at most `count` posts of a split, drawn at random with a fixed seed."""
+    """`faithfulness` of a run on at most `count` posts of a split, drawn at random with a fixed seed. `say` gets a line
+    for what is not as it was when the run was trained.
+    """
     run = predictor.run
-    cache = cache_of(run, cache_folder).cache
+    opened = cache_of(run, cache_folder)
+    cache = opened.cache
+    if opened.note:
+        say(opened.note)
     rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
     posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)
     with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:

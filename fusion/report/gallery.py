@@ -2,7 +2,7 @@
 file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,12 @@ def view_cached_posts(
     cache_folder: Path | None = None,
     text_encoder: str | None = None,
     evaluated: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[PostView], list[RunView]]:
     """Posts of the runs' caches by id, as `evaluate` predicts them. Raises InputError on an id that a cache lacks.
 
-    evaluated: the ids come from an evaluation, so each post must still be the one that was evaluated.
+    evaluated: the ids come from an evaluation, so each post must still be the one that was evaluated. `say` gets a line
+    for what is not as it was when a run was trained.
     """
     looks: list[RunView] = []
     shown: list[PostView] = []
@@ -70,6 +72,8 @@ def view_cached_posts(
         opened = cache_of(run, cache_folder)
         cache = opened.cache
         rows = rows_of(opened, ids, evaluated=evaluated)
+        if opened.note:
+            say(opened.note)
         fingerprint = run.metadata["fingerprint"]["text"]
         if encoder is None or first_difference(fingerprint, encoder.fingerprint):
             encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)

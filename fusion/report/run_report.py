@@ -1,5 +1,6 @@
 """Writes the report of an evaluated run: one HTML file that can be read offline, on a phone, and printed."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,19 @@ def write_report(
     method: str = DEFAULT_METHOD,
     cache_folder: Path | None = None,
     text_encoder: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write the report of a run; what stands in it, in short, is returned.
+    """Write the report of a run; what stands in it, in short, is returned: `not_explained` is why no post is explained.
 
     The posts it got most wrong are explained where the cache is still there; their pictures are shown where the image
-    files are. Raises InputError if the run was not evaluated on the split.
+    files are. `say` gets a line for what is not as it was when the run was trained. Raises InputError if the run was
+    not evaluated on the split.
     """
     evaluation, facts = run.evaluation(split), run.metadata
     bins, error = reliability(evaluation["posts"])
     labels = {post["id"]: post["label"] for post in evaluation["posts"]}
     wrong = {id_: labels[id_] for id_ in most_wrong(evaluation, worst)}
-    cards, trouble = _worst(run, wrong, device, method, cache_folder, text_encoder)
+    cards, trouble = _worst(run, wrong, device, method, cache_folder, text_encoder, say)
     shares = [[count / max(1, sum(row)) for count in row] for row in evaluation["confusion"]["counts"]]
     render(
         "report.html.j2",
@@ -70,6 +73,7 @@ def write_report(
         **{name: evaluation[name] for name in SCORES},
         "expected_calibration_error": error,
         "explained": [one.id for one in cards],
+        **({"not_explained": trouble} if trouble else {}),
     }
 
 
@@ -80,6 +84,7 @@ def _worst(
     method: str,
     cache_folder: Path | None,
     text_encoder: str | None,
+    say: Callable[[str], None],
 ) -> tuple[list[Card], str]:
     """Cards of posts, given as id -> label; and what to say in their place if their features or the tokenizer can't be
     had any more.
@@ -88,6 +93,8 @@ def _worst(
         return [], "no posts were asked for"
     try:
         opened = cache_of(run, cache_folder)
+        if opened.note:
+            say(opened.note)
         cache, rows = opened.cache, rows_of(opened, list(labels), evaluated=True)
         fingerprint = run.metadata["fingerprint"]["text"]
         encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
