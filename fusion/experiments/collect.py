@@ -1,8 +1,10 @@
 """Collects the predictions of a table's fits into the table."""
 
+import hashlib
+import json
 import platform
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec
 from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.tables.table_file import read_predictions
+from fusion.run_posts import posts_of
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
 from pipeline.posts.manifest import LABELS
@@ -82,6 +85,18 @@ def _predictions(file: Path, key: str, row: Row) -> dict[str, Any]:
         if name not in part:
             raise InputError(f"{file}: damaged, {name}: is missing")
     return part
+
+
+def source_of(cache: Cache) -> dict[str, str]:
+    """What a fit on the cache is made from, to recognise it: a cache that moved, or grew by posts without a split, is
+    the same source.
+    """
+    posts = [asdict(post) for post in posts_of(cache) if not post.failed]
+    return {"posts_sha256": _sha256(posts), "fingerprint_sha256": _sha256(cache.fingerprint)}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from fusion.data.folds import fold_files
 from fusion.evaluation.evaluate import derangement
 from fusion.evaluation.linear_probe import probe
 from fusion.evaluation.predict import predict_rows
-from fusion.experiments.collect import collect, digits
+from fusion.experiments.collect import collect, digits, source_of
 from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
 from fusion.experiments.tables.rows import FULL, Row
+from fusion.experiments.tables.table_file import read_predictions
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
 from pipeline.cache.reader import Cache
@@ -30,6 +31,8 @@ from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS
+
+_SOURCES = {"fingerprint_sha256": "encoders", "posts_sha256": "posts, splits or labels"}
 
 Say = Callable[[str], None]
 
@@ -44,8 +47,9 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
     folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
     rows, left_out = spec.rows(cache.with_splits(folds[0]) if folds[0] else cache)
     fits = list(_fits(spec, rows, folds))
+    sources = {fold: source_of(cache.with_splits(fold) if fold else cache) for fold in folds}
     for fit in fits:
-        _require_same(fit, spec, cache)
+        _require_same(fit, spec, cache, sources[fit.fold])
     spec.out.mkdir(parents=True, exist_ok=True)
     for fit in fits:
         require_no_link(fit.folder(spec.out), spec.out)
@@ -103,11 +107,10 @@ def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[TableRu
 
     def fit_one(fit: TableRun) -> None:
         cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
-        if fit.row.kind != "trained":
-            write_json(fit.folder(spec.out) / ANSWERS, _baseline(fit.row, cache))
-            return
         with suppress(Diverged):  # the run keeps the reason, and the table names it
-            write_json(fit.folder(spec.out) / ANSWERS, _trained(fit, spec, trainer, cache, stop))
+            trained = fit.row.kind == "trained"
+            made = _trained(fit, spec, trainer, cache, stop) if trained else _baseline(fit.row, cache)
+            write_json(fit.folder(spec.out) / ANSWERS, {"made_of": source_of(cache), **made})
 
     return fit_one
 
@@ -161,23 +164,24 @@ def _baseline(row: Row, cache: Cache) -> dict[str, Any]:
     return {"ids": ids, "predicted": digits(fitted.test_predictions), "validation": validation}
 
 
-def _require_same(fit: TableRun, spec: TableSpec, cache: Cache) -> None:
-    """An existing run counts only if it has the same settings, posts and encoders.
+def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str, str]) -> None:
+    """An existing run counts only if it has the same settings, posts and encoders, and existing predictions only if
+    they were made from `source`.
 
-    An unfinished one is checked when it is resumed.
+    An unfinished run is checked when it is resumed.
     """
-    if fit.row.kind != "trained":
-        return
-    wanted = spec.config(fit.row, fit.seed or 0)
-    run = Run(fit.folder(spec.out))
-    if not run.finished:
-        return
-    before, now = run.config.model_dump(), wanted.model_dump()
-    difference = next((f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]), None)
-    difference = difference or first_difference(run.metadata["fingerprint"], cache.fingerprint)
-    difference = difference or run.difference_to(cache.with_splits(fit.fold) if fit.fold else cache)
-    if difference:
-        raise InputError(f"{run.folder}: a finished run with {difference}; give another {option('out')}")
+    run, answers = _run(fit, spec), fit.folder(spec.out) / ANSWERS
+    if fit.row.kind == "trained" and run.finished:
+        before, now = run.config.model_dump(), spec.config(fit.row, fit.seed or 0).model_dump()
+        difference = next((f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]), None)
+        difference = difference or first_difference(run.metadata["fingerprint"], cache.fingerprint)
+        difference = difference or run.difference_to(cache.with_splits(fit.fold) if fit.fold else cache)
+        if difference:
+            raise InputError(f"{run.folder}: a finished run with {difference}; give another {option('out')}")
+    made_of = read_predictions(answers).get("made_of", source) if answers.is_file() else source
+    for name, what in _SOURCES.items():
+        if made_of[name] != source[name]:
+            raise InputError(f"{answers}: made of other {what} than those of {spec.cache}; give another {option('out')}")
 
 
 def _codes(probabilities: np.ndarray) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from fusion.experiments.tables.rows import DATA_SETS, FULL, TABLES
-from fusion.run_files import Epoch, Parameters, own_labels
+from fusion.run_files import Epoch, Parameters, Sha256, own_labels
 from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, one_line, read_json
 from pipeline.posts.manifest import LABELS
 
@@ -114,8 +114,17 @@ class Table(Document):
         return self
 
 
+class FitSource(Document):
+    """What a fit was made from: its posts with label, split and content, and the fingerprint of their features."""
+
+    posts_sha256: Sha256
+    fingerprint_sha256: Sha256
+
+
 class FitPredictions(Document):
     """answers.json."""
+
+    made_of: FitSource | None = None  # fits of older versions do not say
 
     ids: Annotated[list[Post], Field(min_length=1, max_length=MOST_POSTS)]
     predicted: Codes
