@@ -8,6 +8,7 @@ finished).
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,19 @@ class Run:
             for path in self.folder.glob(pattern):
                 remove_file(path)
 
-    def resume_or_start(self, config: Config, cache: Cache, *, same_splits: bool = False) -> Cache:
+    def resume_or_start(
+        self,
+        config: Config,
+        cache: Cache,
+        *,
+        same_splits: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Cache:
         """The cache with the labels and splits to train on: an unfinished run keeps its own.
 
         It resumes only with the same config, encoders and posts, and with `same_splits` only if the cache has its
-        labels and splits. Raises InputError naming what differs.
+        labels and splits. `say` gets a line for what is not as it was when the run began. Raises InputError naming what
+        differs.
         """
         if not self.started:
             return cache
@@ -158,6 +167,9 @@ class Run:
         ours = cache.with_assignments(match.labels, match.splits)
         if same_splits and assigned(cache) != assigned(ours):
             raise InputError(f"{cache.folder}: other splits or labels than those of the unfinished run {self.folder}")
+        relabelled = int(np.sum((match.post >= 0) & (cache.labels != match.labels)))
+        if note := match.note(relabelled):
+            say(f"{note}; the run keeps its own labels and splits" if relabelled else note)
         return ours
 
     def difference_to(self, cache: Cache) -> str:

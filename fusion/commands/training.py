@@ -115,8 +115,9 @@ def train(
     cache = open_with_splits(cache_dir, splits, allow_unmatched, console)
     keep_memory()
     with ranks(chosen) as here, graceful_shutdown() as stop:
+        say = console.say if here.is_main else lambda line: None
         if not overwrite:
-            cache = run.resume_or_start(config, cache, same_splits=splits is not None)
+            cache = run.resume_or_start(config, cache, same_splits=splits is not None, say=say)
         encoder = masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
         result = training.train(
             cache,
@@ -129,7 +130,7 @@ def train(
             stop=stop,
             overwrite=overwrite,
             quiet=console.quiet,
-            say=console.say if here.is_main else lambda line: None,
+            say=say,
         )
     if here.is_main:
         console.report(result.summary())
