@@ -221,7 +221,11 @@ def _unseen(opened: RunCache, split: str) -> tuple[np.ndarray, int]:
 
     Raises InputError if a split file names the run's own training or validation posts, and if no row is left.
     """
-    rows, match = opened.cache.rows(split), opened.match
+    match = opened.match
+    try:
+        rows = opened.cache.rows(split)
+    except InputError as error:  # why there is none, where the cache is not what it was
+        raise InputError("; ".join(filter(None, (str(error), opened.note)))) from None
     used = match.used_as(rows)
     seen = np.isin(used, (SPLITS.index("train"), SPLITS.index("val"))) & (used != SPLITS.index(split))
     named = rows[seen & (match.post[rows] >= 0)]
