@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusion.data.requirements import require_all_classes
 from fusion.experiments.journal_check import MOST_JOURNAL, SweepResult, check_journal
 from fusion.experiments.processes import in_processes
@@ -121,7 +123,8 @@ def _begin(spec: SweepSpec, space: Space) -> Callable[[int], None]:
 
 def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: Cache) -> None:
     """A sweep resumes only with the space, settings, posts and splits that it began with."""
-    assigned = json.dumps([cache.ids, cache.labels.tolist(), cache.splits.tolist()]).encode()
+    splits = np.where(cache.ok, cache.splits, -1)  # a failed post is in none until a retry gives it features
+    assigned = json.dumps([cache.ids, cache.labels.tolist(), splits.tolist()]).encode()
     now = {
         "space": {name: optuna.distributions.distribution_to_json(range_) for name, range_ in space.items()},
         "configuration": spec.base.model_dump(),
