@@ -166,7 +166,8 @@ def wait_for_lines(path, count, process):
     assert process.poll() is None, process.stderr.read()
 
 
-def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(number, tmp_path):
     posts, out = write_posts(tmp_path), tmp_path / "out.jsonl"
     process = start(tmp_path)
     wait_for_lines(unfinished(out), 12, process)
@@ -175,10 +176,11 @@ def test_after_a_kill_and_a_stop_the_same_command_ends_with_the_same_answers(tmp
     assert not out.exists()
     process = start(tmp_path)
     wait_for_lines(unfinished(out), 41, process)
-    process.send_signal(signal.SIGTERM)
-    message = process.communicate(timeout=60)[1]
-    assert "stopped by SIGTERM" in message
-    assert f"of {POSTS} posts have predictions; the same command resumes" in message
+    process.send_signal(number)
+    message = process.communicate(timeout=60)[1].splitlines()[-1]
+    done = lines_in(unfinished(out)) - 1  # the first line is of what they are
+    counts = f"{done} of {POSTS} posts have predictions; the same command resumes from there"
+    assert message == f"stopped by {number.name}; {counts}"
     report = predict_file(Toy(tmp_path), posts, out, quiet=True)
     assert 40 <= report.answered_before < POSTS
     assert answers_of(out) == expected()
