@@ -447,6 +447,14 @@ def test_a_report_whose_posts_are_not_there_has_the_scores_alone_and_says_why(ch
     assert "data:image" not in page.split("Not shown")[1]
 
 
+@pytest.mark.parametrize("change", ["append"])
+def test_a_report_that_lacks_the_text_encoder_says_so(changed):
+    called = done("report", changed.run, "--out", changed.page, "--overwrite", "--worst", 3, "--device", "cpu")
+    assert re.search(
+        r"0 posts explained \(.*its text encoder was bert \(local files\); give its folder with", called.output
+    )
+
+
 @pytest.mark.parametrize("change", ["moved"])
 def test_every_command_that_misses_the_cache_names_the_option(changed):
     common = ("--device", "cpu", "--quiet", "--text-encoder", changed.encoders.text)

@@ -12,6 +12,8 @@ from fusion.evaluation.evaluate import evaluate
 from fusion.evaluation.linear_probe import probe
 from fusion.experiments.reproduce import TableSpec, reproduce
 from fusion.run import Run
+from fusion.run_posts import PostMatch, RunPost, read_posts
+from fusion.run_posts import posts_of as posts_of_run
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
@@ -255,6 +257,37 @@ def test_two_trainings_do_not_share_a_folder(cache, run, tmp_path):
         line = refused("train", cache.folder, "--out", run.folder, "--overwrite", "--set", "mlm=false")
     assert "is writing; wait for it" in line
     assert run.finished
+
+
+def test_a_post_that_had_failed_is_none_of_the_runs_once_it_has_features(cache, tmp_path):
+    """As where a decoding process was killed: a retry, and the same bytes have features."""
+    rows = [cache.rows("train")[0], cache.rows("test")[0]]
+    then = Cache(cache.folder)
+    then.ok = then.ok.copy()
+    then.ok[rows] = False
+    run, _ = run_of(tmp_path / "run", then, *PLAIN)
+    opened = run.open_cache()
+    assert opened.note.endswith(": 73 of the run's 75 posts are in it unchanged; 2 had failed and have features now")
+    assert opened.cache.splits[rows].tolist() == [-1, -1]
+    assert cache.ids[rows[1]] not in {post["id"] for post in evaluate(run, CPU)["posts"]}
+    assert run.difference_to(cache) == "other splits or labels"
+    assert run.difference_to(then) == ""
+
+
+def test_a_post_that_has_failed_since_is_gone(cache, run):
+    now = Cache(cache.folder)
+    now.ok = now.ok.copy()
+    now.ok[cache.rows("test")[:2]] = False
+    match = PostMatch(read_posts(run.splits), now)
+    assert (match.matched, match.gone, match.new, match.changed, match.retried) == (73, 2, 0, 0, 0)
+    assert run.difference_to(now) == "other posts"
+
+
+def test_a_post_without_a_text_takes_no_hash_from_the_others(cache):
+    posts = [RunPost("textless", "neutral", "train", "", "", "", True), *posts_of_run(cache)]
+    match = PostMatch(posts, cache)
+    assert match.hashed
+    assert (match.matched, match.gone) == (75, 1)
 
 
 def test_an_old_run_without_hashes_opens_and_says_what_is_not_checked(cache, run, larger):
