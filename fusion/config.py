@@ -122,7 +122,7 @@ class Config(BaseModel):
 
 def load_config(
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     settings: tuple[str, ...] = (),
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Config:
@@ -135,7 +135,7 @@ def load_config(
     origin: dict[str, str] = {}
     for source, found in (
         (f"--preset {preset}", read_yaml(_preset_file(preset)) if preset else {}),
-        (str(file), read_yaml(file) if file else {}),
+        (str(file), read_yaml(Path(file)) if file else {}),
         ("--set", dict(_setting(text) for text in settings)),
         *((f"--{key}", {key: value}) for key, value in options.items()),
     ):

@@ -7,7 +7,6 @@ finished).
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +18,17 @@ from torch import nn
 
 from fusion.checkpoint import load_model, load_state, load_weights, save_model, save_state, saved_epoch
 from fusion.config import Config, load_config, save_config
+from fusion.metrics_file import MetricsFile
 from fusion.models.base import Dimensions, Model
 from fusion.models.own import OwnModel
 from fusion.names import OWN
-from fusion.run_files import MOST_EPOCHS, MOST_METRICS, MOST_RUN, EpochLine, Evaluation, Facts, TrainingState
+from fusion.run_files import MOST_RUN, Evaluation, Facts, TrainingState
 from fusion.run_posts import PostMatch, RunCache, RunPost, assigned, format_posts, posts_of, read_posts
 from pipeline.cache.reader import Cache
-from pipeline.common.documents import parse_json, read_json
+from pipeline.common.documents import read_json
 from pipeline.common.errors import Diverged, InputError, option, switch, wording
-from pipeline.common.files import regular_text, write_json, write_text
-from pipeline.common.folders import append_bytes, remove_file
+from pipeline.common.files import write_json, write_text
+from pipeline.common.folders import remove_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS
 
@@ -89,7 +89,7 @@ class Run:
         if folder is None and not self.cache_folder.is_dir():
             raise InputError(
                 f"{self.cache_folder}: no such cache, and {self.folder} was trained from it; if it has moved, give its "
-                "folder with --cache"
+                f"folder with {option('cache')}"
             )
         cache, metadata = Cache(folder or self.cache_folder), self.metadata
         if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
@@ -297,39 +297,10 @@ class Run:
             )
         return self._facts.test_reads
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        append_bytes(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
-
-    def truncate_metrics(self, epochs: int) -> None:
-        """Drop metrics of epochs after these, whose state was not saved. Raises InputError if some of these are
-        missing.
-        """
-        lines = self._metrics_lines()
-        if len(lines) < epochs:
-            raise InputError(
-                f"{self.folder / 'metrics.jsonl'}: damaged, has {len(lines)} epochs, and the training state {epochs}"
-            )
-        if lines:
-            write_text(self.folder / "metrics.jsonl", "".join(lines[:epochs]))
-
-    def _metrics_lines(self) -> list[str]:
-        """The lines of metrics.jsonl; an incomplete last line, which a kill or a full disk leaves, counts as absent."""
-        path = self.folder / "metrics.jsonl"
-        try:
-            lines = regular_text(path, MOST_METRICS).split("\n")[:-1] if path.is_file() else []
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: damaged, not UTF-8 at byte {error.start}") from None
-        if len(lines) > MOST_EPOCHS:
-            raise InputError(f"{path}: damaged, over the limit of {MOST_EPOCHS} epochs")
-        return [f"{line}\n" for line in lines]
+    @property
+    def metrics_file(self) -> MetricsFile:
+        return MetricsFile(self.folder / "metrics.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The epochs, in order. Raises InputError naming the first line that is damaged."""
-        epochs = []
-        for number, line in enumerate(self._metrics_lines(), start=1):
-            where = f"{self.folder / 'metrics.jsonl'}, line {number}"
-            epoch = parse_json(line, EpochLine, where)
-            if epoch.epoch != number:
-                raise InputError(f"{where}: damaged, epoch: is {epoch.epoch}, not {number}")
-            epochs.append(epoch.model_dump(exclude_none=True))
-        return epochs
+        return self.metrics_file.read()

@@ -149,8 +149,7 @@ def explain(
         from fusion.explanation import faithfulness as check
 
         predictor = Predictor.open(Run(run_dir), console.device(device), **local)
-        options: dict[str, Any] = {"cache_folder": cache_dir, "quiet": console.quiet, "say": console.say}
-        measured = check.of_run(predictor, split or "val", posts, **options)
+        measured = check.of_run(predictor, split or "val", posts, cache=cache_dir, quiet=console.quiet, say=console.say)
         console.save(measured)
         console.show(check.format_faithfulness(measured))
         return
@@ -170,7 +169,7 @@ def explain(
             wanted,
             chosen,
             method=method,
-            cache_folder=cache_dir,
+            cache=cache_dir,
             text_encoder=text_encoder,
             evaluated=worst is not None,
             say=console.say,
@@ -220,7 +219,7 @@ def report(
         split=split,
         worst=worst,
         method=method or DEFAULT_METHOD,
-        cache_folder=cache_dir,
+        cache=cache_dir,
         text_encoder=text_encoder,
         say=console.say,
     )

@@ -14,14 +14,16 @@ from pipeline.posts.duplicates import duplicate_groups
 from pipeline.posts.manifest import LABELS, read_splits
 
 
-def write_folds(cache: Cache, out: Path, *, folds: int = 10, seed: int = 0, overwrite: bool = False) -> dict[str, Any]:
+def write_folds(
+    cache: Cache, out: str | Path, *, folds: int = 10, seed: int = 0, overwrite: bool = False
+) -> dict[str, Any]:
     """Write fold_1.csv to fold_K.csv (id,label,split): stratified, repeats of a text or an image on one side.
 
     In fold k the k-th part is tested, the one after it is for validation, the others for training. Returns the counts.
     What an earlier call could not finish is completed. Raises InputError if the cache has too few labelled posts of a
     class, and without `overwrite` if the folder holds a finished set or another one.
     """
-    rows = np.flatnonzero(cache.ok & (cache.labels >= 0))
+    out, rows = Path(out), np.flatnonzero(cache.ok & (cache.labels >= 0))
     labels = cache.labels[rows].astype(int)
     for code, name in enumerate(LABELS):
         if (count := int((labels == code).sum())) < folds:

@@ -181,7 +181,9 @@ def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str
     made_of = read_predictions(answers).get("made_of", source) if answers.is_file() else source
     for name, what in _SOURCES.items():
         if made_of[name] != source[name]:
-            raise InputError(f"{answers}: made of other {what} than those of {spec.cache}; give another {option('out')}")
+            raise InputError(
+                f"{answers}: made of other {what} than those of {spec.cache}; give another {option('out')}"
+            )
 
 
 def _codes(probabilities: np.ndarray) -> str:

@@ -117,10 +117,9 @@ def probabilities_of(model: Model, post: PostFeatures) -> np.ndarray:
 
 
 def explain_cached(
-    run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
+    model: Model, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
 ) -> list[Explanation]:
     """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
-    model = run.load_model(device)
     read = model.config.modalities
     posts = [cached_features(cache, int(row), device) for row in rows]
     texts = [cache.texts[row] if read != "image" else None for row in rows]
@@ -131,7 +130,7 @@ def explain_cached(
     return explain_features(model, posts, texts, text.spans, method=method, probabilities=known)
 
 
-def cache_of(run: Run, folder: Path | None = None) -> RunCache:
+def cache_of(run: Run, folder: str | Path | None = None) -> RunCache:
     """A run's cache, to explain posts of. Raises InputError if it is of other encoders, or of texts alone."""
     require_images(run.metadata["fingerprint"], run.folder, "explaining needs images")
     return run.open_cache(folder)

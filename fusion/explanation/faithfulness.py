@@ -110,7 +110,7 @@ def of_run(
     split: str,
     count: int,
     *,
-    cache_folder: Path | None = None,
+    cache: str | Path | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -118,12 +118,11 @@ def of_run(
     for what is not as it was when the run was trained.
     """
     run = predictor.run
-    opened = cache_of(run, cache_folder)
-    cache = opened.cache
+    opened = cache_of(run, cache)
     if opened.note:
         say(opened.note)
-    rows = np.random.default_rng(0).permutation(cache.rows(split))[:count]
-    posts = raw_posts(cache, rows.tolist(), predictor.image, predictor.text)
+    rows = np.random.default_rng(0).permutation(opened.cache.rows(split))[:count]
+    posts = raw_posts(opened.cache, rows.tolist(), predictor.image, predictor.text)
     with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:
         result = faithfulness(predictor.model, bar, predictor.image, predictor.text)
     return {"run": str(run.folder), "split": split, **result}

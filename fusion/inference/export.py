@@ -28,12 +28,12 @@ CARD = "README.md"
 _OWN_FILES = ("run.json", "config.yaml", "model.safetensors", CARD, ONNX)
 
 
-def export(run: Run, out: Path, *, onnx: bool = False) -> dict[str, Any]:
+def export(run: Run, out: str | Path, *, onnx: bool = False) -> dict[str, Any]:
     """Write the folder; run.json last, since it says that the others are there. Returns the files' sizes in bytes.
 
     Raises InputError if the run is not finished, or with `onnx` if the graph can't be made or is not exact.
     """
-    metadata = run.require_finished()
+    out, metadata = Path(out), run.require_finished()
     if metadata.get("exported"):
         raise InputError(f"{run.folder}: is an export already; copy the folder")
     trained = run.load_model(torch.device("cpu")).state_dict()

@@ -73,8 +73,8 @@ def unfinished(out: Path) -> Path:
 
 def predict_file(
     predictor: Predictor,
-    posts: Path,
-    out: Path,
+    posts: str | Path,
+    out: str | Path,
     *,
     batch_size: int = 32,
     workers: int = 2,
@@ -88,7 +88,7 @@ def predict_file(
     post without a prediction, gets a line with the reason. Raises InputError if an unfinished file is of another run or
     of other posts, if another process writes there, or when stopped by a signal.
     """
-    started = time.perf_counter()
+    started, posts, out = time.perf_counter(), Path(posts), Path(out)
     sha256, total = _measure(posts)
     header = {"model_sha256": sha256_of_file(predictor.run.folder / "model.safetensors"), "posts_sha256": sha256}
     report = StreamReport(total)

@@ -55,7 +55,7 @@ def view_cached_posts(
     device: torch.device,
     *,
     method: str = DEFAULT_METHOD,
-    cache_folder: Path | None = None,
+    cache: str | Path | None = None,
     text_encoder: str | None = None,
     evaluated: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -69,16 +69,15 @@ def view_cached_posts(
     shown: list[PostView] = []
     encoder: TextEncoder | None = None
     for run in runs:
-        opened = cache_of(run, cache_folder)
-        cache = opened.cache
-        rows = rows_of(opened, ids, evaluated=evaluated)
+        opened = cache_of(run, cache)
+        rows, model = rows_of(opened, ids, evaluated=evaluated), run.load_model(device)
         if opened.note:
             say(opened.note)
         fingerprint = run.metadata["fingerprint"]["text"]
         if encoder is None or first_difference(fingerprint, encoder.fingerprint):
             encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
-        shown = shown or _shown(cache, rows)
-        looks.append(_look(run, runs[0], explain_cached(run, cache, rows, device, encoder, method)))
+        shown = shown or _shown(opened.cache, rows)
+        looks.append(_look(run, runs[0], explain_cached(model, opened.cache, rows, device, encoder, method)))
     return shown, looks
 
 

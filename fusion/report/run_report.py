@@ -25,13 +25,13 @@ WORST = 12
 
 def write_report(
     run: Run,
-    path: Path,
+    path: str | Path,
     device: torch.device,
     *,
     split: str = "test",
     worst: int = WORST,
     method: str = DEFAULT_METHOD,
-    cache_folder: Path | None = None,
+    cache: str | Path | None = None,
     text_encoder: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -41,11 +41,11 @@ def write_report(
     files are. `say` gets a line for what is not as it was when the run was trained. Raises InputError if the run was
     not evaluated on the split.
     """
-    evaluation, facts = run.evaluation(split), run.metadata
+    path, evaluation, facts = Path(path), run.evaluation(split), run.metadata
     bins, error = reliability(evaluation["posts"])
     labels = {post["id"]: post["label"] for post in evaluation["posts"]}
     wrong = {id_: labels[id_] for id_ in most_wrong(evaluation, worst)}
-    cards, trouble = _worst(run, wrong, device, method, cache_folder, text_encoder, say)
+    cards, trouble = _worst(run, wrong, device, method, cache, text_encoder, say)
     shares = [[count / max(1, sum(row)) for count in row] for row in evaluation["confusion"]["counts"]]
     render(
         "report.html.j2",
@@ -82,7 +82,7 @@ def _worst(
     labels: dict[str, str],
     device: torch.device,
     method: str,
-    cache_folder: Path | None,
+    cache: str | Path | None,
     text_encoder: str | None,
     say: Callable[[str], None],
 ) -> tuple[list[Card], str]:
@@ -92,18 +92,18 @@ def _worst(
     if not labels:
         return [], "no posts were asked for"
     try:
-        opened = cache_of(run, cache_folder)
+        opened = cache_of(run, cache)
         if opened.note:
             say(opened.note)
-        cache, rows = opened.cache, rows_of(opened, list(labels), evaluated=True)
+        rows, model = rows_of(opened, list(labels), evaluated=True), run.load_model(device)
         fingerprint = run.metadata["fingerprint"]["text"]
         encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
     except InputError as error:
         return [], str(error)
-    sources = Sources(cache)
+    sources = Sources(opened.cache)
     posts = sources.posts
     view = run.metadata["fingerprint"]["image"]["transform"]
-    found = explain_cached(run, cache, rows, device, encoder, method)
+    found = explain_cached(model, opened.cache, rows, device, encoder, method)
     return [
         card(
             posts[row].id,

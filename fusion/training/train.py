@@ -197,7 +197,7 @@ def _train(
             best = {"best_epoch": epoch, "best_score": line["val_weighted_f1"]} if better else {}
             state = state.model_copy(update={"epoch": epoch, **best})
             if ranks.is_main:
-                run.append_metrics(line)
+                run.metrics_file.append(line)
                 run.save_state(model, optimizer, state)
                 if better:
                     run.save_model(model, state)
@@ -268,7 +268,7 @@ def _resume_or_start(
     ranks.broadcast(model.state_dict().values())
     state = state or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
     if ranks.is_main:
-        run.truncate_metrics(state.epoch)
+        run.metrics_file.truncate(state.epoch)
         if state.epoch:
             run.complete_model(model, state)
     return state

@@ -15,19 +15,20 @@ from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import Post
 
 
-def merge(parts: Sequence[Path], out: Path, *, overwrite: bool = False) -> Cache:
+def merge(parts: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Cache:
     """Hard-link the shards of all parts into `out` (copy them across file systems) under one index.
 
     Every part must be there once, of one manifest, made by the same encoders. Raises InputError naming what differs.
     The parts stay what they are, and may be deleted afterwards. `overwrite` replaces the cache at `out`.
     """
-    _require_all(parts)
-    if out.resolve() in {part.resolve() for part in parts}:
+    folders, out = [Path(part) for part in parts], Path(out)
+    _require_all(folders)
+    if out.resolve() in {part.resolve() for part in folders}:
         raise InputError(f"{out}: is one of the parts; give the merged cache a folder of its own")
     shards: dict[int, tuple[Path, Sequence[Post]]] = {}
-    for part in parts:
+    for part in folders:
         shards.update(_shards_of(part))
-    index = hdf5.read_index(parts[0])
+    index = hdf5.read_index(folders[0])
     posts = [post for _, (_, posts) in sorted(shards.items()) for post in posts]
     if index.part is None or hdf5.sha256_of_ids(posts) != index.part["ids_sha256"]:
         raise InputError(f"{', '.join(map(str, parts))}: their shards do not make up the posts that they are parts of")

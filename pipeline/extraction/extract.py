@@ -85,7 +85,7 @@ def cache_fingerprint(image: ImageEncoder, text: TextEncoder, stored_dtype: str)
 
 def extract(
     posts: Sequence[Post],
-    out: Path,
+    out: str | Path,
     image: ImageEncoder,
     text: TextEncoder,
     *,
@@ -106,7 +106,7 @@ def extract(
     looked at. Raises InputError if what lies there is of something else, if another process writes there, if it won't
     fit, or when stopped by a signal.
     """
-    started = time.perf_counter()
+    started, out = time.perf_counter(), Path(out)
     if isinstance(image, NoImages):
         posts = [replace(post, image=None) for post in posts]
     elif without := next((post for post in posts if post.image is None), None):

@@ -21,9 +21,9 @@ def reads(source: Path) -> bool:
 
 
 def prepare(
-    path: Path,
+    path: str | Path,
     *,
-    splits: Path | None = None,
+    splits: str | Path | None = None,
     ratios: Sequence[float] = (8, 1, 1),
     seed: int = 0,
     encoding: str | None = None,
@@ -36,6 +36,7 @@ def prepare(
     """
     if encoding is not None:
         raise InputError(f"{option('encoding', encoding)}: a CSV file is read as UTF-8; leave the option out")
+    path = Path(path)
     posts, columns = _read(path)
     summary: dict[str, Any] = {
         "form": "texts",
@@ -43,7 +44,7 @@ def prepare(
         "unlabelled": sum(post.label is None for post in posts),
     }
     if splits is not None:
-        posts, given = given_split(posts, splits, allow_unmatched=allow_unmatched)
+        posts, given = given_split(posts, Path(splits), allow_unmatched=allow_unmatched)
         summary.update(given)
     elif "split" in columns:
         summary["split"] = f"the column of {path}"

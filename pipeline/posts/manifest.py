@@ -49,13 +49,13 @@ class Assignment:
     split: str
 
 
-def read_manifest(path: Path, *, images: bool = True) -> list[Post]:
+def read_manifest(path: str | Path, *, images: bool = True) -> list[Post]:
     """Read a manifest: a JSON object a line with `id`, `text`, `image`, and optionally the other fields of `Post`.
 
     A relative `image` is taken from the manifest's folder. Without `images` it may be left out, and the posts have
     none. Raises InputError naming file, line and field.
     """
-    posts: list[Post] = []
+    path, posts = Path(path), list[Post]()
     first_line: dict[str, int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
@@ -88,8 +88,9 @@ def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
     return replace(post, text=None) if "text" in missing else post, missing
 
 
-def write_manifest(path: Path, posts: Iterable[Post]) -> None:
+def write_manifest(path: str | Path, posts: Iterable[Post]) -> None:
     """Write posts as JSONL, complete or absent. Images below the manifest's folder are named relative to it."""
+    path = Path(path)
     folder = _resolved(path.parent)
     lines = []
     for post in posts:
@@ -104,13 +105,13 @@ def write_manifest(path: Path, posts: Iterable[Post]) -> None:
     write_text(path, "".join(lines))
 
 
-def read_splits(path: Path) -> dict[str, Assignment]:
+def read_splits(path: str | Path) -> dict[str, Assignment]:
     """Read a split file: CSV with the header `id,label,split` (`label` may be left out).
 
     Returns post id -> Assignment. Raises InputError naming file, line and field.
     """
     try:
-        return _assignments(csv.DictReader(read_lines(path), strict=True), path)
+        return _assignments(csv.DictReader(read_lines(Path(path)), strict=True), Path(path))
     except csv.Error as error:
         raise InputError(f"{path}: not CSV ({error})") from None
 

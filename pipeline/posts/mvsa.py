@@ -39,9 +39,9 @@ def reads(source: Path) -> bool:
 
 
 def prepare(
-    folder: Path,
+    folder: str | Path,
     *,
-    splits: Path | None = None,
+    splits: str | Path | None = None,
     ratios: Sequence[float] = (8, 1, 1),
     seed: int = 0,
     encoding: str | None = None,
@@ -54,6 +54,7 @@ def prepare(
     GB18030 unless given, stays in the list with its problem, so that extraction counts it. Raises InputError if the
     folder, its label file or `splits` is unusable.
     """
+    folder = Path(folder)
     rows = _label_rows(folder)
     verdicts = {id_: merge_labels(pairs) for id_, pairs in rows.items()}
     kept = [id_ for id_ in sorted(verdicts, key=_by_number) if verdicts[id_].label]
@@ -74,7 +75,7 @@ def prepare(
         posts = stratified_split(posts, ratios, seed)
         summary["split"] = f"stratified {':'.join(f'{ratio:g}' for ratio in ratios)}, seed {seed}"
     else:
-        posts, given = given_split(posts, splits, allow_unmatched=allow_unmatched)
+        posts, given = given_split(posts, Path(splits), allow_unmatched=allow_unmatched)
         summary.update(given)
     summary["classes"] = class_counts(posts)
     summary["duplicates_of_training"] = duplicates_of_training(posts)

@@ -62,17 +62,17 @@ def test_evaluate(run, drawn_cache):
 
 def test_explain(run, model, drawn_cache, text_encoder):
     rows = drawn_cache.rows("test")[:2]
-    for explanation in explain_cached(run, drawn_cache, rows, CPU, text_encoder):
+    for explanation in explain_cached(run.load_model(CPU), drawn_cache, rows, CPU, text_encoder):
         total = float(explanation.pieces.sum() + explanation.patches.sum())
         assert total == pytest.approx(1, abs=1e-4)
         assert explanation.heat.shape == (7, 7)
         assert len(explanation.words) > 0
     for method in ("attention", "rollout"):
         if model == FUSION:
-            explain_cached(run, drawn_cache, rows, CPU, text_encoder, method)
+            explain_cached(run.load_model(CPU), drawn_cache, rows, CPU, text_encoder, method)
         else:
             with pytest.raises(InputError, match=f"method={method}: follows the attention of the model fusion, and"):
-                explain_cached(run, drawn_cache, rows, CPU, text_encoder, method)
+                explain_cached(run.load_model(CPU), drawn_cache, rows, CPU, text_encoder, method)
 
 
 def test_faithfulness(predictor, model):

@@ -25,12 +25,19 @@ from fusion import (
     train,
 )
 from fusion.config import load_config
+from fusion.data.folds import write_folds
+from fusion.inference.export import export
+from fusion.inference.predict_file import predict_file
 from fusion.models.base import Dimensions
 from fusion.models.registry import build_model
+from fusion.report.run_report import write_report
 from fusion.run_files import Evaluation
 from fusion.tensor_files import tensor_names
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, as_command, option, switch
+from pipeline.common.files import write_json, write_text
+from pipeline.extraction.extract import extract
+from pipeline.posts.manifest import read_manifest, write_manifest
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.toy import write_cache
 from tests.helpers.training import CPU, TINY, lines_of
@@ -269,6 +276,7 @@ def test_the_run_of_a_module_needs_that_module(cache, tmp_path):
     for command in (
         ("evaluate", run),
         ("predict", run, "--text", "a"),
+        ("explain", run, "--ids", "1", "--out", tmp_path / "out"),
         ("explain", run, "--faithfulness"),
         ("export", run, "--out", tmp_path / "out"),
         ("serve", run, "--port", "0"),
@@ -372,3 +380,25 @@ def test_raw_posts_are_predicted_by_a_run_of_ones_own(drawn_cache, drawn_posts, 
     row = drawn_cache.ids.index(post.id)
     (cached,) = predict_rows(model, drawn_cache, np.array([row]), "cpu")
     np.testing.assert_allclose(list(answer.probabilities.values()), cached, atol=1e-3)
+
+
+def test_paths_may_be_text_wherever_a_file_or_a_folder_is_given(drawn_posts, image_encoder, text_encoder, tmp_path):
+    """The whole way from a manifest to a report and an export."""
+    here = str(tmp_path)
+    write_manifest(f"{here}/posts.jsonl", drawn_posts)
+    posts = read_manifest(f"{here}/posts.jsonl")
+    extract(posts, f"{here}/cache", image_encoder, text_encoder, workers=1, quiet=True)
+    cache = Cache(f"{here}/cache")
+    write_folds(cache, f"{here}/folds", folds=3)
+    cache = cache.with_splits(f"{here}/folds/fold_1.csv")
+    write_text(tmp_path / "mine.yaml", "width: 16\nheads: 2\nlayers: 1\nepochs: 1\nmlm: false\n")
+    config = load_config(file=f"{here}/mine.yaml")
+    train(cache, config, f"{here}/run", "cpu", quiet=True)
+    run = Run(f"{here}/run")
+    write_json(tmp_path / "run" / "evaluation-test.json", evaluate(run, "cpu", splits=f"{here}/folds/fold_1.csv"))
+    write_report(run, f"{here}/report.html", CPU, worst=0)
+    export(run, f"{here}/export")
+    predictor = fusion.Predictor(Run(f"{here}/export"), run.load_model(CPU), image_encoder, text_encoder, CPU)
+    report = predict_file(predictor, f"{here}/posts.jsonl", f"{here}/answers.jsonl", workers=1, quiet=True)
+    assert report.posts == len(posts)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(posts)

@@ -197,7 +197,7 @@ def test_it_can_do_without_posts(reported, tmp_path):
 
 def test_without_the_cache_the_rest_is_reported(reported, tmp_path):
     run = reported[0]
-    summary = page.write_report(run, tmp_path / "report.html", CPU, cache_folder=tmp_path / "gone")
+    summary = page.write_report(run, tmp_path / "report.html", CPU, cache=tmp_path / "gone")
     assert summary["explained"] == []
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert f"Not shown:  {tmp_path / 'gone'}: no such cache" in text
