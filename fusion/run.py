@@ -76,6 +76,14 @@ class Run:
             raise InputError(f"{self.folder}: training is not finished; {way} resumes it")
         return metadata
 
+    def require_unfinished(self) -> None:
+        """Raises InputError for a run whose training is finished."""
+        if self.finished:
+            raise InputError(
+                f"{self.folder}: this run is finished, there is nothing to resume; give another folder, or "
+                f"{switch('overwrite')}"
+            )
+
     def open_cache(
         self, folder: str | Path | None = None, splits: str | Path | None = None, *, allow_unmatched: bool = False
     ) -> RunCache:

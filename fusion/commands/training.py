@@ -13,7 +13,6 @@ from fusion.commands.options import (
 )
 from fusion.names import model_modules
 from pipeline.common.console import Console, refuse_finished
-from pipeline.common.errors import InputError
 from pipeline.common.options import (
     PATH,
     SPLIT,
@@ -105,8 +104,8 @@ def train(
     from pipeline.common.signals import graceful_shutdown
 
     run = Run(out)
-    if resume and run.finished:
-        raise InputError(f"{out}: this run is finished; there is nothing to resume")
+    if resume:
+        run.require_unfinished()
     refuse_finished(out, run.finished, overwrite)
     own = run.resumable_config() if resume else None
     config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)

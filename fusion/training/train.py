@@ -35,7 +35,7 @@ from fusion.training.optimizer import new_optimizer
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
 from pipeline.common.device import resolve_device
-from pipeline.common.errors import Diverged, InputError, Stopped, switch, wording
+from pipeline.common.errors import Diverged, Stopped, wording
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder
@@ -107,18 +107,16 @@ def train(
     own = None if isinstance(model, Config) else model
     settings = model if isinstance(model, Config) else as_model(model, cache, config).config
     require_trainable(cache, settings)
-    if not overwrite:
-        if run.finished:
-            raise InputError(f"{run.folder}: a finished run; give another folder, or {switch('overwrite')}")
-        cache = run.resume_or_start(settings, cache, same_splits=True)
     if settings.mlm and text_encoder is None:
         text_encoder = masking_encoder(cache, chosen, settings)
     with (
         torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
         only_writer(run.folder) if ranks.is_main else nullcontext(),
     ):
-        if not overwrite:
+        if not overwrite:  # what the folder holds now: another training may have ended since the caller looked
             run.require_not_failed()
+            run.require_unfinished()
+            cache = run.resume_or_start(settings, cache, same_splits=True)
         try:
             return _train(
                 cache, settings, own, run, chosen, text_encoder, execution, ranks, on_epoch, stop, overwrite, quiet, say

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from fusion.experiments.reproduce import TableSpec, reproduce
 from fusion.run import Run
 from fusion.run_posts import PostMatch, RunPost, read_posts
 from fusion.run_posts import posts_of as posts_of_run
+from fusion.training.train import train
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.posts.manifest import LABELS, SPLITS, Post
-from tests.helpers.commands import invoke, refused
+from tests.helpers.commands import SMALL, invoke, refused
 from tests.helpers.toy import write_cache
 from tests.helpers.training import CPU, run_of
 
@@ -288,6 +290,23 @@ def test_a_post_without_a_text_takes_no_hash_from_the_others(cache):
     match = PostMatch(posts, cache)
     assert match.hashed
     assert (match.matched, match.gone) == (75, 1)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_training_that_another_one_overtook_does_not_write_over_it(finished, cache, tmp_path):
+    """Both looked into the empty folder; the second one locked it when the first one had ended, or was killed."""
+    second = load_config(settings=(*SMALL, *PLAIN, "seed=1"))
+    ours = Run(tmp_path / "run").resume_or_start(second, cache)
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "run", cache, *PLAIN, **({} if finished else {"on_epoch": stop}))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="this run is finished" if finished else "unfinished run with seed 0, not 1"):
+        train(ours, second, Run(tmp_path / "run"), CPU, quiet=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_an_old_run_without_hashes_opens_and_says_what_is_not_checked(cache, run, larger):

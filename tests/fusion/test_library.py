@@ -136,7 +136,7 @@ def test_an_interrupted_training_of_a_module_resumes_to_the_same_numbers(cache, 
     train(cache, Mine(), run, CPU, config=SETTINGS, quiet=True)
     assert lines_of(run) == lines_of(whole)
     assert (run.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match=r"run: a finished run; give another folder, or overwrite=True"):
+    with pytest.raises(InputError, match=r"run: this run is finished, .*; give another folder, or overwrite=True"):
         train(cache, mine(), run, CPU, config=SETTINGS, quiet=True)
 
 
