@@ -4,6 +4,7 @@ The test split is never read here. An epoch depends on the config, the cache and
 killed and resumed ends with the same numbers, on a CPU to the last bit.
 """
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -209,7 +210,7 @@ def _train(
     result = TrainResult(
         best_epoch=state.best_epoch,
         epochs=state.epoch,
-        validation={name.removeprefix("val_"): value for name, value in best_line.items() if name.startswith("val_")},
+        validation=_validation(best_line),
         trainable_parameters=parameters_of(model),
         frozen_parameters=text_encoder.parameters if text_encoder else 0,
         seconds=sum(line["seconds"] for line in lines),
@@ -223,6 +224,15 @@ def _train(
     if own is not None:
         run.load_model(device, own)
     return result
+
+
+def _validation(line: EpochMetrics) -> dict[str, float]:
+    """What an epoch measured on validation; not a loss that is infinite, as older versions computed: JSON has none."""
+    return {
+        name.removeprefix("val_"): value
+        for name, value in line.items()
+        if name.startswith("val_") and math.isfinite(value)
+    }
 
 
 def _step(display: Display, run: Run, state: TrainingState, stop: StopRequest | None, step: Step) -> None:

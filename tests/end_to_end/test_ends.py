@@ -1,6 +1,7 @@
 """How a training ends: stopped by a signal, diverged, or killed between two files; each is said, and resumes or not."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -155,6 +156,22 @@ def test_weights_are_of_the_epoch_that_run_json_says_after_a_kill_between_the_tw
     run, result = run_of(tmp_path / "run", cache, "mlm=false", "lr=1e-2")
     assert saved_epoch(run.folder / MODEL) == result.best_epoch == run.metadata["best_epoch"]
     assert weights(run) == weights(whole)
+
+
+def test_an_unfinished_run_of_an_older_version_with_an_infinite_validation_loss_resumes(cache, tmp_path):
+    """Older versions wrote Infinity into metrics.jsonl, and could not finish the run."""
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "run", cache, "mlm=false", "epochs=1", on_epoch=stop)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(re.sub(r'"val_loss": [^,]+', '"val_loss": Infinity', path.read_text()))
+    run, result = run_of(tmp_path / "run", cache, "mlm=false", "epochs=1")
+    assert run.finished
+    assert result.best_epoch == 1
+    assert run.metadata["validation"]["accuracy"] == run.metrics()[0]["val_accuracy"]
 
 
 def improving(run):

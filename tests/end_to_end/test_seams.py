@@ -327,6 +327,6 @@ def test_a_run_is_overwritten_only_when_all_that_training_needs_is_there(options
     before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
     refused("train", cache.folder, "--out", run.folder, "--overwrite", "--quiet", "--device", "cpu", *options)
     assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
-    assert "this run is finished; there is nothing to resume" in refused(
+    assert "this run is finished, there is nothing to resume" in refused(
         "train", cache.folder, "--out", run.folder, "--resume"
     )
