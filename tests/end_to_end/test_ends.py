@@ -158,6 +158,42 @@ def test_weights_are_of_the_epoch_that_run_json_says_after_a_kill_between_the_tw
     assert weights(run) == weights(whole)
 
 
+@pytest.mark.parametrize("score", [0.0, 1.0])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_so_they_are_where_the_epoch_that_was_killed_comes_out_otherwise_the_second_time(
+    epoch, score, cache, tmp_path, monkeypatch
+):
+    """As on a GPU that does not repeat bits: killed after the first of an epoch's two files, whichever that is."""
+    written = []
+
+    def killed_at_the_second(write):
+        def call(self, *rest):
+            if rest[-1].epoch == epoch and written:
+                raise KeyboardInterrupt
+            write(self, *rest)
+            written.extend([write] if rest[-1].epoch == epoch else [])
+
+        return call
+
+    scores = {1: 0.3, 2: 0.4, 3: 0.35, 4: 0.2}  # by epoch, so that the first two are the best so far
+
+    def scored(*_):
+        number = len(Run(tmp_path / "run").metrics()) + 1
+        return {"val_loss": 1.0, "val_accuracy": 0.0, "val_weighted_f1": scores[number]}
+
+    monkeypatch.setattr("fusion.training.train.validate", scored)
+    with monkeypatch.context() as patch:
+        for name in ("save_model", "save_state"):
+            patch.setattr(Run, name, killed_at_the_second(getattr(Run, name)))
+        with pytest.raises(KeyboardInterrupt):
+            run_of(tmp_path / "run", cache, "mlm=false")
+    scores[epoch] = score
+    run, result = run_of(tmp_path / "run", cache, "mlm=false")
+    assert saved_epoch(run.folder / MODEL) == result.best_epoch == run.metadata["best_epoch"]
+    assert run.metrics()[result.best_epoch - 1]["val_weighted_f1"] == run.metadata["validation"]["weighted_f1"]
+    run.load_model(CPU)
+
+
 def test_an_unfinished_run_of_an_older_version_with_an_infinite_validation_loss_resumes(cache, tmp_path):
     """Older versions wrote Infinity into metrics.jsonl, and could not finish the run."""
 

@@ -104,6 +104,17 @@ def test_new_posts_of_the_runs_own_cache_have_no_split(cache, run, larger, tmp_p
     assert not scored["of"]["own_posts"]
 
 
+def test_a_cache_that_grew_and_was_split_anew_is_scored_on_the_runs_test_posts_alone(cache, run, larger):
+    """`extract --append` of a larger manifest that was split again: neither posts nor splits are as they were."""
+    before = evaluate(run, CPU)
+    grow(cache, larger)
+    index_anew(cache, [changed(post, split=SPLITS[(SPLITS.index(post.split) + 1) % 3]) for post in posts_of(larger)])
+    after = evaluate(run, CPU)
+    assert [post["id"] for post in after["posts"]] == [post["id"] for post in before["posts"]]
+    assert after["without_duplicates"] == before["without_duplicates"]
+    assert after["versus_probe"] == before["versus_probe"]
+
+
 def test_corrected_labels_are_those_of_evaluate_and_probe_alike(cache, run):
     row = cache.rows("test")[0]
     posts = posts_of(cache)
@@ -177,6 +188,38 @@ def renamed(folder, posts):
             file["post"].create_dataset("id", data=ids, dtype=kind)
     listed = [changed(post, id=f"new-{post.id}") for post in posts]
     hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint)
+
+
+def test_duplicates_in_another_cache_are_those_of_the_runs_training_posts(cache, run, tmp_path):
+    """Ten test posts repeat texts that the run was trained on, ten repeat training texts of the other cache alone."""
+    other = write_cache(tmp_path / "other", posts=30, seed=4, image_sha256=hashes(900, 30))
+    ours = [cache.texts[row] for row in cache.rows("train")[:10]]
+    theirs = [f"what only the other cache says, {number}" for number in range(10)]
+    texts = [*theirs, *(f"RT @someone: {text}!" for text in [*ours, *theirs])]
+    posts = zip(posts_of(other), texts, strict=True)
+    listed = [changed(post, text=text, split="train" if text in theirs else "test") for post, text in posts]
+    index_anew(other, listed)
+    result = evaluate(run, CPU, cache_folder=other.folder)
+    assert result["posts_used"] == 20
+    assert result["without_duplicates"]["posts"] == 10
+    right = [max(p["probabilities"], key=p["probabilities"].get) == p["label"] for p in result["posts"][10:]]
+    assert result["without_duplicates"]["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_a_split_file_whose_ids_a_spreadsheet_changed_trains_nothing(cache, tmp_path):
+    """Ten of 75 ids are as they were; the others became 10.0, 11.0, ..."""
+    splits = tmp_path / "splits.csv"
+    ids = [post.id if int(post.id) < 10 else f"{post.id}.0" for post in posts_of(cache)]
+    rows = zip(ids, posts_of(cache), strict=True)
+    splits.write_text("id,split\n" + "".join(f"{id_},{post.split}\n" for id_, post in rows))
+    for command in ("train", "probe", "sweep"):
+        out = {"probe": (), "train": ("--out", tmp_path / "run"), "sweep": ("--out", tmp_path / "sweep", "--trials", 1)}
+        (tmp_path / "space.yaml").write_text("lr: [1e-2]\n")
+        space = ("--space", tmp_path / "space.yaml") if command == "sweep" else ()
+        line = refused(command, cache.folder, *out[command], *space, "--splits", splits)
+        assert "65 of its 75 ids are not in the cache" in line
+        assert "'10.0' would match '10'; a spreadsheet may have changed it" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_cache_of_test_posts_alone_is_scored_with_the_probe_of_the_runs_own(cache, run, tmp_path):

@@ -101,6 +101,7 @@ def test_a_split_file_goes_before_the_own_column_and_without_either_one_is_made(
         ("id,text\n,x\n", ["line 2, field id: must not be empty"]),
         ("id,text\n1,so, so\n", ["line 2: not one field for each column"]),
         ("id,text\n1\n", ["line 2: not one field for each column"]),
+        ("id,text,label,label\n1,x,positive,negative\n", ["line 1: column 'label' occurs twice; rename or remove"]),
         ('id,text\n1,x\n2,"open\n', ["after line 2: not CSV"]),
     ],
 )

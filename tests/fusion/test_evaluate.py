@@ -11,7 +11,7 @@ from fusion.evaluation import evaluate as evaluation
 from fusion.evaluation import metrics
 from fusion.evaluation.display import format_scores
 from fusion.evaluation.evaluate import evaluate
-from fusion.evaluation.metrics import bootstrap, score, scores_of_counts
+from fusion.evaluation.metrics import bootstrap, intervals, score, scores_of_counts
 from fusion.evaluation.predict import predict_rows
 from fusion.run import Run
 from fusion.run_posts import PostMatch, posts_of
@@ -63,6 +63,15 @@ def test_the_accuracy_interval_is_about_two_standard_errors_either_way():
     assert high == pytest.approx(0.76 + 1.96 * 0.0201, abs=0.004)
 
 
+def test_an_interval_of_few_posts_is_not_sure_of_what_all_of_them_say():
+    """Of 6 posts none is right, or all are: every resample is alike. Wilson's limit is z^2 / (n + z^2), z = 1.96."""
+    truth = np.arange(6) % 3
+    most = 1.96**2 / (6 + 1.96**2)
+    assert bootstrap(truth, (truth + 1) % 3)["accuracy"] == [0, 0]
+    assert intervals(truth, (truth + 1) % 3)["accuracy"] == pytest.approx([0, most], abs=1e-4)
+    assert intervals(truth, truth)["accuracy"] == pytest.approx([1 - most, 1], abs=1e-4)
+
+
 def test_a_paired_difference_with_itself_is_exactly_zero():
     random = np.random.default_rng(1)
     truth, predicted = random.integers(0, 3, 50), random.integers(0, 3, 50)
@@ -90,6 +99,8 @@ def test_the_result_has_what_scripts_read(finished):
     labels = [post["label"] for post in result["posts"]]
     assert result["accuracy"] == pytest.approx(accuracy_score(labels, chosen))
     assert sum(map(sum, result["confusion"]["counts"])) == len(test_rows)
+    right = round(result["accuracy"] * len(test_rows))
+    assert result["interval"]["accuracy"] == metrics.wilson(right, len(test_rows))
     low, high = result["interval"]["accuracy"]
     assert low <= result["accuracy"] <= high
     assert "model - probe" in format_scores(result)

@@ -24,7 +24,7 @@ from pipeline.posts.manifest import read_splits
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.processes import wait_until
 from tests.helpers.toy import FINGERPRINT, write_cache
-from tests.helpers.training import CPU
+from tests.helpers.training import CPU, TORN, tear_metrics
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=3", "batch_size=16", "mlm=false", "lr=1e-2")
 OPTIONS = [part for text in SETTINGS for part in ("--set", text)]
@@ -165,6 +165,21 @@ def test_a_kill_changes_nothing(cache, whole, tmp_path):
             for repeat in row["repeats"]:
                 repeat.pop("seconds", None)
     assert told[0] == told[1]
+
+
+def test_a_torn_last_line_of_a_fits_metrics_counts_as_absent(cache, whole, tmp_path, monkeypatch):
+    """A kill in the middle of a write, and a finished fit whose file lost its end before its answers were written."""
+    out = tmp_path / "out"
+    command = arguments(cache, out, "--only-paper", seeds=1)
+    tear_metrics(monkeypatch, 2, lambda: invoke(*command, code=1))
+    invoke(*command)
+    with (out / "full" / "seed-0" / "metrics.jsonl").open("a") as file:
+        file.write(TORN)
+    (out / "full" / "seed-0" / "answers.json").unlink()
+    invoke(*command)
+    for key in (FULL, "separate"):
+        one, other = (row_of(table_of(folder), key)["repeats"][0] for folder in (out, whole[0]))
+        assert one["predicted"] == other["predicted"]
 
 
 def test_two_processes_make_the_same_table(cache, whole, tmp_path):

@@ -14,15 +14,17 @@ import torch
 
 from benchmarks.cache import memory_of_readers
 from fusion.config import load_config
+from fusion.evaluation.predict import log_probabilities
 from fusion.experiments import study
 from fusion.experiments import sweep as sweeping
 from fusion.experiments.search_space import configured, read_space
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
-from pipeline.common.errors import InputError
+from pipeline.common.errors import Diverged, InputError
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.processes import lines_in, wait_until
 from tests.helpers.toy import write_cache
+from tests.helpers.training import TORN, tear_metrics
 
 SETTINGS = ("width=8", "heads=2", "layers=1", "epochs=3", "batch_size=16", "mlm=false")
 OPTIONS = [part for text in SETTINGS for part in ("--set", text)]
@@ -201,6 +203,47 @@ def test_settings_that_exclude_each_other_and_losses_that_burst_are_failed_trial
     assert "none of 2 trials was completed; the first failure: heads: 3" in refused(
         *arguments(cache, space, tmp_path / "none", 2, "--quiet")
     )
+
+
+def test_certainty_beyond_a_float_in_one_trial_does_not_end_the_sweep(cache, tmp_path):
+    """With this learning rate a validation post gets a probability of 0 in float64 after an epoch or two."""
+    space = tmp_path / "space.yaml"
+    space.write_text("lr: [10, 1e-2]\n")
+    invoke(*arguments(cache, space, tmp_path / "sweep", 6))
+    rows = rows_of(tmp_path / "sweep")
+    assert {row["lr"] for row in rows} == {"10", "0.01"}
+    assert {row["state"] for row in rows} == {"complete"}
+
+
+def test_a_prediction_that_is_not_finite_fails_its_trial_alone_and_for_good(cache, tmp_path, monkeypatch):
+    space, out = tmp_path / "space.yaml", tmp_path / "sweep"
+    space.write_text("layers: {low: 1, high: 2}\n")
+    predicted = log_probabilities
+
+    def planted(model, *rest, **options):
+        if model.config.layers == 2:
+            raise Diverged("post 3: the model's prediction is not finite")
+        return predicted(model, *rest, **options)
+
+    monkeypatch.setattr("fusion.training.validate.log_probabilities", planted)
+    invoke(*arguments(cache, space, out, 5))
+    states = [row["state"] for row in rows_of(out)]
+    assert set(states) == {"complete", "failed"}
+    invoke(*arguments(cache, space, out, 6))
+    assert [row["state"] for row in rows_of(out)][:5] == states
+
+
+def test_a_torn_last_line_of_a_trials_metrics_counts_as_absent(cache, space_file, whole, tmp_path, monkeypatch):
+    """A kill in the middle of a write, and a finished trial whose file lost its end."""
+    out, command = tmp_path / "sweep", arguments(cache, space_file, tmp_path / "sweep", 2)
+    tear_metrics(monkeypatch, 2, lambda: invoke(*command, code=1))
+    invoke(*command)
+    assert rows_of(out) == rows_of(whole[0])[:2]
+    for path in out.glob("trial-*/metrics.jsonl"):
+        with path.open("a") as file:
+            file.write(TORN)
+    invoke(*arguments(cache, space_file, out, 3))
+    assert rows_of(out) == rows_of(whole[0])[:3]
 
 
 def test_two_processes_run_every_trial_once(cache, space_file, tmp_path):

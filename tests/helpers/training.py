@@ -1,7 +1,10 @@
 """Trainings of small models on small caches."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from fusion.config import load_config
@@ -13,6 +16,7 @@ from tests.helpers.toy import ToyText
 
 PLAIN = ExecutionOptions()
 CPU = torch.device("cpu")
+TORN = '{"epoch": 2, "loss_sent'
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
 
 
@@ -27,6 +31,23 @@ def run_of(folder, cache, *settings, execution=PLAIN, **options):
 def lines_of(run):
     """What an epoch measured, without how long it took."""
     return [{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in run.metrics()]
+
+
+def tear_metrics(monkeypatch: pytest.MonkeyPatch, epoch: int, work: Callable[[], Any]) -> None:
+    """Do some work, which is killed while it writes the metrics of this epoch for the first time."""
+
+    def torn(self: Run, line: dict[str, Any]) -> None:
+        if line["epoch"] < epoch:
+            append(self, line)
+            return
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(TORN)
+        raise KeyboardInterrupt
+
+    append = Run.append_metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_metrics", torn)
+        work()
 
 
 def trained(cache: Cache, folder: Path, *settings: str) -> Run:
