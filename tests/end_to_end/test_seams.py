@@ -199,7 +199,7 @@ def test_duplicates_in_another_cache_are_those_of_the_runs_training_posts(cache,
     posts = zip(posts_of(other), texts, strict=True)
     listed = [changed(post, text=text, split="train" if text in theirs else "test") for post, text in posts]
     index_anew(other, listed)
-    result = evaluate(run, CPU, cache_folder=other.folder)
+    result = evaluate(run, CPU, cache=other.folder)
     assert result["posts_used"] == 20
     assert result["without_duplicates"]["posts"] == 10
     right = [max(p["probabilities"], key=p["probabilities"].get) == p["label"] for p in result["posts"][10:]]
