@@ -49,13 +49,15 @@ class Config(BaseModel):
     heads: Annotated[int, Field(ge=1, le=1 << 10)] = 12
     layers: Annotated[int, Field(ge=1, le=256)] = 3
     feedforward: Annotated[int, Field(ge=1, le=1 << 17)] | None = None  # None: 4 x width
-    dropout: Fraction = 0.1  # in the Transformer only
+    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.1  # in the Transformer only
     modalities: Literal["both", "text", "image"] = "both"
     cross_attention: bool = True  # eqs 7-11; without them pass 1 is [T; I]
     share_transformer: bool = True  # one T for eqs 12 and 22
     attention_scale: bool = False  # beyond the paper: eq 7 divided by sqrt(width)
     segment_embeddings: bool = False  # beyond the paper: a learned vector for each of the four blocks
-    modality_dropout: Fraction = 0.0  # not in the paper: probability that a training post loses one modality
+    # Not in the paper: probability that a training post loses one modality; one that loses its image still has the
+    # words to mask chosen by it
+    modality_dropout: Fraction = 0.0
 
     # Beyond the paper, of a cache with several views: train on a random one each epoch, predict with the mean over all
     views: Literal["first", "sample"] = "first"

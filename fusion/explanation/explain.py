@@ -113,7 +113,7 @@ def explain_features(
 def probabilities_of(model: Model, post: PostFeatures) -> np.ndarray:
     """Class probabilities (3,) float64 of one post (eq 15)."""
     with torch.no_grad():
-        return model(batch_of(model, post))[0].double().softmax(dim=0).cpu().numpy()
+        return model(batch_of(model, post))[0].cpu().double().softmax(dim=0).numpy()
 
 
 def explain_cached(

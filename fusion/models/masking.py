@@ -20,9 +20,8 @@ def maskable_tokens(text_mask: Tensor) -> Tensor:
 
 def masked_count(candidates: Tensor, rate: float) -> Tensor:
     """k per post (eq 19): 0 without candidates, else max(1, floor(rate x candidates)). (B, n) bool to (B,) int64."""
-    count = candidates.sum(dim=1)
-    k = (count.double() * rate + _ALLOWANCE).floor().long().clamp(min=1)
-    return torch.where(count > 0, k, 0)
+    of_count = masked_counts(np.arange(candidates.shape[1] + 1), rate)  # on the host: not every device has float64
+    return torch.from_numpy(of_count).to(candidates.device)[candidates.sum(dim=1)]
 
 
 def masked_counts(words: np.ndarray, rate: float) -> np.ndarray:

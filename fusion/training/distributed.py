@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from pipeline.common.errors import InputError
 
 Rows = TypeVar("Rows", np.ndarray, Tensor)
 _TIMEOUT = timedelta(minutes=30)
@@ -65,6 +68,16 @@ class Ranks:
         whole[self.rank :: self.size] = torch.from_numpy(part).to(device)
         dist.all_reduce(whole)
         return whole.cpu().numpy()
+
+    def require_same(self, number: int, folder: Path, device: torch.device) -> None:
+        """Raises InputError in every rank if they read different states of a folder, `number`: on a network file system
+        one may be late, and then they would wait for each other for ever.
+        """
+        if self.size > 1:
+            most = torch.tensor([number, -number], device=device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            if most[0] != -most[1]:
+                raise InputError(f"{folder}: the processes of this training read different states of it; start again")
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Take the first rank's values."""

@@ -255,9 +255,9 @@ def _resume_or_start(
     """The state to train on from: that of the unfinished run in the folder, else that of a run which begins there."""
     ranks.barrier()  # every rank reads the folder before the main rank writes
     state = run.load_state(model, optimizer) if run.started else None
-    ranks.barrier()
+    device = next(model.parameters()).device
+    ranks.require_same((state.epoch if state else 0) if run.started else -1, run.folder, device)
     if not run.started and ranks.is_main:
-        device = next(model.parameters()).device
         run.start(
             model.config,
             cache,

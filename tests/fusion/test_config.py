@@ -39,7 +39,7 @@ def test_the_papers_presets_hold_the_papers_values():
         ("widht=256", ["widht", "unknown key", "width", "--set"]),
         ("mask_rate=1.5", ["mask_rate", "less than or equal to 1", "1.5", "--set"]),
         ("mask_rate=0", ["mask_rate", "greater than 0"]),
-        ("dropout=1", ["dropout", "less than 1"]),
+        ("dropout=1", ["dropout", "less than or equal to 0.99"]),
         ("layers=0", ["layers", "greater than or equal to 1"]),
         ("layers=2.5", ["layers", "valid integer"]),
         ("lr=fast", ["lr", "valid number", "fast"]),

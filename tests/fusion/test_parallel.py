@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from fusion.config import load_config
 from fusion.run import Run
 from fusion.training.distributed import Ranks
 from fusion.training.train import train
+from pipeline.common.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.processes import lines_in, wait_until
 from tests.helpers.toy import write_cache
-from tests.helpers.training import lines_of
+from tests.helpers.training import CPU, lines_of
 
 SMALL = ("width=8", "heads=2", "layers=2", "lr=3e-3", "epochs=3", "patience=40", "batch_size=7", "dropout=0")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -102,3 +104,17 @@ def test_the_ranks_shares_are_a_batch_together_even_where_there_are_fewer_posts_
         shares = [Ranks(rank, 3).shard_rows(np.arange(posts)) for rank in range(3)]
         assert sorted(np.concatenate(shares).tolist()) == list(range(posts))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(("others", "agree"), [(3, True), (2, False), (4, False), (-1, False)])
+def test_ranks_that_read_different_states_of_the_folder_end_in_one_line(others, agree, monkeypatch):
+    """As on a network file system, where one of them sees the run later than the others."""
+
+    def all_reduce(values, op):
+        values.copy_(torch.maximum(values, torch.tensor([others, -others])))
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    with (
+        nullcontext() if agree else pytest.raises(InputError, match=r"read different states of it; start again")
+    ):
+        Ranks(0, 2).require_same(3, Path("run"), CPU)
