@@ -76,7 +76,8 @@ def read_manifest(path: str | Path, *, images: bool = True) -> list[Post]:
 
 
 def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
-    """A manifest line in which `text` or `image` may be left out or null: the post, and which of the two are missing.
+    """A line to predict: `text` or `image` may be left out or null, and labels and splits are not looked at. The post,
+    and which of the two are missing.
 
     A missing image leaves the path of the folder. Raises InputError naming `where` and the field.
     """
@@ -84,7 +85,7 @@ def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
     missing = {field for field in ("text", "image") if record.get(field) is None}
     if record.get("problem") is not None:
         missing.discard("text")  # there is one, which could not be read
-    post = _post({**record, **dict.fromkeys(missing, ".")}, folder, where)
+    post = _post({**record, **dict.fromkeys(missing, "."), **dict.fromkeys(_CHOICES)}, folder, where)
     return replace(post, text=None) if "text" in missing else post, missing
 
 

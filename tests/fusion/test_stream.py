@@ -76,6 +76,15 @@ def test_a_line_that_is_no_post_gets_the_reason_in_its_place(tmp_path):
     assert report.failed == len(bad)
 
 
+def test_labels_of_other_classes_are_no_matter_of_a_prediction(tmp_path):
+    posts = write_posts(tmp_path, 2)
+    lines = [json.loads(line) for line in posts.read_text().splitlines()]
+    lines[0] |= {"label": "sarcastic", "split": "holdout", "text_label": 7}
+    posts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    predict_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", quiet=True)
+    assert answers_of(tmp_path / "out.jsonl") == expected(2)
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"id": "2", "lab', b'{"id": "2", "label": "positive"}', b"\0\0\0\0\n", b"5\n"])
 def test_whole_answers_are_kept_and_a_torn_one_is_made_again(torn, tmp_path):
     posts, out = write_posts(tmp_path, 11), tmp_path / "out.jsonl"
