@@ -77,7 +77,13 @@ class ImageEncoder:
         return patches.cpu().numpy().reshape(*of, *patches.shape[1:]), pooled.cpu().numpy().reshape(*of, -1)
 
     def _probe_grid(self) -> tuple[int, int]:
-        """(m, C), read off one blank picture."""
+        """(m, C), read off one blank picture. Raises InputError for a model that gives no square grid of patches."""
+        _, height, width = self.pixels_shape[-3:]
+        if height != width:
+            raise InputError(
+                f"{option('image_encoder', self.name)}: takes pictures of {height}x{width}, which are not square; "
+                "take another model"
+            )
         try:
             patches, _ = self.encode(np.zeros((1, *self.pixels_shape[-3:]), np.uint8))
         except ValueError as error:
@@ -85,9 +91,8 @@ class ImageEncoder:
         count = patches.shape[1]
         if math.isqrt(count) ** 2 != count or count < 4:
             raise InputError(
-                f"{option('image_encoder', self.name)}: gives {count} rows for a square picture, which are "
-                f"no square grid of "
-                "patches (there may be a class token among them, or no grid at all); take another model"
+                f"{option('image_encoder', self.name)}: gives {count} rows for a square picture, which are no "
+                "square grid of patches (there may be a class token among them, or no grid at all); take another model"
             )
         return count, patches.shape[2]
 

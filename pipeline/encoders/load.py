@@ -127,10 +127,10 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     if not tokenizer.is_fast or None in special or tokenizer("")["input_ids"] != special:
         raise InputError(
-            f"{option('text_encoder', name)}: not of the BERT family (needs a fast tokenizer that puts "
-            f"[CLS] first and [SEP] "
-            "last)"
+            f"{option('text_encoder', name)}: not of the BERT family (needs a fast tokenizer that puts [CLS] first "
+            "and [SEP] last)"
         )
+    _require_both_ways(model, special, name)
     longest = min(tokenizer.model_max_length, _positions(model, choice.max_tokens))
     if not 3 <= choice.max_tokens <= longest:
         raise InputError(f"{option('max_tokens', choice.max_tokens)}: {name} takes 3 to {longest}")
@@ -150,6 +150,30 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         layers=choice.text_layers,
         split_special_tokens=choice.split_special_tokens,
     )
+
+
+def _require_both_ways(model: Any, special: list[int], name: str) -> None:
+    """Raises InputError for a model whose states are a decoder's, or whose tokens see only what stands before them: a
+    GPT-2 may have BERT's tokenizer all the same.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{option('text_encoder', name)}: not of the BERT family (has a decoder, and gives its states); take another model"
+        )
+    first, last = special
+    try:
+        with torch.inference_mode():
+            one, other = (
+                model(input_ids=torch.tensor([[first, last, end]])).last_hidden_state[0, 0] for end in special
+            )
+    except Exception as error:  # ids without embeddings, inputs that are no ids: each model has its own way to fail
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{option('text_encoder', name)}: can't encode a text ({what})") from None
+    if torch.equal(one, other):
+        raise InputError(
+            f"{option('text_encoder', name)}: not of the BERT family (its tokens see only what stands before them); "
+            "take another model"
+        )
 
 
 def _positions(model: Any, otherwise: int) -> int:

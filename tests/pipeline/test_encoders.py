@@ -302,21 +302,6 @@ def test_positions_that_are_paddings_are_no_tokens(text_encoder):
     assert load._positions(BertModel(BertConfig(**sizes)), 128) == 512
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("volo_d1_224", "gives 197 rows for a square picture"),
-        ("pit_ti_224", "gives 1 rows for a square picture|several outputs"),
-        ("crossvit_tiny_240", "gives several outputs"),
-        ("coat_tiny", "gives several outputs"),
-        ("coat_lite_tiny", "gives 50 rows for a square picture|several outputs"),
-    ],
-)
-def test_image_models_without_one_grid_of_patches_are_refused(name, message, tmp_path):
-    with pytest.raises(InputError, match=f"image_encoder={name}.*({message})"):
-        local_image(tmp_path, name)
-
-
 @pytest.mark.parametrize("load", [load_image_encoder, load_text_encoder])
 def test_an_unreachable_hub_names_both_ways_out_and_is_asked_once(load, tmp_path, monkeypatch):
     asked = []
