@@ -60,25 +60,26 @@ def view_cached_posts(
     evaluated: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[PostView], list[RunView]]:
-    """Posts of the runs' caches by id, as `evaluate` predicts them. Raises InputError on an id that a cache lacks.
+    """Posts of the runs' caches by id, as `evaluate` predicts them. Raises InputError on an id that a cache lacks, or
+    that is another post in one of them.
 
     evaluated: the ids come from an evaluation, so each post must still be the one that was evaluated. `say` gets a line
     for what is not as it was when a run was trained.
     """
+    opened = [cache_of(run, cache) for run in runs]
+    rows = [rows_of(one, ids, evaluated=evaluated) for one in opened]
+    _require_same_posts([one.cache for one in opened], rows)
     looks: list[RunView] = []
-    shown: list[PostView] = []
     encoder: TextEncoder | None = None
-    for run in runs:
-        opened = cache_of(run, cache)
-        rows, model = rows_of(opened, ids, evaluated=evaluated), run.load_model(device)
-        if opened.note:
-            say(opened.note)
+    for run, one, rows_here in zip(runs, opened, rows, strict=True):
+        if one.note:
+            say(one.note)
         fingerprint = run.metadata["fingerprint"]["text"]
         if encoder is None or first_difference(fingerprint, encoder.fingerprint):
             encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
-        shown = shown or _shown(opened.cache, rows)
-        looks.append(_look(run, runs[0], explain_cached(model, opened.cache, rows, device, encoder, method)))
-    return shown, looks
+        model = run.load_model(device)
+        looks.append(_look(run, runs[0], explain_cached(model, one.cache, rows_here, device, encoder, method)))
+    return _shown(opened[0].cache, rows[0]), looks
 
 
 def view_raw_post(
@@ -123,6 +124,19 @@ def rows_of(opened: RunCache, ids: Sequence[str], *, evaluated: bool = False) ->
         if evaluated and opened.match.post[row_of[id_]] < 0:
             raise InputError(f"{cache.folder}: post {id_} has another text or image than the one that was evaluated")
     return np.array([row_of[id_] for id_ in ids], np.int64)
+
+
+def _require_same_posts(caches: Sequence[Cache], rows: Sequence[np.ndarray]) -> None:
+    """Raises InputError naming a post that is another one in the first cache, whose text and pictures are shown."""
+    first, *others = zip(caches, rows, strict=True)
+    for cache, found in others:
+        for ours, theirs in zip(found, first[1], strict=True):
+            post, shown = cache.records[ours], first[0].records[theirs]
+            if (post.text_sha256, post.image_sha256) != (shown.text_sha256, shown.image_sha256):
+                raise InputError(
+                    f"{cache.folder}: post {post.id} has another text or image than in {first[0].folder}; "
+                    f"give one cache for all runs with {option('cache')}"
+                )
 
 
 def most_wrong(evaluation: dict[str, Any], count: int) -> list[str]:

@@ -158,7 +158,8 @@ def _require_both_ways(model: Any, special: list[int], name: str) -> None:
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(
-            f"{option('text_encoder', name)}: not of the BERT family (has a decoder, and gives its states); take another model"
+            f"{option('text_encoder', name)}: not of the BERT family (has a decoder, and gives its states); "
+            "take another model"
         )
     first, last = special
     try:

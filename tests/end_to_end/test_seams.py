@@ -156,6 +156,19 @@ def test_a_cache_that_other_posts_overwrote_is_not_taken_for_the_runs(cache, run
     assert write.is_file()
 
 
+def test_runs_of_other_posts_under_the_same_ids_are_not_shown_side_by_side(cache, run, tmp_path):
+    """The second run's words would stand in the first one's text."""
+    invoke("evaluate", run.folder, "--quiet")
+    other = write_cache(tmp_path / "other", posts=75, seed=9)
+    second, _ = run_of(tmp_path / "second", other, *PLAIN)
+    line = refused("explain", run.folder, "--worst", 2, "--compare", second.folder, "--out", tmp_path / "out")
+    first = json.loads((run.folder / "evaluation-test.json").read_text())["posts"]
+    assert f"{other.folder}: post " in line
+    assert any(f"post {post['id']} has another text or image than in {cache.folder}" in line for post in first)
+    assert "--cache" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_posts_under_new_ids_are_not_scored_as_unseen(cache, run, tmp_path):
     """Another cache of the same posts, all called test, under ids of its own."""
     posts = [changed(post, split="test") for post in posts_of(cache)]

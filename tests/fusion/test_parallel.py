@@ -114,7 +114,5 @@ def test_ranks_that_read_different_states_of_the_folder_end_in_one_line(others, 
         values.copy_(torch.maximum(values, torch.tensor([others, -others])))
 
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
-    with (
-        nullcontext() if agree else pytest.raises(InputError, match=r"read different states of it; start again")
-    ):
+    with nullcontext() if agree else pytest.raises(InputError, match=r"read different states of it; start again"):
         Ranks(0, 2).require_same(3, Path("run"), CPU)
