@@ -69,15 +69,15 @@ def view_cached_posts(
     opened = [cache_of(run, cache) for run in runs]
     rows = [rows_of(one, ids, evaluated=evaluated) for one in opened]
     _require_same_posts([one.cache for one in opened], rows)
+    models = [run.load_model(device) for run in runs]
     looks: list[RunView] = []
     encoder: TextEncoder | None = None
-    for run, one, rows_here in zip(runs, opened, rows, strict=True):
+    for run, model, one, rows_here in zip(runs, models, opened, rows, strict=True):
         if one.note:
             say(one.note)
         fingerprint = run.metadata["fingerprint"]["text"]
         if encoder is None or first_difference(fingerprint, encoder.fingerprint):
             encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
-        model = run.load_model(device)
         looks.append(_look(run, runs[0], explain_cached(model, one.cache, rows_here, device, encoder, method)))
     return _shown(opened[0].cache, rows[0]), looks
 

@@ -330,11 +330,11 @@ def test_no_message_of_the_library_names_an_option_in_its_text():
         for path in sorted((ROOT / folder).rglob("*.py")):
             if "commands" in str(path) or path.name in ("options.py", "errors.py", "model_card.py", "guard.py"):
                 continue
-            for number, line in enumerate(path.read_text().split("\n"), start=1):
+            for line in path.read_text().split("\n"):
                 for text in re.findall(r'"([^"]*)"', re.sub(r"wording\(.*", "", line)):
                     if re.search(r"(?<![\w-])--(?!set\b)[a-z]", text) and '"""' not in line:
-                        found.append(f"{path.name}:{number}: {text}")
-    assert found == ["config.py:137: --preset {preset}"]
+                        found.append(f"{path.name}: {text}")
+    assert found == ["config.py: --preset {preset}"]
 
 
 @pytest.fixture

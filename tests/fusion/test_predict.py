@@ -32,7 +32,7 @@ def jpeg(**options):
 def test_a_raw_post_gets_the_answer_that_it_gets_from_the_cache(predictor, drawn_cache, drawn_posts, batch_size, count):
     """Rows, classes and modalities all in their place: another order would be off by far more than the tolerance."""
     rows = np.arange(count)
-    cached = evaluate.predict(predictor.model, drawn_cache, rows, CPU)
+    cached = evaluate.predict_rows(predictor.model, drawn_cache, rows, CPU)
     by_id = {post.id: post for post in drawn_posts}
     posts = [raw(by_id[id_]) for id_ in drawn_cache.ids[:count]]
     answers = [

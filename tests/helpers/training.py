@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
+from fusion.metrics_file import MetricsFile
 from fusion.run import Run
 from fusion.training.train import ExecutionOptions, train
 from pipeline.cache.reader import Cache
@@ -36,17 +37,17 @@ def lines_of(run):
 def tear_metrics(monkeypatch: pytest.MonkeyPatch, epoch: int, work: Callable[[], Any]) -> None:
     """Do some work, which is killed while it writes the metrics of this epoch for the first time."""
 
-    def torn(self: Run, line: dict[str, Any]) -> None:
+    def torn(self: MetricsFile, line: dict[str, Any]) -> None:
         if line["epoch"] < epoch:
             append(self, line)
             return
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with self.path.open("a") as file:
             file.write(TORN)
         raise KeyboardInterrupt
 
-    append = Run.append_metrics
+    append = MetricsFile.append
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "append_metrics", torn)
+        patch.setattr(MetricsFile, "append", torn)
         work()
 
 

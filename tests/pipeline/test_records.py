@@ -183,7 +183,7 @@ def test_a_field_that_a_manifest_line_names_twice_is_an_error(tmp_path):
         (["7", "8"], ["7.0", "8.0"], "2 of its 2 ids are not in it, '7.0' among them ('7.0' would match '7'; "),
         (["007", "008"], ["7", "8"], "'7' among them ('7' would match '007'; a spreadsheet may have changed it)"),
         (["a", "b"], ["c"], "1 of its 1 ids are not in it, 'c' among them; correct the ids"),
-        ([*"abcdefgh"], [*"abcdefg", "x"], "1 of its 8 ids are not in it, 'x' among them; correct the ids, or --allow"),
+        ([*"abcdefgh"], [*"abcdefg", "x"], "1 of its 8 ids are not in it, 'x' among them; correct the ids, or allow"),
     ],
 )
 def test_ids_that_match_no_post_are_refused_with_a_hint(ids, named, message):
