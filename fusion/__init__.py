@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fusion.evaluation.display import format_scores
     from fusion.evaluation.evaluate import evaluate, evaluate_model
     from fusion.evaluation.predict import predict_rows
+    from fusion.explanation.explain import explain_posts
     from fusion.inference.predictor import Predictor, RawPost
     from fusion.models.base import Losses, Term
     from fusion.run import Run
@@ -26,6 +27,7 @@ _MODULES = {
     "fusion.evaluation.display": ("format_scores",),
     "fusion.evaluation.evaluate": ("evaluate", "evaluate_model"),
     "fusion.evaluation.predict": ("predict_rows",),
+    "fusion.explanation.explain": ("explain_posts",),
     "fusion.inference.predictor": ("Predictor", "RawPost"),
     "fusion.models.base": ("Losses", "Term"),
     "fusion.run": ("Run",),
@@ -48,6 +50,7 @@ __all__ = [
     "TrainResult",
     "evaluate",
     "evaluate_model",
+    "explain_posts",
     "format_scores",
     "iterate_batches",
     "load_config",

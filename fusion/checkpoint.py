@@ -69,7 +69,12 @@ def load_model(
 
 
 def load_weights(path: Path, model: Model, *, epoch: int | None) -> None:
-    """Give a model the weights of this epoch. Raises InputError if the file's are of another epoch or another model."""
+    """Give a model the weights of this epoch. Raises InputError if the file's are of another epoch or model, and for
+    lazy layers that have no size yet.
+    """
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        name = type(model.kept).__name__
+        raise InputError(f"{path}: {name} has lazy layers without a size; call it on a batch before")
     tensors = load_tensors(path, _expected(model))
     _require_epoch(path, epoch)
     model.kept.load_state_dict(_with_shared(model, tensors))
@@ -85,7 +90,7 @@ def save_state(path: Path, model: Model, optimizer: torch.optim.Optimizer, state
     """Write weights, the optimiser's state and how far training is."""
     tensors = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
     for number, values in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer/{number}/{key}": value for key, value in values.items()})
+        tensors.update({f"optimizer/{number}/{key}": value.detach().contiguous() for key, value in values.items()})
     save_tensors(path, tensors, {"progress": state.model_dump_json()})
 
 

@@ -6,7 +6,6 @@ an epoch), model.safetensors (the best epoch's weights), train_state.safetensors
 finished).
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,16 +17,18 @@ from torch import nn
 
 from fusion.checkpoint import load_model, load_state, load_weights, save_model, save_state, saved_epoch
 from fusion.config import Config, load_config, save_config
+from fusion.data.batches import Batch
+from fusion.evaluation_file import evaluation_file, read_evaluation, require_evaluated
 from fusion.metrics_file import MetricsFile
 from fusion.models.base import Dimensions, Model
-from fusion.models.own import OwnModel
+from fusion.models.own import OwnModel, ready
 from fusion.names import OWN
-from fusion.run_files import MOST_RUN, Evaluation, Facts, TrainingState
+from fusion.run_files import MOST_RUN, Facts, TrainingState
 from fusion.run_posts import PostMatch, RunCache, RunPost, assigned, format_posts, posts_of, read_posts
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import read_json
 from pipeline.common.errors import Diverged, InputError, option, switch, wording
-from pipeline.common.files import write_json, write_text
+from pipeline.common.files import sha256_of_file, write_json, write_text
 from pipeline.common.folders import remove_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.posts.manifest import LABELS
@@ -71,6 +72,7 @@ class Run:
     def require_finished(self) -> dict[str, Any]:
         """The metadata of a run that can be used. Raises InputError if training is not finished."""
         metadata = self.metadata
+        self.require_not_failed()
         if not metadata["finished"]:
             way = wording(f"`train ... --out {self.folder} --resume`", "train() into the same folder")
             raise InputError(f"{self.folder}: training is not finished; {way} resumes it")
@@ -234,12 +236,20 @@ class Run:
     def _write_splits(self, cache: Cache) -> None:
         write_text(self.splits, format_posts(posts_of(cache)))
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the best epoch's weights. Raises InputError if they are missing."""
+        if not (path := self.folder / MODEL).is_file():
+            raise InputError(f"{path}: missing or damaged; train again")
+        return sha256_of_file(path)
+
     def save_model(self, model: Model, state: TrainingState) -> None:
         """The best epoch's weights, which say of which epoch they are."""
         save_model(self.folder / MODEL, model, state)
 
-    def load_model(self, device: torch.device, module: nn.Module | None = None) -> Model:
-        """The best epoch's model, ready to predict; a run of one's own module needs that one, and gives it its weights.
+    def load_model(self, device: torch.device, module: nn.Module | None = None, batch: Batch | None = None) -> Model:
+        """The best epoch's model, ready to predict. A run of a custom module needs that `module`; the weights are
+        loaded into it, and its lazy layers get sizes from `batch`.
 
         Raises InputError if weights, run.json and config.yaml do not fit each other.
         """
@@ -251,7 +261,10 @@ class Run:
             raise InputError(f"{self.folder}: a run of the model {config.model}; leave `model` out")
         try:
             if module is not None:
+                self.require_module(module)
                 model = OwnModel(module, config, Dimensions(**metadata["dimensions"])).to(device).eval()
+                if batch is not None:
+                    ready(model, batch)
                 load_weights(self.folder / MODEL, model, epoch=metadata.get("best_epoch"))
                 return model
             return load_model(
@@ -259,6 +272,11 @@ class Run:
             )
         except ValueError as error:
             raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
+
+    def require_module(self, module: nn.Module) -> None:
+        """Raises InputError for a module of another class than the one that the run was trained with."""
+        if (name := type(module).__name__) != self.metadata.get("module", name):
+            raise InputError(f"{self.folder}: a run of the module {self.metadata['module']}, not {name}")
 
     def save_state(self, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
         """Everything that the next epoch depends on. The random state is not in it: each epoch seeds its own."""
@@ -276,26 +294,14 @@ class Run:
 
     def evaluation(self, split: str) -> dict[str, Any]:
         """The evaluation of a split. Raises InputError if there is none, and if the file or the run is damaged."""
-        path = self.folder / f"evaluation-{split}.json"
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such file; run "
-                f"{wording(f'`evaluate {self.folder} --split {split}`', 'evaluate() and write its result there')}"
-            )
+        self.require_not_failed()
+        path = require_evaluated(self.folder, split)
         self.require_finished()
-        evaluation = read_json(path, Evaluation)
-        if evaluation.split != split:
-            raise InputError(f"{path}: damaged, split: is {evaluation.split}, not {split}")
-        return evaluation.model_dump()
+        return read_evaluation(path, split, self.weights_sha256)
 
     def evaluation_file(self, split: str, of: dict[str, Any]) -> Path:
-        """Where an evaluation of these facts is written: other posts than the run's own, or another split file, have a
-        name of their own, so that nobody takes their scores for those of the run's split.
-        """
-        if of["own_posts"] and of["splits_sha256"] is None:
-            return self.folder / f"evaluation-{split}.json"
-        key = hashlib.sha256(f"{of['manifest_sha256']} {of['splits_sha256']}".encode()).hexdigest()[:8]
-        return self.folder / f"evaluation-{split}-{key}.json"
+        """Where an evaluation of these facts is written."""
+        return evaluation_file(self.folder, split, of)
 
     def count_read(self, split: str) -> int:
         """How often the test split has been read; reading it again counts once more."""

@@ -204,7 +204,7 @@ class CleanScores(ScoreFacts):
 class Intervals(Document):
     level: Share
     resamples: Count = 0
-    accuracy_by: Literal["bootstrap", "Wilson"] = "bootstrap"
+    accuracy_by: Literal["bootstrap", "Wilson", "Bonett-Price"] = "bootstrap"
     accuracy: Interval
     weighted_f1: Interval
     macro_f1: Interval
@@ -252,6 +252,7 @@ class Provenance(Document):
     cache: Annotated[str, Field(min_length=1, max_length=4096)]
     manifest_sha256: Sha256
     splits_sha256: Sha256 | None = None
+    weights_sha256: Sha256 | None = None  # older versions do not say
     labels: Annotated[list[str], AfterValidator(own_labels)]
     device: Line
     precision: Line

@@ -109,7 +109,9 @@ class PostMatch:
         self.posts, self.cache = posts, cache
         self.hashed = all(post.content is not None for post in posts)
         number_of = {post.id: number for number, post in enumerate(posts)}
-        by_content = {post.content: number for number, post in enumerate(posts) if post.content and not post.failed}
+        # Of several posts with one content the one that training saw counts: test first, train last.
+        order = sorted(range(len(posts)), key=lambda number: -SPLITS.index(posts[number].split))
+        by_content = {posts[n].content: n for n in order if posts[n].content and not posts[n].failed}
         self.post = np.full(len(cache), _NONE)
         self.twin = np.full(len(cache), _NONE)
         self.changed = self.retried = self.new = 0

@@ -10,8 +10,20 @@ import torch
 from torch import nn
 
 from fusion.config import Config
+from fusion.data.batches import read_batch
 from fusion.evaluation.linear_probe import probe, probed_modalities
-from fusion.evaluation.metrics import CODES, LEVEL, RESAMPLES, Scores, bootstrap, confusion, intervals, score
+from fusion.evaluation.metrics import (
+    CODES,
+    FEW,
+    LEVEL,
+    RESAMPLES,
+    Scores,
+    bonett_price,
+    bootstrap,
+    confusion,
+    intervals,
+    score,
+)
 from fusion.evaluation.predict import predict_rows
 from fusion.models.base import Model
 from fusion.models.own import as_model
@@ -61,7 +73,8 @@ def evaluate(
         "labels": list(LABELS),
         "device": str(chosen),
         "precision": resolved(run.config, chosen),
-        "own_posts": bool((match.post[rows] >= 0).all()),
+        "weights_sha256": run.weights_sha256,
+        "own_posts": _is_own(run, opened, rows, split, cache),
         "left_out": left_out,
     }
     begin(run.evaluation_file(split, of))
@@ -69,7 +82,7 @@ def evaluate(
     for note in (opened.note, shown.splits_note, left if left_out else ""):
         if note:
             say(note)
-    ours = run.load_model(chosen, model)
+    ours = run.load_model(chosen, model, read_batch(shown, rows[:2], chosen) if model is not None else None)
     reads = {"of": {**of, "test_reads": run.count_read(split)}}
     versus = partial(_versus_probe, run, opened, rows)
     return {"split": split, **reads, **_scored(ours, shown, rows, chosen, split, match, versus)}
@@ -152,8 +165,10 @@ def controls(
     """Scores when every post has another post's image, or another post's text: mean of a few shuffles.
 
     A model that uses both modalities scores lower with either shuffled. Predictions are scored against the post that
-    kept the other modality. Texts alone have the second one only.
+    kept the other modality. Texts alone have the second one only, a single post none.
     """
+    if len(rows) < 2:
+        return {}  # there is no other post
     drawn = [derangement(len(rows), np.random.default_rng(number)) for number in range(shuffles)]
     truth = cache.labels[rows].astype(np.int64)
     shuffled = {
@@ -194,14 +209,29 @@ def versus_probe(
     linear = probe(cache, modalities, test=(test, rows))
     right, probe_right = predicted == truth, linear.test_predictions == truth
     probe_scores, ours = score(truth, linear.test_predictions), score(truth, predicted)
+    only_ours, only_probe = int((right & ~probe_right).sum()), int((~right & probe_right).sum())
+    interval: dict[str, Any] = dict(bootstrap(truth, predicted, linear.test_predictions))
+    if len(rows) < FEW:  # where no post tells the two apart every resample is alike
+        interval |= {"accuracy": bonett_price(only_ours, only_probe, len(rows)), "accuracy_by": "Bonett-Price"}
     return {
         "kind": modalities,
         "probe": probe_scores,
         "difference": {name: ours[name] - probe_scores[name] for name in ours},
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, **bootstrap(truth, predicted, linear.test_predictions)},
-        "only_model_right": int((right & ~probe_right).sum()),
-        "only_probe_right": int((~right & probe_right).sum()),
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, **interval},
+        "only_model_right": only_ours,
+        "only_probe_right": only_probe,
     }
+
+
+def _is_own(run: Run, opened: RunCache, rows: np.ndarray, split: str, cache: str | Path | None) -> bool:
+    """Whether the rows are the run's own posts of this split: of another cache all of them, with the run's labels."""
+    match = opened.match
+    if not (match.post[rows] >= 0).all():
+        return False
+    if cache is None or Path(cache).resolve() == run.cache_folder.resolve():
+        return True
+    count = sum(post.split == split and not post.failed for post in match.posts)
+    return len(rows) == count and bool((opened.cache.labels[rows] == match.labels[rows]).all())
 
 
 def derangement(count: int, random: np.random.Generator) -> np.ndarray:

@@ -48,6 +48,16 @@ def wilson(right: int, count: int) -> list[float]:
     return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
+def bonett_price(only_ours: int, only_other: int, count: int) -> list[float]:
+    """The interval of a paired difference of accuracies at LEVEL (Bonett and Price 2012), from how many of `count`
+    posts one model alone got right: honest where few posts, or none, tell the two apart.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    ours, other = (only_ours + 1) / (count + 2), (only_other + 1) / (count + 2)
+    half = z * math.sqrt((ours + other - (ours - other) ** 2) / (count + 2))
+    return [max(-1.0, ours - other - half), min(1.0, ours - other + half)]
+
+
 def bootstrap(
     truth: np.ndarray, predicted: np.ndarray, other: np.ndarray | None = None, *, seed: int = 0
 ) -> dict[str, list[float]]:

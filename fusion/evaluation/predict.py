@@ -1,5 +1,8 @@
 """Class probabilities of cached posts."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -18,8 +21,8 @@ from pipeline.posts.manifest import LABELS
 
 def predict_rows(
     model: nn.Module,
-    cache: Cache,
-    rows: np.ndarray,
+    cache: Cache | str | Path,
+    rows: np.ndarray | Sequence[int],
     device: torch.device | str = "auto",
     *,
     config: Config | None = None,
@@ -29,14 +32,25 @@ def predict_rows(
 ) -> np.ndarray:
     """Class probabilities of cached posts (len(rows), 3) float64, by a model or a module of one's own.
 
-    config: of a module of one's own, whose precision and views are used. The other arguments are those of
-    `log_probabilities`.
+    rows: their numbers in the cache. config: of a module of one's own, whose precision and views are used. The module
+    is left in the mode, training or evaluation, that it was in. The other arguments are those of `log_probabilities`.
     """
+    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        rows = np.flatnonzero(rows)
     chosen = resolve_device(device) if isinstance(device, str) else device
     ours = as_model(model, cache, config).to(chosen)
-    return np.exp(
-        log_probabilities(ours, cache, rows, chosen, batch_size=batch_size, image_rows=image_rows, features=features)
-    )
+    training = [module for module in ours.modules() if module.training]
+    try:
+        return np.exp(
+            log_probabilities(
+                ours, cache, rows, chosen, batch_size=batch_size, image_rows=image_rows, features=features
+            )
+        )
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.inference_mode()

@@ -27,11 +27,14 @@ from pipeline.common.errors import InputError, option
 
 @dataclass(frozen=True)
 class PostFeatures:
-    """One post, unpadded: patches (m, C) and pooled (C,), None without an image; tokens (n, D), None without a text."""
+    """One post, unpadded: patches (m, C) and pooled (C,), None without an image; tokens (n, D) and input_ids (n,), None
+    without a text.
+    """
 
     patches: Tensor | None
     pooled: Tensor | None
     tokens: Tensor | None
+    input_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def batch_of(model: Model, post: PostFeatures) -> Batch:
         patches=patches[None],
         pooled=pooled[None],
         tokens=tokens[None],
-        input_ids=torch.zeros_like(one, dtype=torch.int64),
+        input_ids=torch.zeros_like(one, dtype=torch.int64) if post.input_ids is None else post.input_ids[None],
         text_mask=one,
         labels=unknown[:, 0],
         modality_labels=unknown,
@@ -210,7 +213,8 @@ def signed_contributions(model: Model, post: PostFeatures, predicted: int) -> tu
         for feature in (post.patches, post.pooled, post.tokens)
     ]
     with torch.enable_grad():
-        logits = model(batch_of(model, PostFeatures(*leaves)))[0]
+        patches, pooled, tokens = leaves
+        logits = model(batch_of(model, PostFeatures(patches, pooled, tokens, post.input_ids)))[0]
         others = torch.cat([logits[:predicted], logits[predicted + 1 :]])
         odds = logits[predicted] - others.logsumexp(dim=0)
         inputs = [leaf for leaf in leaves if leaf is not None]
@@ -243,9 +247,8 @@ def weigh(model: Model, post: PostFeatures, predicted: int, method: str) -> Weig
         raise InputError(f"{option('method', method)}: no such method; known are {', '.join(METHODS)}")
     if method in _OF_THE_PAPERS_MODEL and not isinstance(model, FusionModel):
         raise InputError(
-            f"{option('method', method)}: follows the attention of the model fusion, and this run is a "
-            f"{model.config.model}; "
-            f"use {option('method', 'gradient')}"
+            f"{option('method', method)}: follows the attention of the model fusion, and this run's model is "
+            f"{model.config.model}; use {option('method', 'gradient')}"
         )
     return METHODS[method](model, post, predicted)
 

@@ -80,9 +80,10 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
     batch, known = views[0], predictor.probabilities(views)
     posts = []
     for i, one in enumerate(inputs):
-        tokens = None if one.text is None else batch.tokens[i, : int(batch.text_mask[i].sum())]
+        length = int(batch.text_mask[i].sum())
+        tokens, ids = (None, None) if one.text is None else (batch.tokens[i, :length], batch.input_ids[i, :length])
         seen = one.pixels is not None
-        posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens))
+        posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens, ids))
     texts = [one.text for one in inputs]
     return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=known)
 
@@ -142,7 +143,7 @@ def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeature
         torch.from_numpy(np.array(values, np.float32)).to(device)
         for values in (cache.patches(row), cache.pooled(row), cache.tokens(row))
     )
-    return PostFeatures(patches, pooled, tokens)
+    return PostFeatures(patches, pooled, tokens, torch.from_numpy(cache.input_ids(row).astype(np.int64)).to(device))
 
 
 def _explanation(

@@ -12,10 +12,11 @@ from fusion.evaluation.display import format_scores
 from fusion.models.registry import model_class
 from fusion.names import FUSION
 from fusion.run import Run
+from fusion.run_posts import read_posts
 from pipeline.common.markup import escaped, fenced
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.load import PACKAGED_IMAGE, PACKAGED_TEXT
-from pipeline.posts.manifest import LABELS, SPLITS, read_splits
+from pipeline.posts.manifest import LABELS, SPLITS
 
 _HEAD = """---
 library_name: mscf
@@ -34,7 +35,7 @@ def model_card(run: Run, onnx_difference: float | None) -> str:
         _scores(run),
         _LIMITS,
         _LICENCES,
-        _files(onnx_difference),
+        _files(run, onnx_difference),
     ]
     return (
         _HEAD
@@ -96,8 +97,7 @@ Predictions hold for these encoders alone; others are refused by their fingerpri
 
 
 def _data(run: Run) -> str:
-    assigned = read_splits(run.splits).values()
-    counts = Counter((one.split, one.label) for one in assigned)
+    counts = Counter((post.split, post.label) for post in read_posts(run.splits) if not post.failed)
     rows = [
         f"| {split} | {' | '.join(str(counts[split, label]) for label in LABELS)} |"
         for split in SPLITS
@@ -122,7 +122,7 @@ Validation, on which the epoch was chosen: accuracy {validation["accuracy"]:.1%}
 {validation["weighted_f1"]:.1%}{macro}."""
     if not (run.folder / "evaluation-test.json").is_file():
         return f"{text}\n\nThe run was not evaluated on its test split."
-    return f"{text}\n\nTest, percent, with 95 % bootstrap intervals:\n\n{fenced(format_scores(run.evaluation('test')))}"
+    return f"{text}\n\nTest, percent, with 95 % intervals:\n\n{fenced(format_scores(run.evaluation('test')))}"
 
 
 _LIMITS = """## Limits
@@ -139,19 +139,21 @@ so have the posts that the model learned from; whether this model may be passed 
 those."""
 
 
-def _files(onnx_difference: float | None) -> str:
+def _files(run: Run, onnx_difference: float | None) -> str:
+    kind, m = model_class(run.config.model), run.metadata["dimensions"]["patches"]
+    free = f"B and n are free, m is {m}" if kind.fixed_grid else "B, m and n are free"
+    left_out = " The masked-language head, which only\n  training needs, is left out." if run.config.mlm else ""
     onnx = (
         ""
         if onnx_difference is None
         else f"""
 - `model.onnx`: from features to logits: `patches` (B, m, C), `pooled` (B, C), `tokens` (B, n, D) float32 and
-  `text_mask` (B, n) bool to `logits` (B, 3); B, m and n are free. At export onnxruntime's logits differed from the
+  `text_mask` (B, n) bool to `logits` (B, 3); {free}. At export onnxruntime's logits differed from the
   model's by at most {onnx_difference:.1g}, in float32."""
     )
     return f"""## Files
 
-- `model.safetensors`, `config.yaml`: the weights and what builds the model. The masked-language head, which only
-  training needs, is left out.
+- `model.safetensors`, `config.yaml`: the weights and what builds the model.{left_out}
 - `run.json`: label names in the order of the logits, the encoders' fingerprint, versions, validation scores.{onnx}"""
 
 

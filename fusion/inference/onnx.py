@@ -50,27 +50,37 @@ def write_onnx(model: Model, channels: int, text_width: int, path: Path) -> floa
     """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
 
     Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
-    m and n are free. Output: logits (B, 3). Raises InputError, and leaves no file, if a logit differs by TOLERANCE.
+    m and n are free, m not where it is built into the weights. Output: logits (B, classes). Raises InputError, and
+    leaves no file, if a logit differs by TOLERANCE, or if the exporter can't follow the model.
     """
     logits = _Logits(model).eval()
+    fixed = model.dimensions.patches if model.fixed_grid else None
     posts, grid, length = (torch.export.Dim(name) for name in ("posts", "grid", "length"))
     text = {0: posts, 1: length}
     # Without gradients: with them attention goes by the training's own kernels, which no graph can hold.
     with complete_or_absent(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own parts
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(
-            logits,
-            _features(channels, text_width, 2, 3, 5),
-            str(temporary),
-            input_names=list(INPUTS),
-            output_names=["logits"],
-            dynamic_shapes={"patches": {0: posts, 1: grid}, "pooled": {0: posts}, "tokens": text, "text_mask": text},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
+        patches = {0: posts} if fixed else {0: posts, 1: grid}
+        try:
+            torch.onnx.export(
+                logits,
+                _features(channels, text_width, 2, fixed or 3, 5),
+                str(temporary),
+                input_names=list(INPUTS),
+                output_names=["logits"],
+                dynamic_shapes={"patches": patches, "pooled": {0: posts}, "tokens": text, "text_mask": text},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not written; the exporter can't follow this model ({reason})") from error
+        worst = max(
+            _difference(logits, temporary, _features(channels, text_width, count, fixed or m, longest))
+            for count, m, longest in _CHECKED
         )
-        worst = max(_difference(logits, temporary, _features(channels, text_width, *size)) for size in _CHECKED)
         if not worst < TOLERANCE:
             raise InputError(f"{path}: not written; onnxruntime's logits differ by {worst:.2g}, over {TOLERANCE:g}")
     return worst

@@ -18,6 +18,7 @@ from torch import nn
 from fusion.data.batches import Batch, collate
 from fusion.models.base import Model
 from fusion.models.precision import precision
+from fusion.names import FUSION
 from fusion.run import Run
 from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
@@ -244,7 +245,10 @@ def missing_input(predictor: Predictor, no_text: bool, no_image: bool) -> str:
     config = predictor.config
     for missing, what, other in ((no_text, "text", "image"), (no_image, "image", "text")):
         if missing and config.modalities != other and not config.modality_dropout:
-            return f"{what}: none; this run needs both (trained with modality_dropout it could do without)"
+            if config.modalities == what:
+                return f"{what}: none; this run reads the {what} alone"
+            way = " (trained with modality_dropout it could do without)" if config.model == FUSION else ""
+            return f"{what}: none; this run needs both{way}"
     if isinstance(predictor.image, NoImages) and not no_image:
         return "image: this run was trained on texts alone; leave the image out"
     return ""

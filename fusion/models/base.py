@@ -82,6 +82,7 @@ class Model(nn.Module):
     """
 
     title: ClassVar[str]  # for tables; of a baseline, also which part of its source is left out
+    fixed_grid: ClassVar[bool] = False  # whether the number of patches is built into the weights
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__()

@@ -43,20 +43,26 @@ class OwnModel(base.Model):
         own: Callable[[Batch], object] | None = getattr(self.module, "losses", None)
         if own is None:
             return super().losses(batch)
-        losses = own(batch)
-        if isinstance(losses, Losses):
-            return losses
-        if not isinstance(losses, Tensor) or losses.ndim:
-            name = type(self.module).__name__
-            raise InputError(f"{name}.losses: gives neither a `Losses` nor a scalar, the mean over the posts")
-        return Losses((Term("sentiment", losses, len(batch)),))
+        losses, where = own(batch), f"{type(self.module).__name__}.losses"
+        if isinstance(losses, Tensor) and not losses.ndim:
+            return Losses((Term("sentiment", losses, len(batch)),))
+        if not isinstance(losses, Losses):
+            raise InputError(f"{where}: gives neither a `Losses` nor a scalar, the mean over the posts")
+        if "sentiment" not in [term.name for term in losses.terms]:
+            raise InputError(f"{where}: needs a Term named 'sentiment', the loss to report")
+        if any(term.mean.ndim for term in losses.terms):
+            raise InputError(f"{where}: the mean of each Term must be a scalar")
+        return losses
 
 
 def as_model(module: nn.Module, cache: Cache, config: Config | None = None) -> base.Model:
-    """A module as a model: one of ours as it is, one's own with a configuration, by default the default one.
+    """A module as a model: a model of this library as it is, any other wrapped with a configuration, by default the
+    default one.
 
     Raises InputError if the configuration has settings of the fusion model.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model: must be a torch.nn.Module or a Config, not {type(module).__name__}")
     if isinstance(module, base.Model):
         if config not in (None, module.config):
             raise InputError("config: a model of this library has its own; leave it out")
@@ -66,10 +72,10 @@ def as_model(module: nn.Module, cache: Cache, config: Config | None = None) -> b
 
 
 def own_config(config: Config | None = None) -> Config:
-    """The configuration of a run of one's own module: that one's settings of training alone."""
+    """The configuration for training a custom module."""
     given = config.model_dump(exclude_unset=True) if config else {}
     try:
-        return Config(**{**given, "model": OWN, "mlm": False})
+        return Config(**{**given, "model": OWN})
     except ValidationError as error:
         raise InputError(f"config, {first_problem(error)}") from None
 
@@ -83,8 +89,12 @@ def ready(model: base.Model, batch: Batch) -> base.Model:
     model.eval()(batch)
     name = type(model.kept).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(f"{name}: has no parameter that learns")
+        raise InputError(f"{name}: has no trainable parameter (requires_grad)")
+    buffers = {key for key, _ in model.kept.named_buffers()}
     for key, value in model.kept.state_dict().items():
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            raise InputError(f"{name}: {key} holds values that are not finite; register it with persistent=False")
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name}: {key} is no tensor, and only tensors can be kept; leave get_extra_state out")
+        if not value.isfinite().all():
+            way = "register it with persistent=False" if key in buffers else "initialise it with finite values"
+            raise InputError(f"{name}: {key} holds values that are not finite; {way}")
     return model

@@ -54,6 +54,11 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
     return model
 
 
+def trainable_of(model: torch.nn.Module) -> int:
+    """How many numbers a model learns."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def parameters_of(model: torch.nn.Module) -> int:
     """How many numbers a model learns or holds."""
     return sum(parameter.numel() for parameter in model.parameters())

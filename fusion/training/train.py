@@ -28,7 +28,7 @@ from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
 from fusion.run import Run
 from fusion.run_files import TrainingState
-from fusion.training.build import masking_encoder, new_model, parameters_of
+from fusion.training.build import masking_encoder, new_model, trainable_of
 from fusion.training.display import Display, EpochMetrics
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step
@@ -36,7 +36,7 @@ from fusion.training.optimizer import new_optimizer
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
 from pipeline.common.device import resolve_device
-from pipeline.common.errors import Diverged, Stopped, wording
+from pipeline.common.errors import Diverged, InputError, Stopped, wording
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder
@@ -105,6 +105,10 @@ def train(
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     run = run if isinstance(run, Run) else Run(run)
     chosen = resolve_device(device) if isinstance(device, str) else device
+    if isinstance(model, Model):
+        raise InputError("model: a model of this library is trained by its configuration; give `model.config`")
+    if isinstance(model, Config) and config is not None:
+        raise InputError("config: only for a module of your own; the settings are those of the second argument")
     own = None if isinstance(model, Config) else model
     settings = model if isinstance(model, Config) else as_model(model, cache, config).config
     require_trainable(cache, settings)
@@ -118,6 +122,8 @@ def train(
             run.require_not_failed()
             run.require_unfinished()
             cache = run.resume_or_start(settings, cache, same_splits=True)
+            if own is not None and run.started:
+                run.require_module(own)
         try:
             return _train(
                 cache, settings, own, run, chosen, text_encoder, execution, ranks, on_epoch, stop, overwrite, quiet, say
@@ -126,6 +132,10 @@ def train(
             if ranks.is_main:
                 state = "failed" if isinstance(error, Diverged) else "interrupted"
                 run.note_end(state, str(error).split(";")[0] if state == "interrupted" else str(error))
+            raise
+        except KeyboardInterrupt:
+            if ranks.is_main and run.started:
+                run.note_end("interrupted", "KeyboardInterrupt")
             raise
 
 
@@ -211,7 +221,7 @@ def _train(
         best_epoch=state.best_epoch,
         epochs=state.epoch,
         validation=_validation(best_line),
-        trainable_parameters=parameters_of(model),
+        trainable_parameters=trainable_of(model),
         frozen_parameters=text_encoder.parameters if text_encoder else 0,
         seconds=sum(line["seconds"] for line in lines),
     )
@@ -268,7 +278,7 @@ def _resume_or_start(
                 "precision": resolved(model.config, device),
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
                 "parameters": {
-                    "trainable": parameters_of(model),
+                    "trainable": trainable_of(model),
                     "frozen_in_training": text_encoder.parameters if text_encoder else 0,
                 },
             },

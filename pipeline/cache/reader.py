@@ -114,6 +114,8 @@ class Cache:
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the split's posts that have features and a label. Raises InputError if there are none."""
+        if split not in SPLITS:
+            raise InputError(f"{option('split', split)}: must be one of {', '.join(SPLITS)}")
         rows = np.flatnonzero(self.ok & (self.labels >= 0) & (self.splits == SPLITS.index(split)))
         if not len(rows):
             raise InputError(

@@ -120,6 +120,9 @@ def read_splits(path: str | Path) -> dict[str, Assignment]:
 def _assignments(reader: "csv.DictReader[str]", path: Path) -> dict[str, Assignment]:
     columns = reader.fieldnames or []
     require_unique(columns, f"{path}, line 1", "column")
+    for field in ("id", "label", "split"):
+        if alike := [name for name in columns if name != field and name.strip().lower() == field]:
+            raise InputError(f"{path}, line 1: column {shown(alike[0])}; write it as {field}")
     for field in ("id", "split"):
         if field not in columns:
             raise InputError(f"{path}, line 1: no column {field!r}; the header must be id,label,split")

@@ -66,7 +66,7 @@ def unmatched_ids(ids: Collection[str], path: Path, named: Collection[str], owne
     if lost and (len(lost) == len(named) or (len(lost) > MOST_UNMATCHED * len(named) and not allow)):
         way_out = "correct the ids" if len(lost) == len(named) else f"correct the ids, or {switch('allow_unmatched')}"
         raise InputError(f"{path}: {counts}, {lost[0]!r} among them{_similar(lost, own)}; {way_out}")
-    parts = [counts] if lost else []
+    parts = [counts + _similar(lost, own)] if lost else []
     if unnamed:
         parts.append(f"{unnamed} of the {len(own)} posts of {owner} are not in the file")
     return f"{path}: {'; '.join(parts)}" if parts else ""

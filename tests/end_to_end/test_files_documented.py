@@ -104,6 +104,7 @@ def drawn(made, out, patch):
     made("explain", run, "--worst", 1, "--out", out / "LOOK", *CPU)
     made("explain", run, "--faithfulness", "--posts", 2, "--quiet", *CPU, variant=" --faithfulness")
     made("report", run, "--worst", 1, "--out", out / "REPORT.html", *CPU)
+    made("report", run, "--worst", 0, "--out", out / "REPORT.html", "--overwrite", *CPU)
     # The graph takes ten seconds; tests/fusion/test_export.py makes it.
     patch.setattr(exporting, "_write_onnx", lambda model, run, path: float(path.write_bytes(b"")))
     made("export", run, "--onnx", "--out", out / "EXPORT")

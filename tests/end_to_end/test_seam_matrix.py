@@ -22,7 +22,7 @@ from tests.helpers.requests import HOME, LIMITS, ask
 from tests.helpers.training import CPU, trained
 
 MODELS = sorted(model_modules())
-QUICK_ONNX = (FUSION, "dnn-lr")  # torch takes seconds to export a graph
+QUICK_ONNX = (FUSION, "fenet")  # torch takes seconds to export a graph
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from fusion.evaluation.linear_probe import probe
 from fusion.experiments.reproduce import TableSpec, reproduce
 from fusion.run import Run
 from fusion.run_posts import PostMatch, RunPost, read_posts
-from fusion.run_posts import posts_of as posts_of_run
+from fusion.run_posts import posts_of as run_posts_of
 from fusion.training.train import train
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
@@ -141,8 +142,8 @@ def test_labels_of_a_split_file_stay_those_of_the_run(cache, tmp_path):
 
 
 def test_a_cache_that_other_posts_overwrote_is_not_taken_for_the_runs(cache, run, tmp_path):
-    write = run.folder / "evaluation-test.json"
     invoke("evaluate", run.folder, "--quiet")
+    before = (run.folder / "evaluation-test.json").read_bytes()
     shutil.rmtree(cache.folder)
     write_cache(cache.folder, posts=75, seed=9, image_sha256=[f"{number:064x}" for number in range(500, 575)])
     with pytest.raises(InputError, match="no post of split 'test' has features and a label"):
@@ -153,7 +154,7 @@ def test_a_cache_that_other_posts_overwrote_is_not_taken_for_the_runs(cache, run
     invoke("report", run.folder, "--out", tmp_path / "report.html", "--quiet")
     page = (tmp_path / "report.html").read_text()
     assert "has another text or image than the one that was evaluated" in page
-    assert write.is_file()
+    assert (run.folder / "evaluation-test.json").read_bytes() == before
 
 
 def test_runs_of_other_posts_under_the_same_ids_are_not_shown_side_by_side(cache, run, tmp_path):
@@ -269,6 +270,53 @@ def test_other_posts_or_splits_have_an_evaluation_of_their_own(cache, run, tmp_p
     assert "already exists" in refused("evaluate", run.folder, "--splits", splits)
 
 
+def test_a_part_of_the_runs_posts_and_other_labels_have_an_evaluation_of_their_own(cache, run, tmp_path):
+    posts = posts_of(cache)
+    labels = dict(zip(LABELS, LABELS[1:] + LABELS[:1], strict=True))
+    others = {
+        "relabelled": [changed(post, label=labels[post.label]) for post in posts],
+        "same": posts,
+    }
+    for name, listed in others.items():
+        shutil.copytree(cache.folder, tmp_path / name)
+        index_anew(Cache(tmp_path / name), listed)
+    write_cache(tmp_path / "fewer", posts=70, image_sha256=[f"{125 + number:064x}" for number in range(70)])
+    for name in (*others, "fewer"):
+        folder = tmp_path / name
+        invoke("evaluate", run.folder, "--cache", folder, "--quiet")
+        own = run.folder / "evaluation-test.json"
+        keyed = list(run.folder.glob("evaluation-test-*.json"))
+        assert (own.is_file(), len(keyed)) == ((True, 0) if name == "same" else (False, 1)), name
+        for path in (*keyed, own):
+            path.unlink(missing_ok=True)
+
+
+def test_an_evaluation_of_other_weights_is_not_taken_for_the_runs(cache, run, tmp_path):
+    invoke("evaluate", run.folder, "--quiet")
+    other, _ = run_of(tmp_path / "other", cache, *PLAIN, "seed=7")
+    shutil.copy(run.folder / "evaluation-test.json", other.folder)
+    for command in ("report", "export"):
+        line = refused(command, other.folder, "--out", tmp_path / command)
+        assert "evaluation-test.json: is of other weights than the run's; evaluate the run again" in line
+    invoke("evaluate", other.folder, "--quiet", "--overwrite")
+    invoke("report", other.folder, "--out", tmp_path / "report", "--quiet", "--worst", 0)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_of_two_posts_of_one_content_the_trained_one_counts(later, cache, tmp_path):
+    """One is a training post and one a test post of the run; under a new id the content was trained on."""
+    posts = posts_of(cache)
+    train_rows = [row for row, post in enumerate(posts) if post.split == "train"]
+    train_row = train_rows[0] if later else train_rows[-1]
+    test_row = next(row for row, post in enumerate(posts) if post.split == "test" and (row > train_row) == later)
+    run_posts = run_posts_of(cache)
+    by_id = {post.id: number for number, post in enumerate(run_posts)}
+    trained, tested = run_posts[by_id[posts[train_row].id]], by_id[posts[test_row].id]
+    run_posts[tested] = replace(trained, id=run_posts[tested].id, split="test")
+    match = PostMatch([replace(post, id=f"old-{post.id}") for post in run_posts], cache)
+    assert SPLITS[match.used_as(np.array([train_row]))[0]] == "train"
+
+
 def test_a_fit_is_not_resumed_on_another_split(cache, tmp_path, monkeypatch):
     """A kill, a new split of the same posts, and the same command again."""
     spec = TableSpec(
@@ -342,7 +390,7 @@ def test_a_post_that_has_failed_since_is_gone(cache, run):
 
 
 def test_a_post_without_a_text_takes_no_hash_from_the_others(cache):
-    posts = [RunPost("textless", "neutral", "train", "", "", "", True), *posts_of_run(cache)]
+    posts = [RunPost("textless", "neutral", "train", "", "", "", True), *run_posts_of(cache)]
     match = PostMatch(posts, cache)
     assert match.hashed
     assert (match.matched, match.gone) == (75, 1)

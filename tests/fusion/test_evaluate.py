@@ -11,7 +11,7 @@ from fusion.evaluation import evaluate as evaluation
 from fusion.evaluation import metrics
 from fusion.evaluation.display import format_scores
 from fusion.evaluation.evaluate import evaluate
-from fusion.evaluation.metrics import bootstrap, intervals, score, scores_of_counts
+from fusion.evaluation.metrics import bonett_price, bootstrap, intervals, score, scores_of_counts
 from fusion.evaluation.predict import predict_rows
 from fusion.run import Run
 from fusion.run_posts import PostMatch, posts_of
@@ -70,6 +70,15 @@ def test_an_interval_of_few_posts_is_not_sure_of_what_all_of_them_say():
     assert bootstrap(truth, (truth + 1) % 3)["accuracy"] == [0, 0]
     assert intervals(truth, (truth + 1) % 3)["accuracy"] == pytest.approx([0, most], abs=1e-4)
     assert intervals(truth, truth)["accuracy"] == pytest.approx([1 - most, 1], abs=1e-4)
+
+
+def test_a_difference_of_few_posts_is_not_sure_of_zero():
+    """Bonett and Price by hand: of 6 posts none tells the two apart, so 1/8 each: half is z sqrt((1/4) / 8)."""
+    half = 1.96 * (0.25 / 8) ** 0.5
+    assert bonett_price(0, 0, 6) == pytest.approx([-half, half], abs=1e-4)
+    half = 1.96 * ((4 / 13 + 1 / 13 - (3 / 13) ** 2) / 13) ** 0.5
+    assert bonett_price(3, 0, 11) == pytest.approx([3 / 13 - half, 3 / 13 + half], abs=1e-4)
+    assert bonett_price(2, 0, 2)[1] == 1.0
 
 
 def test_a_paired_difference_with_itself_is_exactly_zero():

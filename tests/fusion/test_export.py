@@ -1,6 +1,7 @@
 """An exported folder predicts as its run does, holds what it should and no more, and its ONNX file says the same."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,23 @@ def test_a_baseline_is_exported_as_it_is(masking_run, tmp_path):
     export(run, tmp_path / "out")
     batch = read_batch(cache, [4, 1, 7], CPU)
     assert torch.equal(Run(tmp_path / "out").load_model(CPU)(batch), run.load_model(CPU)(batch))
+
+
+def test_the_card_counts_what_was_trained_on_and_names_what_is_there(masking_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(masking_run.folder, run)
+    lines = (run / "splits.csv").read_text().splitlines()
+    number = next(number for number, line in enumerate(lines) if ",positive,train," in line)
+    lines[number] += "yes"  # it had failed in extraction
+    (run / "splits.csv").write_text("\n".join(lines) + "\n")
+    export(Run(run), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| train | 11 | 12 | 12 |" in card
+    assert "The masked-language head" in card
+    cache = Cache(Path(masking_run.metadata["cache"]))
+    train(cache, load_config(settings=(*SMALL, "model=dnn-lr")), Run(tmp_path / "other"), CPU, quiet=True)
+    export(Run(tmp_path / "other"), tmp_path / "out2")
+    assert "masked-language head" not in (tmp_path / "out2" / "README.md").read_text()
 
 
 def test_the_card_tells_the_data_the_scores_and_the_settings(masking_run, tmp_path):

@@ -25,10 +25,14 @@ from fusion import (
     train,
 )
 from fusion.config import load_config
+from fusion.data.batches import read_batch
 from fusion.data.folds import write_folds
+from fusion.explanation.attribution import batch_of
+from fusion.explanation.explain import cached_features, explain_features
 from fusion.inference.export import export
 from fusion.inference.predict_file import predict_file
 from fusion.models.base import Dimensions
+from fusion.models.own import as_model, ready
 from fusion.models.registry import build_model
 from fusion.report.run_report import write_report
 from fusion.run_files import Evaluation
@@ -73,6 +77,7 @@ def test_each_name_of_the_package_can_be_imported_and_is_in_the_document():
     document = (ROOT / "docs" / "library.md").read_text()
     for name in fusion.__all__:
         assert callable(getattr(fusion, name))
+        assert re.search(rf"\b{name}\b", document), name
     assert {"train", "evaluate", "evaluate_model", "predict_rows", "Cache", "Run"} <= set(fusion.__all__)
     imported = {name for line in re.findall(r"^from fusion import (.*)$", document, re.M) for name in line.split(", ")}
     assert imported <= set(fusion.__all__)
@@ -197,6 +202,11 @@ def test_lazy_layers_get_their_sizes_from_the_cache(cache, tmp_path):
 
     train(cache, Lazy(), tmp_path / "run", CPU, config=SETTINGS, quiet=True)
     assert evaluate_model(Lazy(), cache, CPU)["posts_used"] == len(cache.rows("test"))
+    model = Lazy()
+    assert evaluate(tmp_path / "run", CPU, model=model)["posts_used"] == len(cache.rows("test"))
+    assert model.head.weight.shape == (3, CHANNELS + WIDTH)
+    with pytest.raises(InputError, match="Lazy has lazy layers without a size; call it on a batch before"):
+        Run(tmp_path / "run").load_model(CPU, Lazy())
 
 
 class _Flat(Mine):
@@ -233,6 +243,23 @@ class _Endless(Mine):
         self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
 
 
+class _Unset(Mine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([torch.nan]))
+
+
+class _Unnamed(Mine):
+    def losses(self, batch):
+        return fusion.Losses((fusion.Term("mine", F.cross_entropy(self(batch), batch.labels), len(batch)),))
+
+
+class _Vectors(Mine):
+    def losses(self, batch):
+        each = F.cross_entropy(self(batch), batch.labels, reduction="none")
+        return fusion.Losses((fusion.Term("sentiment", each, len(batch)),))
+
+
 class _Diverging(Mine):
     def forward(self, batch):
         return super().forward(batch) / torch.zeros(1)
@@ -244,9 +271,12 @@ class _Diverging(Mine):
         (_Flat, r"_Flat\.forward: gives torch\.float32 \(2,\), and logits are floating-point \(2, 3\)"),
         (_Words, r"_Words\.forward: gives list, and logits are floating-point \(2, 3\)"),
         (_Vector, r"_Vector\.losses: gives neither a `Losses` nor a scalar"),
-        (_Nothing, r"_Nothing: has no parameter that learns"),
-        (_Extra, r"_Extra: its state dict has _extra_state, which is no parameter and no buffer"),
+        (_Nothing, r"_Nothing: has no trainable parameter \(requires_grad\)"),
+        (_Extra, "_Extra: _extra_state is no tensor, and only tensors can be kept; leave get_extra_state out"),
         (_Endless, r"_Endless: mask holds values that are not finite; register it with persistent=False"),
+        (_Unset, r"_Unset: bias holds values that are not finite; initialise it with finite values"),
+        (_Unnamed, r"_Unnamed\.losses: needs a Term named 'sentiment', the loss to report"),
+        (_Vectors, r"_Vectors\.losses: the mean of each Term must be a scalar"),
         (_Diverging, "the loss is nan"),
     ],
 )
@@ -255,6 +285,112 @@ def test_a_module_that_does_not_fit_is_refused_in_one_line(kind, message, cache,
         train(cache, kind(), tmp_path / "run", CPU, config=SETTINGS, quiet=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_batch_that_is_tried_changes_no_statistics_of_the_module(cache):
+    class Normed(Mine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(CHANNELS)
+
+        def forward(self, batch):
+            return super().forward(batch) + self.norm(batch.pooled).sum(dim=1, keepdim=True)
+
+    model = Normed()
+    ready(as_model(model, cache), read_batch(cache, cache.rows("train")[:2], CPU))
+    assert model.norm.num_batches_tracked == 0
+    assert not model.norm.running_mean.any()
+
+
+def test_scoring_leaves_a_module_in_the_mode_that_it_was_in(cache):
+    """A loop of one's own validates after an epoch, and goes on with dropout."""
+    model = mine().train()
+    model.frozen = nn.Dropout(0.5).eval()
+    numbers = cache.rows("val")[:3].tolist()
+    by_number = predict_rows(model, str(cache.folder), numbers, CPU)
+    np.testing.assert_array_equal(by_number, predict_rows(model, cache, np.isin(np.arange(61), numbers), CPU))
+    evaluate_model(model, cache, CPU)
+    assert (model.training, model.frozen.training) == (True, False)
+
+
+def test_a_weight_that_is_not_contiguous_is_kept_and_resumed(cache, tmp_path):
+    class Turned(Mine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turned = nn.Parameter(torch.zeros(CHANNELS, 3).t())
+
+        def forward(self, batch):
+            return super().forward(batch) + batch.pooled @ self.turned.t()
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, Turned(), tmp_path / "run", CPU, config=SETTINGS, quiet=True, on_epoch=stop)
+    assert Run(tmp_path / "run").metadata["state"] == "interrupted"
+    train(cache, Turned(), tmp_path / "run", CPU, config=SETTINGS, quiet=True)
+    assert Run(tmp_path / "run").finished
+
+
+def test_frozen_parameters_are_not_counted_as_trained(cache, tmp_path):
+    model = mine()
+    model.fixed = nn.Linear(7, 13).requires_grad_(False)
+    learnt = sum(parameter.numel() for parameter in mine().parameters())
+    train(cache, model, tmp_path / "run", CPU, config=SETTINGS, quiet=True)
+    assert Run(tmp_path / "run").metadata["parameters"]["trainable"] == learnt
+
+
+def test_another_module_is_not_taken_for_the_runs(cache, tmp_path):
+    class Other(Mine):
+        def forward(self, batch):
+            return -super().forward(batch)
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, mine(), tmp_path / "run", CPU, config=SETTINGS, quiet=True, on_epoch=stop)
+    with pytest.raises(InputError, match=r"run: a run of the module Mine, not Other"):
+        train(cache, Other(), tmp_path / "run", CPU, config=SETTINGS, quiet=True)
+    train(cache, mine(), tmp_path / "run", CPU, config=SETTINGS, quiet=True)
+    with pytest.raises(InputError, match=r"run: a run of the module Mine, not Other"):
+        evaluate(tmp_path / "run", CPU, model=Other())
+
+
+def test_simple_mistakes_are_named(cache, tmp_path):
+    with pytest.raises(InputError, match=r"model: must be a torch\.nn\.Module or a Config, not str"):
+        train(cache, "dnn-lr", tmp_path / "run", CPU)
+    with pytest.raises(InputError, match=r"model: a model of this library is trained by its configuration; give `mo"):
+        train(cache, as_model(mine(), cache), tmp_path / "run", CPU)
+    with pytest.raises(InputError, match="config: only for a module of your own"):
+        train(cache, load_config(settings=(*TINY, "model=dnn-lr")), tmp_path / "run", CPU, config=SETTINGS)
+    with pytest.raises(InputError, match="split=tset: must be one of train, val, test"):
+        evaluate_model(mine(), cache, CPU, split="tset")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_explanation_is_of_the_words_that_the_module_reads(tmp_path):
+    """The module looks up input_ids: of a batch of zeros it would predict something else."""
+
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.words = nn.EmbeddingBag(97, 3)
+
+        def forward(self, batch):
+            return self.words(batch.input_ids) + batch.pooled[:, :3] + batch.tokens[:, :, :3].mean(dim=1)
+
+    cache = write_cache(tmp_path / "cache", m=4)
+    model = as_model(Embedded(), cache, SETTINGS).eval()
+    row = int(cache.rows("test")[0])
+    post = cached_features(cache, row, CPU)
+    length = int(cache.lengths[row])
+    expected = model(read_batch(cache, [row], CPU))[0, :]
+    torch.testing.assert_close(model(batch_of(model, post))[0], expected)
+    (explained,) = explain_features(model, [post], ["a " * length], lambda text: [(0, 0)] * length)
+    assert explained.method == "gradient"
+    np.testing.assert_allclose(list(explained.probabilities.values()), expected.detach().softmax(0), atol=1e-6)
 
 
 def test_settings_that_a_module_cannot_have_are_refused(cache, tmp_path):
@@ -359,11 +495,13 @@ def test_the_example_of_the_document_trains_a_module_and_prints_the_table(exampl
     names: dict[str, object] = {"cache": Cache("artifacts/demo/cache")}
     (preset := tmp_path / "demo.yaml").write_text("width: 16\nheads: 2\nepochs: 1\nlr: 1e-3\n")
     monkeypatch.setattr("fusion.config.presets", lambda: {"demo": preset})
-    for example in examples[1:3]:  # the fourth needs the packaged encoders: test_raw_posts
+    for example in examples[1:3]:  # the others need encoders: test_raw_posts
         exec(example, names | {"model": mine()})
 
 
-def test_raw_posts_are_predicted_by_a_run_of_ones_own(drawn_cache, drawn_posts, tmp_path, image_encoder, text_encoder):
+def test_raw_posts_are_predicted_and_explained_by_a_run_of_ones_own(
+    drawn_cache, drawn_posts, tmp_path, examples, monkeypatch
+):
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -380,6 +518,17 @@ def test_raw_posts_are_predicted_by_a_run_of_ones_own(drawn_cache, drawn_posts, 
     row = drawn_cache.ids.index(post.id)
     (cached,) = predict_rows(model, drawn_cache, np.array([row]), "cpu")
     np.testing.assert_allclose(list(answer.probabilities.values()), cached, atol=1e-3)
+    folder = tmp_path / "artifacts" / "demo"
+    folder.mkdir(parents=True)
+    train(drawn_cache, load_config(settings=(*TINY, "model=dnn-lr")), folder / "run", CPU, quiet=True)
+    shutil.copytree(tmp_path / "run", folder / "mine")
+    shutil.copy(post.image, tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"model": model}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for example in examples[3:]:
+            exec(example, names)
+    assert printed.getvalue().count("positive") >= 2
 
 
 def test_paths_may_be_text_wherever_a_file_or_a_folder_is_given(drawn_posts, image_encoder, text_encoder, tmp_path):

@@ -125,6 +125,8 @@ def test_a_split_file_is_read_with_and_without_labels(tmp_path):
         ("", "line 1: no column 'id'"),
         ("id,label\n1,positive\n", "line 1: no column 'split'"),
         ("id,split\n", "no rows below the header"),
+        ("id,Label,split\n1,x,val\n", "line 1: column 'Label'; write it as label"),
+        ("id,label ,split\n1,x,val\n", "line 1: column 'label '; write it as label"),
         ("id,split\n1,dev\n", "line 2, field split: 'dev' is not one of"),
         ("id,label,split\n1,sad,val\n", "line 2, field label: 'sad' is not one of"),
         ("id,split\n1,val\n1,test\n", "line 3, field id: '1' occurs twice"),

@@ -24,6 +24,7 @@ KERNEL_SIZE = 3  # our guess
 
 class FENet(Model):
     title = "FENet"
+    fixed_grid = True
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__(config, dimensions)
