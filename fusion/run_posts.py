@@ -144,8 +144,12 @@ class PostMatch:
     @cached_property
     def splits(self) -> np.ndarray:
         """The run's split of each row's post, (N,) int8 codes; -1 where the row is none of the run's."""
-        codes = np.array([SPLITS.index(post.split) for post in self.posts] + [_NONE], np.int8)
-        return codes[self.post]
+        return self._split_codes[self.post]
+
+    @cached_property
+    def _split_codes(self) -> np.ndarray:
+        """The split of each of the run's posts, and -1 for none behind them: (posts + 1,) int8."""
+        return np.array([*(SPLITS.index(post.split) for post in self.posts), _NONE], np.int8)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -153,14 +157,9 @@ class PostMatch:
         codes = np.array([LABELS.index(post.label) for post in self.posts] + [_NONE], np.int8)
         return codes[self.post]
 
-    def labels_as_in(self, cache: Cache) -> np.ndarray:
-        """The labels that `cache`, the same one, has for the run's posts; -1 for others."""
-        return np.where(self.post >= 0, cache.labels, _NONE)
-
     def used_as(self, rows: np.ndarray) -> np.ndarray:
         """How the run used the very post of each row, by id or by content: a split's code, -1 for not at all."""
-        codes = np.array([SPLITS.index(post.split) for post in self.posts] + [_NONE], np.int8)
-        return codes[np.where(self.post[rows] >= 0, self.post[rows], self.twin[rows])]
+        return self._split_codes[np.where(self.post[rows] >= 0, self.post[rows], self.twin[rows])]
 
     def repeats_training(self, rows: np.ndarray) -> np.ndarray:
         """For each row: whether its normalised text or its exact image is also that of a post that the run trained on.

@@ -42,10 +42,10 @@ def format_scores(result: dict[str, Any]) -> str:
         if row.interval:
             ends = [f"{100 * row.interval[name][0]:.1f} to {100 * row.interval[name][1]:.1f}" for name in SCORES]
             lines.append(f"{'  95 % interval':20}" + "".join(f"{text:>16}" for text in ends))
-    wilson = "Wilson's for this model's accuracy, else " if result["interval"].get("accuracy_by") == "Wilson" else ""
+    kinds = "Wilson's for this model's accuracy, else " if result["interval"].get("accuracy_by") == "Wilson" else ""
     if result["versus_probe"] and result["versus_probe"]["interval"].get("accuracy_by") == "Bonett-Price":
-        wilson = f"Bonett and Price's for the difference in accuracy, {wilson}"
-    lines.append(f"intervals: {wilson}bootstrap over posts")
+        kinds = f"Bonett and Price's for the difference in accuracy, {kinds}"
+    lines.append(f"intervals: {kinds}bootstrap over posts")
     if alone := result["versus_probe"]:
         counts = f"model {alone['only_model_right']}, probe {alone['only_probe_right']} posts"
         lines.append(f"right where the other is wrong: {counts}")

@@ -197,7 +197,7 @@ def _versus_probe(
             return {"versus_probe": None, "without_probe": f"the probe needs the run's own posts; {own.note}"}
         source = own.cache
     else:
-        source = source.with_assignments(match.labels_as_in(source), match.splits)
+        source = source.with_assignments(np.where(match.post >= 0, source.labels, -1), match.splits)
     return {"versus_probe": versus_probe(source, opened.cache, rows, truth, predicted)}
 
 

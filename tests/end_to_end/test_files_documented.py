@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 import pytest
-from torch import nn
 
 import cli
 from fusion import Config, train
@@ -21,6 +20,7 @@ from pipeline.demo import dataset
 from tests.helpers.commands import invoke
 from tests.helpers.documented import PAGE, documents_of, read_page
 from tests.helpers.toy import write_cache
+from tests.helpers.training import Pooled
 
 CPU = ("--device", "cpu")
 SMALL = ("width=8", "heads=2", "layers=1", "epochs=2", "batch_size=16", "mlm=false", "lr=1e-2")
@@ -161,17 +161,6 @@ def toy(made, out, patch):
         while_training.setattr(Display, "epoch", stopped)
         invoke("train", cache, "--out", out.parent / "stopped" / "RUN", *settings(*SMALL), *CPU, code=1)
     train(posts, Pooled(), out.parent / "own" / "RUN", "cpu", config=Config(epochs=1), quiet=True)
-
-
-class Pooled(nn.Module):
-    """A module of one's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.LazyLinear(3)
-
-    def forward(self, batch):
-        return self.head(batch.pooled)
 
 
 def experiments(made, cache, out):

@@ -44,7 +44,7 @@ from pipeline.extraction.extract import extract
 from pipeline.posts.manifest import read_manifest, write_manifest
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.toy import write_cache
-from tests.helpers.training import CPU, TINY, lines_of
+from tests.helpers.training import CPU, TINY, Pooled, lines_of
 
 WIDTH, CHANNELS = 7, 11
 SETTINGS = Config(lr=3e-2, epochs=3, batch_size=8)
@@ -502,14 +502,6 @@ def test_the_example_of_the_document_trains_a_module_and_prints_the_table(exampl
 def test_raw_posts_are_predicted_and_explained_by_a_run_of_ones_own(
     drawn_cache, drawn_posts, tmp_path, examples, monkeypatch
 ):
-    class Pooled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.LazyLinear(3)
-
-        def forward(self, batch):
-            return self.head(batch.pooled)
-
     model = Pooled()
     train(drawn_cache, model, tmp_path / "run", CPU, config=SETTINGS, quiet=True)
     predictor = fusion.Predictor.open(tmp_path / "run", "cpu", model=model)

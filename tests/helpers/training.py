@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fusion.config import load_config
+from fusion.data.batches import Batch
 from fusion.metrics_file import MetricsFile
 from fusion.run import Run
 from fusion.training.train import ExecutionOptions, train
@@ -19,6 +21,17 @@ PLAIN = ExecutionOptions()
 CPU = torch.device("cpu")
 TORN = '{"epoch": 2, "loss_sent'
 TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8", "mlm=false")
+
+
+class Pooled(nn.Module):
+    """A module of one's own: a linear layer on the pooled image, which gets its size from the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.head(batch.pooled)
 
 
 def run_of(folder, cache, *settings, execution=PLAIN, **options):
