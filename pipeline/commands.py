@@ -1,6 +1,8 @@
 """The commands of stage one: each reads its options, calls one function and prints the result."""
 
 import contextlib
+import csv
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from pipeline.common.console import Console, refuse_finished
 from pipeline.common.errors import InputError
 from pipeline.common.options import (
     PATH,
+    Command,
+    all_of,
     allow_unmatched_option,
     cluster_options,
     device_option,
@@ -18,11 +22,50 @@ from pipeline.common.options import (
     overwrite_option,
     result_options,
 )
-from pipeline.posts.formats import formats
+from pipeline.posts.formats import ReadOptions, formats
+from pipeline.posts.manifest import SPLITS
+
+
+def _read_options(command: Command) -> Command:
+    """The options that say how `prepare` reads a source; the command gets `options`, a ReadOptions."""
+
+    @wraps(command)
+    def with_options(
+        *arguments: Any,
+        encoding: str | None,
+        columns: str | None,
+        image_pattern: str | None,
+        targets: str | None,
+        template: str | None,
+        **named: Any,
+    ) -> Any:
+        pairs = [part.partition("=") for part in columns.split(",")] if columns else []
+        if wrong := next((pair for pair in pairs if not (pair[0].strip() and pair[2].strip())), None):
+            raise click.BadParameter(f"{''.join(wrong)!r} is not like text=title", param_hint="--columns")
+        read = ReadOptions(
+            encoding,
+            {name.strip(): column.strip() for name, _, column in pairs},
+            image_pattern,
+            tuple(name.strip() for name in targets.split(",")) if targets else (),
+            template,
+        )
+        return command(*arguments, options=read, **named)
+
+    return all_of(
+        click.option(
+            "--columns", help="Columns of a table: id=..,text=..,image=..,label=..,split=..; text=a+b joins two."
+        ),
+        click.option(
+            "--image-pattern", help="Where a table's images lie: 'images/{id}.jpg', with column names in braces."
+        ),
+        click.option("--targets", help="Columns of a table that are further targets: A,B,..."),
+        click.option("--template", help="How a text and its target become one text (Twitter-15 and -17)."),
+        click.option("--encoding", help="Encoding of the texts, where the format's own is another; never guessed."),
+    )(with_options)
 
 
 @click.command()
-@click.argument("source", metavar="MVSA_DIR|TEXTS.csv", type=PATH)
+@click.argument("source", metavar="SOURCE", type=PATH)
 @click.option(
     "--format",
     "name",
@@ -30,10 +73,24 @@ from pipeline.posts.formats import formats
     help="Format of the source; recognised by default.",
 )
 @click.option("--out", required=True, type=PATH, help="The manifest to write (JSONL).")
-@click.option("--splits", type=PATH, help="CSV id,label,split; without it a stratified split is made.")
-@click.option("--ratios", default="8:1:1", help="Ratios of train, val and test.")
+@click.option(
+    "--labels",
+    metavar="A,B,...",
+    help='The classes in this order, "quoted" if with a comma; by default the format\'s, else sorted.',
+)
+@click.option("--splits", type=PATH, help="CSV id,label,split in place of the source's own splits.")
+@click.option(
+    "--test-split", type=click.Choice(SPLITS), help="Split of the source to test on, if its test has no labels."
+)
+@click.option("--ratios", help="Ratios of train, val and test, drawn stratified; 8:1:1 where the source has no splits.")
 @click.option("--seed", default=0, help="Seed of the stratified split.")
-@click.option("--encoding", help="Encoding of an MVSA folder's texts, gb18030 unless given; never guessed.")
+@_read_options
+@click.option(
+    "--max-fail-rate",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    help="Exit 1 if a larger fraction of the rows is no post.",
+)
 @allow_unmatched_option
 @overwrite_option
 @result_options
@@ -41,30 +98,42 @@ def prepare(
     source: Path,
     name: str | None,
     out: Path,
+    labels: str | None,
     splits: Path | None,
-    ratios: str,
+    test_split: str | None,
+    ratios: str | None,
     seed: int,
-    encoding: str | None,
+    options: ReadOptions,
+    max_fail_rate: float,
     allow_unmatched: bool,
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Read a data set (an MVSA folder, or a CSV file id,text,label,split without images), apply the label rule, split
-    the posts, count duplicates, and write a manifest.
-    """
-    from pipeline.posts.formats import format_of
+    """Read a data set, split its posts, count classes and duplicates, and write a manifest."""
     from pipeline.posts.manifest import write_manifest
+    from pipeline.posts.prepare import prepare as prepare_posts
 
     refuse_finished(out, out.exists(), overwrite)
     try:
-        shares = [float(part) for part in ratios.split(":")]
+        shares = [float(part) for part in ratios.split(":")] if ratios else None
     except ValueError:
         raise click.BadParameter(f"{ratios!r} is not like 8:1:1", param_hint="--ratios") from None
-    read = format_of(source, name)
-    options: dict[str, Any] = {"ratios": shares, "seed": seed, "encoding": encoding, "allow_unmatched": allow_unmatched}
-    prepared = read.prepare(source, splits=splits, **options)
-    write_manifest(out, prepared.posts)
+    prepared = prepare_posts(
+        source,
+        name=name,
+        options=options,
+        labels=[label.strip() for label in next(csv.reader([labels], skipinitialspace=True))] if labels else (),
+        splits=splits,
+        test_split=test_split,
+        ratios=shares,
+        seed=seed,
+        allow_unmatched=allow_unmatched,
+        max_fail_rate=max_fail_rate,
+    )
+    write_manifest(out, prepared.posts, prepared.names)
     console.report(prepared.summary)
+    for line in prepared.warnings:
+        console.warn(f"warning: {line}")
     console.say(f"wrote {out}: {len(prepared.posts)} posts")
 
 
@@ -121,9 +190,20 @@ def extract(
     from pipeline.extraction.decode import start_server
     from pipeline.extraction.match_cache import match_existing_cache
     from pipeline.extraction.plan import Changes, Part
-    from pipeline.posts.manifest import read_manifest
+    from pipeline.posts.manifest import fault_note, read_manifest
+    from pipeline.posts.shown import shown
 
-    posts = read_manifest(manifest, images=encoders["image"] != NO_IMAGES)
+    listed = read_manifest(manifest, images=encoders["image"] != NO_IMAGES)
+    posts = listed.posts
+    if listed.ignored:
+        console.say(f"{manifest}: not used: {', '.join(map(shown, listed.ignored[:20]))}")
+    if len(listed.faults) > max_fail_rate * (len(posts) + len(listed.faults)):
+        raise InputError(
+            f"{manifest}: {len(listed.faults)} lines have faults, over --max-fail-rate {max_fail_rate:g}; "
+            f"the first: {listed.faults[0]}"
+        )
+    if listed.faults:
+        console.warn(fault_note(listed, manifest))
     changes = Changes(append, retry_failed, repair)
     one_part = Part.parse(part)
     refuse_finished(out, (out / "index.h5").exists() and not any((append, retry_failed, repair)), overwrite)
@@ -145,6 +225,7 @@ def extract(
             out,
             image,
             text,
+            names=listed.names,
             batch_size=batch_size,
             workers=workers,
             stored_dtype=store,

@@ -3,62 +3,23 @@
 Every number that becomes a size, an offset or an index is compared with the others and with the file that it is about.
 """
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from pipeline.cache.hdf5_layout import FEATURES, FLAGS, SHARD_NAME, STORED_DTYPES, feature_dtype
+from pipeline.cache.check_json import Wrong, is_sha256
+from pipeline.cache.hdf5_layout import FEATURES, FLAGS, SHARD_NAME, feature_dtype
 from pipeline.common.errors import InputError
 from pipeline.encoders.views import VIEWS
-from pipeline.posts.manifest import LABELS, SPLITS, require_name
+from pipeline.posts.labels import label_problem, target_problem
+from pipeline.posts.manifest import SPLITS, require_name
 
 NO_IMAGES = "none"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|\w[\w.\-]* \(local files\)")
-_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls, also of direction
-_MOST_SHARDS = 100_000  # a shard's name has five digits
 _LARGEST = 1 << 20  # patches of a picture, channels, width of a token
-_ATTRIBUTE_BYTES = 1 << 16
 _LONGEST_ID = 4096
-
-
-class Wrong(ValueError):
-    """A claim that is false, in a few words."""
-
-
-def fingerprint(text: str) -> dict[str, Any]:
-    """Parse and check a fingerprint. Fields that this version does not know are kept: comparing must find them."""
-    fingerprint = _json_object(text, "the fingerprint")
-    for side in ("image", "text"):
-        if not isinstance(fingerprint.get(side), dict) or not isinstance(fingerprint[side].get("name"), str):
-            raise Wrong(f"the fingerprint names no {side} encoder")
-        if not _ENCODER_NAME.fullmatch(fingerprint[side]["name"]):
-            raise Wrong(f"the fingerprint's {side}.name is no name of an encoder")
-        for field, known in _FIELDS[side].items():
-            if field in fingerprint[side] and not known(fingerprint[side][field]):
-                raise Wrong(f"the fingerprint's {side}.{field} is not one that mscf writes")
-    if fingerprint.get("stored_dtype") not in STORED_DTYPES:
-        raise Wrong(f"the fingerprint's stored_dtype is not one of {', '.join(STORED_DTYPES)}")
-    return fingerprint
-
-
-def part(text: str) -> dict[str, Any]:
-    """Parse and check what an index says of the larger cache that it is a part of."""
-    content = _json_object(text, "part")
-    numbers = [content.get(name) for name in ("number", "of", "posts")]
-    if any(type(number) is not int for number in numbers) or not is_sha256(content.get("ids_sha256")):
-        raise Wrong("part must hold number, of, posts and ids_sha256")
-    if not is_sha256(content.get("assignments_sha256", "0" * 64)):  # parts of older versions have none
-        raise Wrong("part's assignments_sha256 is no SHA-256")
-    number, of, posts = (int(value) for value in numbers if value is not None)
-    if not (1 <= number <= of <= _MOST_SHARDS and of <= posts):
-        raise Wrong(f"part {number} of {of} of {posts} posts is impossible")
-    return content
 
 
 def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> None:
@@ -80,8 +41,7 @@ def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> 
             raise Wrong(f"/post/{name} holds something else than a SHA-256")
     if columns["flags"].max() >= 1 << len(FLAGS):
         raise Wrong("/post/flags has bits without a meaning")
-    for name, names in (("status", ("ok", "failed")), ("label", LABELS), ("text_label", LABELS),
-                        ("image_label", LABELS), ("split", SPLITS)):  # fmt: skip
+    for name, names in (("status", ("ok", "failed")), ("split", SPLITS)):
         if name in columns and not (
             columns[name].min() >= (0 if name == "status" else -1) and columns[name].max() < len(names)
         ):
@@ -93,6 +53,22 @@ def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> 
         raise Wrong("a failed post has tokens, or another one has fewer than [CLS] and [SEP]")
     if most is not None and np.any(lengths > most):
         raise Wrong(f"a text has over {most} tokens")
+
+
+def target_names(names: Sequence[str]) -> None:
+    """Check the names of the targets."""
+    if problem := next(filter(None, map(target_problem, names)), ""):
+        raise Wrong(f"/target: {problem}")
+
+
+def codes(target: str, names: Sequence[Any], values: np.ndarray) -> None:
+    """Check the label names of a target and the posts' codes."""
+    if problem := next(filter(None, map(label_problem, names)), ""):
+        raise Wrong(f"/target/{target}: a label {problem}")
+    if len(set(names)) < len(names):
+        raise Wrong(f"/target/{target}: a label occurs twice")
+    if values.min() < -1 or values.max() >= len(names):
+        raise Wrong(f"/target/{target} holds a code without a meaning")
 
 
 def most_tokens(fingerprint: Mapping[str, Any]) -> int | None:
@@ -181,9 +157,6 @@ def index(
         "ids": columns["id"],
         "ok": columns["status"] == 0,
         "flags": columns["flags"],
-        "labels": columns["label"],
-        "text_labels": columns["text_label"],
-        "image_labels": columns["image_label"],
         "splits": columns["split"],
         "offsets": starts,
         "shards": shards,
@@ -207,27 +180,11 @@ def sources(
         raise Wrong(f"{FEATURES[name]} is virtual over something else than the shards")
 
 
-def bounded_text(text: Any, what: str) -> None:
-    """Refuse an attribute that is no text, no valid UTF-8, or very long."""
-    if not isinstance(text, str):
-        raise Wrong(f"{what} is no text")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise Wrong(f"{what} is not UTF-8") from None
-    if size > _ATTRIBUTE_BYTES:
-        raise Wrong(f"{what} has {size} bytes, over {_ATTRIBUTE_BYTES}")
-
-
 def _all_sha256(values: np.ndarray) -> bool:
     """Is each of an array of 64 bytes a SHA-256 in hexadecimal, or empty?"""
     characters = values.view(np.uint8).reshape(len(values), -1)
     hexadecimal = ((characters >= 48) & (characters <= 57)) | ((characters >= 97) & (characters <= 102))
     return bool(np.all(hexadecimal.all(axis=1) | (characters == 0).all(axis=1)))
-
-
-def is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _places(shapes: Mapping[str, Sequence[int]], at: Mapping[str, int], stored: str) -> int:
@@ -244,71 +201,3 @@ def _places(shapes: Mapping[str, Sequence[int]], at: Mapping[str, int], stored: 
     if any(end > start for (_, end), (start, _) in pairwise(taken)):
         raise Wrong("the arrays of a shard overlap")
     return taken[-1][1]
-
-
-def _json_object(text: str, what: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
-
-    try:
-        value = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        raise Wrong(f"{what} is not JSON") from None
-    if not isinstance(value, dict) or not _plain(value):
-        raise Wrong(f"{what} is no plain JSON object")
-    return value
-
-
-def _plain(value: Any, deeper: int = 6) -> bool:
-    """Texts that can be printed, numbers, and lists and objects of them, not nested without end."""
-    if isinstance(value, dict):
-        return deeper > 0 and all(_plain(part, deeper - 1) for entry in value.items() for part in entry)
-    if isinstance(value, list):
-        return deeper > 0 and all(_plain(one, deeper - 1) for one in value)
-    if isinstance(value, str):
-        return not _UNPRINTED.search(value)
-    return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 53)
-
-
-def _number(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= value <= high
-
-
-def _transform(value: Any) -> bool:
-    return isinstance(value, dict) and all(known(value[name]) for name, known in _TRANSFORM.items() if name in value)
-
-
-def _statistics(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 16 and all(_number(one, -1000, 1000) for one in value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_TRANSFORM: dict[str, Any] = {
-    "size": lambda value: type(value) is int and 1 <= value <= 1 << 14,
-    "crop_pct": lambda value: _number(value, 0.01, 4),
-    "crop_mode": lambda value: value in ("center", "squash", "border"),
-    "interpolation": _text,
-    "mean": _statistics,
-    "std": _statistics,
-    "decoder": _text,
-}
-_FIELDS: dict[str, dict[str, Any]] = {
-    "image": {
-        "weights_sha256": is_sha256,
-        "transform": _transform,
-        "views": lambda value: isinstance(value, list) and value == list(VIEWS[: len(value)]) and bool(value),
-        "compute_dtype": _text,
-    },
-    "text": {
-        "weights_sha256": is_sha256,
-        "tokenizer_sha256": is_sha256,
-        "max_tokens": lambda value: type(value) is int and 1 <= value <= 1 << 20,
-        "layers": lambda value: (
-            isinstance(value, list) and 1 <= len(value) <= 1000 and value == list(range(-len(value), 0))
-        ),
-        "compute_dtype": _text,
-    },
-}

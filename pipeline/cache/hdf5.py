@@ -18,23 +18,28 @@ import numpy as np
 
 from pipeline.cache import hdf5_read
 from pipeline.cache.hdf5_layout import (
+    CODES,
     FEATURES,
     FLAGS,
     INDEX,
     INDEX_COLUMNS,
     INDEX_KIND,
+    INDEX_VERSION,
     POST_COLUMNS,
-    SCHEMA_VERSION,
     SHARD_COLUMNS,
     SHARD_KIND,
     SHARD_NAME,
+    SHARD_VERSION,
+    TEXT,
     feature_dtype,
 )
 from pipeline.cache.records import Index, PostRecord, Shard, ShardFeatures
+from pipeline.cache.targets import Target, targets_of
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES, sha256_of_file, write_bytes
-from pipeline.posts.manifest import LABELS, SPLITS, Post
+from pipeline.posts.labels import LABEL, SINGLE
+from pipeline.posts.manifest import SPLITS, Post
 
 SHARD_POSTS = 256
 
@@ -99,11 +104,13 @@ def write_index(
     shards: Mapping[int, Sequence[Post]],
     fingerprint: dict[str, Any],
     *,
+    names: Mapping[str, Sequence[str]] | None = None,
     part: dict[str, Any] | None = None,
 ) -> None:
     """Write the index over the finished shards (number -> its posts), complete or absent; it finishes the cache.
 
-    `part` says which part of a larger cache this is, if it is one. Raises InputError if a shard holds other posts.
+    `names`: the label names of each target, in order. `part` says which part of a larger cache this is, if it is one.
+    Raises InputError if a shard holds other posts.
     """
     paths = [folder / shard_name(number) for number in shards]
     posts = [post for shard in shards.values() for post in shard]
@@ -118,7 +125,6 @@ def write_index(
     with _image_of(INDEX_KIND, fingerprint) as file:
         if part:
             file.attrs["part"] = json.dumps(part)
-        file.attrs["label_names"] = LABELS
         file.attrs["split_names"] = SPLITS
         file.attrs["manifest_sha256"] = manifest_sha256(records)
         _write_records(file, records)
@@ -126,10 +132,11 @@ def write_index(
             "text": [(post.text or "").replace("\0", "\ufffd") for post in posts],
             "image": [str(post.image or "") for post in posts],
         }
-        for field in ("label", "text_label", "image_label", "split"):
-            names = SPLITS if field == "split" else LABELS
-            values = [getattr(post, field) for post in posts]
-            columns[field] = [-1 if value is None else names.index(value) for value in values]
+        columns["split"] = [-1 if post.split is None else SPLITS.index(post.split) for post in posts]
+        for name, target in targets_of(posts, names).items():
+            codes = file.create_dataset(f"/target/{name}", data=target.codes, dtype=CODES)
+            codes.attrs["kind"] = SINGLE
+            codes.attrs.create("names", target.names, (len(target.names),), TEXT)
         for name, column in columns.items():
             file.create_dataset(f"/post/{name}", data=column, dtype=INDEX_COLUMNS[name])
         _write_shard_table(file, paths, written)
@@ -148,12 +155,15 @@ def read_index(folder: Path) -> Index:
             ("ok", bool),
             ("flags", np.uint16),
             ("offsets", np.int64),
-            *((name, np.int8) for name in ("labels", "text_labels", "image_labels", "splits")),
+            ("splits", np.int8),
         )
     }
     table = {
         name: np.array(column, "S64" if name == "sha256" else "S16" if name == "name" else np.int64)
         for name, column in content.pop("shards").items()
+    }
+    columns["targets"] = {
+        name: Target(tuple(names), np.array(codes, np.int16)) for name, names, codes in content.pop("targets")
     }
     m, channels = content.pop("patches_shape")
     return Index(**content, **columns, shards=table, patches_shape=(m, channels))
@@ -174,18 +184,18 @@ def read_posts(folder: Path) -> list[Post]:
     index = read_index(folder)
     columns = _from_index(folder, hdf5_read.columns, (folder, ["text", "image"]))
 
-    def name(names: Sequence[str], code: int) -> str | None:
-        return None if code < 0 else names[code]
+    def label(target: Target | None, row: int) -> str | None:
+        return None if target is None or target.codes[row] < 0 else target.names[target.codes[row]]
 
+    others = {name: target for name, target in index.targets.items() if name != LABEL}
     return [
         Post(
             id=index.ids[row],
             text=text,
             image=Path(image) if image else None,
-            label=name(LABELS, index.labels[row]),
-            split=name(SPLITS, index.splits[row]),
-            text_label=name(LABELS, index.text_labels[row]),
-            image_label=name(LABELS, index.image_labels[row]),
+            label=label(index.targets.get(LABEL), row),
+            split=None if index.splits[row] < 0 else SPLITS[index.splits[row]],
+            targets={name: found for name, target in others.items() if (found := label(target, row)) is not None},
         )
         for row, (text, image) in enumerate(zip(columns["text"], columns["image"], strict=True))
     ]
@@ -197,10 +207,12 @@ def manifest_sha256(records: Sequence[PostRecord]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def sha256_of_assignments(posts: Sequence[Post]) -> str:
-    """One hash for the labels and splits that a manifest gives: parts of different ones must not be merged."""
-    rows = [[post.id, post.label, post.split, post.text_label, post.image_label] for post in posts]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+def sha256_of_assignments(posts: Sequence[Post], names: Mapping[str, Sequence[str]]) -> str:
+    """One hash for the labels, their names and the splits that a manifest gives: parts of different ones must not be
+    merged.
+    """
+    rows = [[post.id, post.label, post.split, sorted(post.targets.items())] for post in posts]
+    return hashlib.sha256(json.dumps([sorted(names.items()), rows]).encode()).hexdigest()
 
 
 def sha256_of_ids(posts: Sequence[Post]) -> str:
@@ -221,7 +233,7 @@ def _image_of(kind: str, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
         alignment_interval=4096,
     ) as file:
         file.attrs["format"] = kind
-        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["schema_version"] = INDEX_VERSION if kind == INDEX_KIND else SHARD_VERSION
         file.attrs["fingerprint"] = json.dumps(fingerprint)
         yield file
 

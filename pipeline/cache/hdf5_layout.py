@@ -7,17 +7,17 @@ import re
 import h5py
 import numpy as np
 
-from pipeline.posts.manifest import LABELS, SPLITS
+from pipeline.posts.manifest import SPLITS
+from pipeline.posts.mvsa import LABELS as LABELS_1
 
 INDEX = "index.h5"
-SCHEMA_VERSION = 1
+SHARD_VERSION, INDEX_VERSION = 1, 2
 FLAGS = ("truncated", "empty_text", "rotated", "animated", "converted")
 STORED_DTYPES = ("float16", "float32")
 SHARD_NAME = re.compile(r"shard-[0-9]{5}\.h5")
 SHARD_KIND, INDEX_KIND = "mscf shard", "mscf cache"
 
 STATUS = h5py.enum_dtype({"ok": 0, "failed": 1}, basetype="i1")
-LABEL = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(LABELS)}}, basetype="i1")
 SPLIT = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(SPLITS)}}, basetype="i1")
 TEXT = h5py.string_dtype()
 SHA256 = h5py.string_dtype("ascii", 64)
@@ -26,8 +26,14 @@ INTEGER = np.dtype(np.int64)
 # Columns of /post, one value a post: of every file, and of the index beside them.
 POST_COLUMNS = {"id": TEXT, "status": STATUS, "reason": TEXT, "flags": np.dtype(np.uint16), "text_sha256": SHA256,
                 "image_sha256": SHA256}  # fmt: skip
-INDEX_COLUMNS = {"text": TEXT, "image": TEXT, "label": LABEL, "text_label": LABEL, "image_label": LABEL,
-                 "split": SPLIT}  # fmt: skip
+INDEX_COLUMNS = {"text": TEXT, "image": TEXT, "split": SPLIT}
+
+# /target has a dataset of codes for each target, with the names as an attribute. Indexes of version 1 have three
+# columns of /post in their place, for the classes of MVSA.
+CODES = np.dtype(np.int16)
+LABEL_1 = h5py.enum_dtype({"none": -1, **{name: i for i, name in enumerate(LABELS_1)}}, basetype="i1")
+TARGETS_1 = ("label", "text_label", "image_label")
+INDEX_COLUMNS_1 = {**INDEX_COLUMNS, **dict.fromkeys(TARGETS_1, LABEL_1)}
 
 FEATURES = {"patches": "/image/patches", "pooled": "/image/pooled", "tokens": "/text/tokens",
             "input_ids": "/text/input_ids", "offsets": "/text/offsets"}  # fmt: skip

@@ -1,40 +1,56 @@
 """Reads the HDF5 files of a cache as plain values, once every claim in them is checked: they may come from a stranger.
 
 Runs in a process of its own (`pipeline.common.apart`), because the HDF5 library itself does not survive all damage;
-only `pipeline.cache.hdf5` calls it. Checked here is what HDF5 knows: that each dataset is a plain one of the file
-itself, of the type that we write, and inside the file. `pipeline.cache.checks` checks the values.
+only `pipeline.cache.hdf5` calls it. `pipeline.cache.hdf5_values` checks what HDF5 knows of each dataset, and
+`pipeline.cache.checks` checks the values.
 """
 
-import math
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5l, h5s, h5t
+from h5py import h5a, h5d, h5g, h5t
 
-from pipeline.cache import checks
-from pipeline.cache.checks import Wrong
+from pipeline.cache import check_json, checks
+from pipeline.cache.check_json import Wrong
 from pipeline.cache.hdf5_layout import (
+    CODES,
     FEATURES,
     FLAGS,
     INDEX,
     INDEX_COLUMNS,
+    INDEX_COLUMNS_1,
     INDEX_KIND,
+    INDEX_VERSION,
     INTEGER,
+    LABELS_1,
     POST_COLUMNS,
-    SCHEMA_VERSION,
     SHARD_COLUMNS,
     SHARD_KIND,
+    SHARD_VERSION,
+    TARGETS_1,
     TEXT,
     feature_dtype,
 )
+from pipeline.cache.hdf5_values import (
+    attribute_if_there,
+    column_group,
+    listed,
+    plain_dataset,
+    read_attribute,
+    read_values,
+    require_members,
+    require_shape,
+    virtual_dataset,
+)
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES
-from pipeline.posts.manifest import LABELS, SPLITS
+from pipeline.posts.labels import MOST_NAMES, MOST_TARGETS, SINGLE
+from pipeline.posts.manifest import SPLITS
 
 _VIRTUAL = [name for name in FEATURES if name != "offsets"]
 
@@ -42,40 +58,46 @@ _VIRTUAL = [name for name in FEATURES if name != "offsets"]
 def index(folder: Path) -> dict[str, Any]:
     """The index of a cache without texts, image paths, hashes and reasons, which are only checked."""
     with _opened(folder / INDEX, INDEX_KIND) as file:
-        _members(file.id, "/", ("image", "text", "post", "shard"))
-        fingerprint = checks.fingerprint(_attribute(file, "fingerprint"))
-        for name, expected in (("label_names", LABELS), ("split_names", SPLITS)):
-            if (found := tuple(_attribute(file, name, (len(expected),)))) != expected:
-                raise Wrong(f"{name} are {', '.join(map(ascii, found))} where this version has {', '.join(expected)}")
-        shards = _columns(file, "shard", SHARD_COLUMNS)
-        posts = _columns(file, "post", {**POST_COLUMNS, **INDEX_COLUMNS})
+        first = _version(file) == 1
+        require_members(file.id, "/", ("image", "text", "post", "shard", *(() if first else ("target",))))
+        fingerprint = check_json.fingerprint(read_attribute(file, "fingerprint"))
+        _require_attribute(file, "split_names", SPLITS)
+        shards = column_group(file, "shard", SHARD_COLUMNS)
+        posts = column_group(file, "post", _columns_of(file))
+        targets = _targets_of_version_1(file, posts) if first else _targets(file, len(posts["id"]))
         _bits(file)
-        _members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
-        _members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
-        starts = _plain(file, FEATURES["offsets"], INTEGER)
-        _require_shape(starts, FEATURES["offsets"], (len(posts["id"]) + 1,))
-        offsets = _values(starts)
+        require_members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
+        require_members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
+        starts = plain_dataset(file, FEATURES["offsets"], INTEGER)
+        require_shape(starts, FEATURES["offsets"], (len(posts["id"]) + 1,))
+        offsets = read_values(starts)
         stored = fingerprint["stored_dtype"]
-        arrays = {name: _virtual(file, FEATURES[name], feature_dtype(name, stored)) for name in _VIRTUAL}
+        arrays = {name: virtual_dataset(file, FEATURES[name], feature_dtype(name, stored)) for name in _VIRTUAL}
         shapes = {name: shape for name, (shape, _) in arrays.items()}
         checks.posts(posts, np.diff(offsets), checks.most_tokens(fingerprint))
-        shards = _listed(shards)
+        shards = listed(shards)
         facts = checks.index(fingerprint, posts, offsets, shards, shapes)
         for name, (_, sources) in arrays.items():
             checks.sources(name, sources, shards, offsets)
-        manifest = _attribute(file, "manifest_sha256")
-        if not checks.is_sha256(manifest):
+        manifest = read_attribute(file, "manifest_sha256")
+        if not check_json.is_sha256(manifest):
             raise Wrong("manifest_sha256 is no SHA-256")
-        part = checks.part(_attribute(file, "part")) if h5a.exists(file.id, b"part") else None
-        return {**_listed(facts), "fingerprint": fingerprint, "manifest_sha256": manifest, "part": part}
+        part = check_json.part(read_attribute(file, "part")) if h5a.exists(file.id, b"part") else None
+        return {
+            **listed(facts),
+            "fingerprint": fingerprint,
+            "manifest_sha256": manifest,
+            "part": part,
+            "targets": targets,
+        }
 
 
 def columns(task: tuple[Path, Sequence[str]]) -> dict[str, list[Any]]:
     """Some columns of /post in the index of a cache, by name."""
     folder, names = task
     with _opened(folder / INDEX, INDEX_KIND) as file:
-        known = {**POST_COLUMNS, **INDEX_COLUMNS}
-        return _listed({name: _values(_plain(file, f"/post/{name}", known[name])) for name in names})
+        known = _columns_of(file)
+        return listed({name: read_values(plain_dataset(file, f"/post/{name}", known[name])) for name in names})
 
 
 def shard(path: Path) -> dict[str, Any]:
@@ -83,28 +105,88 @@ def shard(path: Path) -> dict[str, Any]:
     place in the file (`shapes`, `at`), and the `lengths` of its texts.
     """
     with _opened(path, SHARD_KIND) as file:
-        _members(file.id, "/", ("image", "text", "post"))
-        _members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
-        _members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
-        fingerprint = checks.fingerprint(_attribute(file, "fingerprint"))
-        posts = _columns(file, "post", POST_COLUMNS)
+        require_members(file.id, "/", ("image", "text", "post"))
+        require_members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
+        require_members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
+        fingerprint = check_json.fingerprint(read_attribute(file, "fingerprint"))
+        posts = column_group(file, "post", POST_COLUMNS)
         _bits(file)
         arrays = {
-            name: _plain(file, path_, feature_dtype(name, fingerprint["stored_dtype"]))
+            name: plain_dataset(file, path_, feature_dtype(name, fingerprint["stored_dtype"]))
             for name, path_ in FEATURES.items()
         }
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         at = {name: array.get_offset() or 0 for name, array in arrays.items()}  # an empty dataset has no place
         checks.arrays(fingerprint, len(posts["id"]), shapes, at)
-        lengths = np.diff(checks.offsets(_values(arrays["offsets"]), shapes["tokens"][0]))
+        lengths = np.diff(checks.offsets(read_values(arrays["offsets"]), shapes["tokens"][0]))
         checks.posts(posts, lengths, checks.most_tokens(fingerprint))
         return {
             "fingerprint": fingerprint,
             "shapes": shapes,
             "at": at,
             "lengths": lengths.tolist(),
-            "posts": _listed(posts),
+            "posts": listed(posts),
         }
+
+
+def _version(file: h5py.File) -> int:
+    return int(file.attrs["schema_version"])  # _opened has checked it
+
+
+def _columns_of(file: h5py.File) -> dict[str, Any]:
+    return {**POST_COLUMNS, **(INDEX_COLUMNS_1 if _version(file) == 1 else INDEX_COLUMNS)}
+
+
+def _require_attribute(file: h5py.File, name: str, expected: tuple[str, ...]) -> None:
+    if (found := tuple(read_attribute(file, name, (len(expected),)))) != expected:
+        raise Wrong(f"{name} are {', '.join(map(ascii, found))} where this version has {', '.join(expected)}")
+
+
+def _targets(file: h5py.File, count: int) -> list[tuple[str, list[str], list[int]]]:
+    """Every target: its name, its label names, and the posts' codes."""
+    group = h5g.open(file.id, b"target")
+    if group.get_num_objs() > MOST_TARGETS:
+        raise Wrong(f"/target has over {MOST_TARGETS} members")
+    found = [name.decode("utf-8", "strict") for name in group]
+    checks.target_names(found)
+    require_members(group, "/target", found)
+    targets = []
+    for name in sorted(found, key=lambda name: (name != "label", name)):
+        codes = plain_dataset(file, f"/target/{name}", CODES)
+        require_shape(codes, f"/target/{name}", (count,))
+        names = _names_of(codes, name)
+        values = read_values(codes)
+        checks.codes(name, names, values)
+        targets.append((name, names, values.tolist()))
+    return targets
+
+
+def _names_of(codes: h5d.DatasetID, name: str) -> list[str]:
+    """The label names of a target, which its dataset has as an attribute."""
+    kind, names = (h5a.open(codes, attribute) for attribute in (b"kind", b"names"))
+    text = h5t.py_create(TEXT, logical=True)
+    if not (
+        kind.get_type().equal(text) and names.get_type().equal(text) and kind.shape == () and len(names.shape) == 1
+    ):
+        raise Wrong(f"/target/{name}: its attributes have another form than a cache has")
+    if names.shape[0] > MOST_NAMES:
+        raise Wrong(f"/target/{name} has over {MOST_NAMES} label names")
+    attributes = h5py.Dataset(codes).attrs
+    if attributes["kind"] != SINGLE:
+        raise Wrong(f"/target/{name} is of a kind that this version does not know")
+    return list(attributes["names"])
+
+
+def _targets_of_version_1(file: h5py.File, posts: dict[str, Any]) -> list[tuple[str, list[str], list[int]]]:
+    """The three targets of an index of version 1; the labels of text and image only where a post has one."""
+    _require_attribute(file, "label_names", LABELS_1)
+    targets = []
+    for name in TARGETS_1:
+        codes = posts[name]
+        checks.codes(name, list(LABELS_1), codes)
+        if name == "label" or codes.max() >= 0:
+            targets.append((name, list(LABELS_1), codes.tolist()))
+    return targets
 
 
 @contextmanager
@@ -117,12 +199,14 @@ def _opened(path: Path, kind: str) -> Iterator[h5py.File]:
         if kind == INDEX_KIND and state.st_size > MOST_BYTES:
             raise Wrong(f"{state.st_size} bytes, over the limit of {MOST_BYTES}")
         with h5py.File(path, "r", locking=False) as file:
-            found, version = _if_there(file, "format", TEXT), _if_there(file, "schema_version", INTEGER)
+            found = attribute_if_there(file, "format", TEXT)
+            version = attribute_if_there(file, "schema_version", INTEGER)
             if found != kind:
                 raise InputError(f"{path}: not a {kind} file")
-            if version != SCHEMA_VERSION:
+            newest = INDEX_VERSION if kind == INDEX_KIND else SHARD_VERSION
+            if version not in range(1, newest + 1):
                 raise InputError(
-                    f"{path}: cache schema {version}, this version reads {SCHEMA_VERSION}; update mscf or extract again"
+                    f"{path}: cache schema {version}, this version reads up to {newest}; update mscf or extract again"
                 )
             if file.userblock_size:
                 raise Wrong("begins with a block that is not HDF5")
@@ -138,109 +222,6 @@ def _opened(path: Path, kind: str) -> Iterator[h5py.File]:
         ) from None
 
 
-def _members(group: h5g.GroupID, path: str, expected: Iterable[str]) -> None:
-    """Refuse a group that has other members than these, or one that is no plain object of this file."""
-    wanted = set(expected)
-    count = group.get_num_objs()
-    names = {name.decode("utf-8", "backslashreplace") for name in group} if count <= 2 * len(wanted) else None
-    if names is None or names - wanted:
-        raise Wrong(f"{path} has members that a cache has not")
-    if wanted - names:
-        raise Wrong(f"{path} lacks {', '.join(sorted(wanted - names))}")
-    for name in wanted:
-        if group.links.get_info(name.encode()).type != h5l.TYPE_HARD:
-            raise Wrong(f"{path.rstrip('/')}/{name} is a link")
-
-
-def _columns(file: h5py.File, group: str, types: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a group, all of one length: texts as lists, the others as arrays."""
-    _members(h5g.open(file.id, group.encode()), f"/{group}", types)
-    datasets = {name: _plain(file, f"/{group}/{name}", dtype) for name, dtype in types.items()}
-    first = next(iter(types))
-    shape = datasets[first].shape
-    if len(shape) != 1 or not shape[0]:
-        raise Wrong(f"/{group}/{first} has the shape {shape}")
-    for name, dataset in datasets.items():
-        _require_shape(dataset, f"/{group}/{name}", shape)
-    return {name: _values(dataset) for name, dataset in datasets.items()}
-
-
-def _plain(file: h5py.File, path: str, dtype: np.dtype) -> h5d.DatasetID:
-    """A dataset that lies in one piece inside this file, of this type."""
-    dataset = h5d.open(file.id, path.encode())
-    how = dataset.get_create_plist()
-    if how.get_layout() != h5d.CONTIGUOUS or how.get_nfilters() or how.get_external_count():
-        raise Wrong(f"{path} is not contiguous, uncompressed and in this file")
-    _require_form(dataset, path, dtype)
-    size = math.prod(dataset.shape) * dataset.get_type().get_size()
-    if size and ((start := dataset.get_offset()) is None or start + size > file.id.get_filesize()):
-        raise Wrong(f"{path} has {size} bytes, which do not all lie in the file")
-    return dataset
-
-
-def _virtual(file: h5py.File, path: str, dtype: np.dtype) -> tuple[list[int], list[tuple[str, int, int]]]:
-    """The shape of a virtual dataset, and its sources: the file, and its first and last row target."""
-    dataset = h5d.open(file.id, path.encode())
-    how = dataset.get_create_plist()
-    if how.get_layout() != h5d.VIRTUAL:
-        raise Wrong(f"{path} is not virtual")
-    sources = []
-    for number in range(how.get_virtual_count()):  # before asking for the shape, for which HDF5 may open them
-        target, source = how.get_virtual_vspace(number), how.get_virtual_srcspace(number)
-        for space in (target, source):
-            if space.get_simple_extent_dims() != space.get_simple_extent_dims(True):
-                raise Wrong(f"{path} is virtual without an end")
-        first, last = target.get_select_bounds()
-        names = how.get_virtual_filename(number), how.get_virtual_dsetname(number)
-        if names[1] != path:
-            raise Wrong(f"{path} is virtual over another dataset")
-        sources.append((names[0], int(first[0]), int(last[0])))
-    _require_form(dataset, path, dtype)
-    return list(dataset.shape), sources
-
-
-def _require_form(dataset: h5d.DatasetID, path: str, dtype: np.dtype) -> None:
-    if not dataset.get_type().equal(h5t.py_create(dtype, logical=True)):
-        raise Wrong(f"{path} has another type than a cache has")
-    space = dataset.get_space()
-    if space.get_simple_extent_type() != h5s.SIMPLE or space.get_simple_extent_dims(True) != dataset.shape:
-        raise Wrong(f"{path} has no fixed shape")
-
-
-def _require_shape(dataset: h5d.DatasetID, path: str, shape: tuple[int, ...]) -> None:
-    if dataset.shape != shape:
-        raise Wrong(f"{path} has the shape {dataset.shape}, not {shape}")
-
-
-def _values(dataset: h5d.DatasetID) -> Any:
-    """Texts as a list of str, else an array."""
-    if dataset.dtype == TEXT:
-        return h5py.Dataset(dataset).asstr("utf-8", "strict")[:].tolist()
-    values = np.empty(dataset.shape, dataset.dtype)
-    if values.size:
-        dataset.read(h5s.ALL, h5s.ALL, values)
-    return values
-
-
-def _attribute(file: h5py.File, name: str, shape: tuple[int, ...] = (), dtype: np.dtype = TEXT) -> Any:
-    """An attribute of the file, of this type and shape; texts are valid UTF-8."""
-    attribute = h5a.open(file.id, name.encode())
-    if not attribute.get_type().equal(h5t.py_create(dtype, logical=True)) or attribute.shape != shape:
-        raise Wrong(f"the attribute {name} has another form than a cache has")
-    value = file.attrs[name]
-    if dtype == TEXT:
-        for text in [value] if shape == () else value:
-            checks.bounded_text(text, f"the attribute {name}")
-    return value
-
-
-def _if_there(file: h5py.File, name: str, dtype: np.dtype) -> Any:
-    try:
-        return _attribute(file, name, (), dtype) if h5a.exists(file.id, name.encode()) else None
-    except Wrong:
-        return None
-
-
 def _bits(file: h5py.File) -> None:
     flags = h5py.Dataset(h5d.open(file.id, b"/post/flags"))
     attribute = h5a.open(flags.id, b"bits")
@@ -248,15 +229,3 @@ def _bits(file: h5py.File) -> None:
         raise Wrong("the attribute bits has another form than a cache has")
     if tuple(flags.attrs["bits"]) != FLAGS:
         raise Wrong("the bits of /post/flags have other names than here")
-
-
-def _listed(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays as lists, of bytes as ASCII: what JSON can hold."""
-    return {
-        name: [value.decode("ascii") for value in values.tolist()]
-        if isinstance(values, np.ndarray) and values.dtype.kind == "S"
-        else values.tolist()
-        if isinstance(values, np.ndarray)
-        else values
-        for name, values in columns.items()
-    }

@@ -32,13 +32,14 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
     posts = [post for _, (_, posts) in sorted(shards.items()) for post in posts]
     if index.part is None or hdf5.sha256_of_ids(posts) != index.part["ids_sha256"]:
         raise InputError(f"{', '.join(map(str, parts))}: their shards do not make up the posts that they are parts of")
+    names = {name: target.names for name, target in index.targets.items()}
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         if overwrite:
             remove_cache_files(out)
         for _, (shard, _) in sorted(shards.items()):
             _link(shard, out / shard.name)
-        hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, index.fingerprint)
+        hdf5.write_index(out, {number: shards[number][1] for number in sorted(shards)}, index.fingerprint, names=names)
     return Cache(out)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from pipeline.cache import hdf5
 from pipeline.cache.hdf5_layout import FEATURES, INDEX
+from pipeline.cache.labelled import Labelled
 from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
-from pipeline.common.errors import InputError, option, switch
+from pipeline.common.errors import InputError, switch
 from pipeline.common.files import sha256_of_file
 from pipeline.posts.duplicates import Keys, duplicate_keys
-from pipeline.posts.manifest import LABELS, SPLITS, read_splits
-from pipeline.posts.splits import unmatched_ids
+from pipeline.posts.labels import LABEL
 
 
 def remove_cache_files(folder: Path) -> None:
@@ -29,16 +29,19 @@ def remove_cache_files(folder: Path) -> None:
         path.unlink()
 
 
-class Cache:
+class Cache(Labelled):
     """A finished cache, read through memory maps: no copy, no HDF5 handle kept, safe across forks and pickling.
 
-    Attributes: `ids` (list of str), `ok` (N,) bool, `labels` and `splits` (N,) int8 indices into LABELS and SPLITS with
-    -1 for none, `lengths` (N,) tokens per text, `fingerprint`, `patches_shape` (m, C), `text_width` D, `views` how many
-    there are of each image; `index` is the content of the index file.
+    Attributes: `ids` (list of str), `ok` (N,) bool, `labels` (N,) int16 indices into `label_names`, the classes of
+    `target`, and `splits` (N,) int8 into SPLITS, both with -1 for none; `lengths` (N,) tokens per text, `fingerprint`,
+    `patches_shape` (m, C), `text_width` D, `views` how many there are of each image; `index` is the content of the
+    index file.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Open the cache; every shard must be there with its size. Raises InputError naming what is wrong."""
+    def __init__(self, folder: str | Path, *, target: str = LABEL) -> None:
+        """Open the cache with the labels of one target; every shard must be there with its size. Raises InputError
+        naming what is wrong.
+        """
         self.folder = folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such cache")
@@ -52,8 +55,8 @@ class Cache:
         self.manifest_sha256 = index.manifest_sha256
         self.ids = index.ids
         self.ok, self.flags = index.ok, index.flags
-        self.labels, self.splits = index.labels, index.splits
-        self.text_labels, self.image_labels = index.text_labels, index.image_labels
+        self.target, self.splits = target, index.splits
+        self.label_names, self.labels = self.labels_of(target).names, self.labels_of(target).codes
         self.patches_shape, self.text_width = index.patches_shape, index.text_width
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
         self.splits_note = ""
@@ -75,68 +78,8 @@ class Cache:
         return len(self.ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cache, (self.folder,), {"labels": self.labels, "splits": self.splits}
-
-    def __copy__(self) -> "Cache":
-        """The same open cache: reading the index again might find another one."""
-        cache = object.__new__(Cache)
-        cache.__dict__.update(self.__dict__)
-        return cache
-
-    def with_splits(self, path: str | Path, *, allow_unmatched: bool = False) -> "Cache":
-        """The same cache with splits, and labels where the file gives them, from a split file (id,label,split).
-
-        Its `splits_note` says which ids do not match. Raises InputError if none does, and without `allow_unmatched` if
-        over a tenth of the file's do not.
-        """
-        path = Path(path)
-        assignments = read_splits(path)
-        row_of = {id_: row for row, id_ in enumerate(self.ids)}
-        cache = self.with_assignments(self.labels.copy(), np.full_like(self.splits, -1))
-        cache.splits_note = unmatched_ids(row_of, path, assignments, f"the cache {self.folder}", allow_unmatched)
-        for id_, given in assignments.items():
-            if (row := row_of.get(id_)) is not None:
-                cache.splits[row] = SPLITS.index(given.split)
-                if given.label:
-                    cache.labels[row] = LABELS.index(given.label)
-        return cache
-
-    def with_assignments(self, labels: np.ndarray, splits: np.ndarray) -> "Cache":
-        """The same cache with other labels and splits: codes (N,), -1 for none."""
-        cache = self.__copy__()
-        cache.labels, cache.splits = labels.astype(np.int8), splits.astype(np.int8)
-        return cache
-
-    @property
-    def relabelled(self) -> bool:
-        """Whether posts have other labels than the index gives them."""
-        return bool((self.labels != self.index.labels).any())
-
-    def rows(self, split: str) -> np.ndarray:
-        """Row numbers of the split's posts that have features and a label. Raises InputError if there are none."""
-        if split not in SPLITS:
-            raise InputError(f"{option('split', split)}: must be one of {', '.join(SPLITS)}")
-        rows = np.flatnonzero(self.ok & (self.labels >= 0) & (self.splits == SPLITS.index(split)))
-        if not len(rows):
-            raise InputError(
-                f"{self.folder}: no post of split {split!r} has features and a label; "
-                f"give them with {option('splits', 'FILE')}"
-            )
-        return rows
-
-    def class_counts(self) -> dict[str, dict[str, int]]:
-        """How many posts with features each split has of each class."""
-        return {
-            split: {
-                label: int(np.sum(self.ok & (self.splits == code) & (self.labels == number)))
-                for number, label in enumerate(LABELS)
-            }
-            for code, split in enumerate(SPLITS)
-        }
-
-    def failed(self, split: str) -> int:
-        """How many posts of the split have no features."""
-        return int(np.sum(~self.ok & (self.splits == SPLITS.index(split))))
+        state = ("target", "label_names", "labels", "splits")
+        return Cache, (self.folder,), {name: getattr(self, name) for name in state}
 
     def patches(self, row: int, view: int = 0) -> np.ndarray:
         """(m, C), a read-only view of the mapped shard, in the stored dtype."""

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cache.targets import Target
+
 
 @dataclass(frozen=True)
 class PostRecord:
@@ -49,8 +51,8 @@ class Shard:
 class Index:
     """The index of a finished cache: N posts, and where their features lie in which shard.
 
-    `ok` (N,) bool; `labels`, `text_labels`, `image_labels` and `splits` (N,) int8, indices into LABELS and SPLITS with
-    -1 for none; `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table.
+    `ok` (N,) bool; `targets` by name, `label` first; `splits` (N,) int8, indices into SPLITS with -1 for none;
+    `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table.
     """
 
     fingerprint: dict[str, Any]
@@ -58,9 +60,7 @@ class Index:
     ids: list[str]
     ok: np.ndarray
     flags: np.ndarray
-    labels: np.ndarray
-    text_labels: np.ndarray
-    image_labels: np.ndarray
+    targets: dict[str, Target]
     splits: np.ndarray
     offsets: np.ndarray
     shards: dict[str, np.ndarray]

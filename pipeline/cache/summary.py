@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.cache.hdf5_layout import FLAGS
 from pipeline.cache.reader import Cache
-from pipeline.posts.manifest import LABELS, SPLITS
+from pipeline.posts.manifest import SPLITS
 
 
 def summary(cache: Cache) -> dict[str, Any]:
@@ -17,12 +17,19 @@ def summary(cache: Cache) -> dict[str, Any]:
         "posts": len(cache),
         "by_split": {
             name: {
-                **{label: int(np.sum(here & cache.ok & (cache.labels == i))) for i, label in enumerate(LABELS)},
+                **{
+                    label: int(np.sum(here & cache.ok & (cache.labels == i)))
+                    for i, label in enumerate(cache.label_names)
+                },
                 "unlabelled": int(np.sum(here & cache.ok & (cache.labels < 0))),
                 "failed": int(np.sum(here & ~cache.ok)),
             }
             for code, name in names.items()
             if (here := cache.splits == code).any() or code >= 0
+        },
+        "targets": {
+            name: {label: int(np.sum(cache.ok & (target.codes == code))) for code, label in enumerate(target.names)}
+            for name, target in cache.index.targets.items()
         },
         "failed": {record.id: record.reason for record in cache.records if record.reason},
         "flags": {name: int(np.sum(cache.flags >> bit & 1)) for bit, name in enumerate(FLAGS)},

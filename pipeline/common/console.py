@@ -94,6 +94,10 @@ class Console:
         if not self.quiet:
             say(printable(line))
 
+    def warn(self, line: str) -> None:
+        """Print a line to standard error, also when quiet."""
+        say(printable(line), error=True)
+
     def show(self, text: str) -> None:
         """Print several lines that we laid out."""
         if not self.quiet:
@@ -111,7 +115,7 @@ class Console:
             self._entry(key, value)
 
     def _entry(self, key: str, value: Any, indent: int = 0) -> None:
-        name = " " * indent + str(key).replace("_", " ")
+        name = " " * indent + (str(key) if indent else str(key).replace("_", " "))  # further in are labels and ids
         if isinstance(value, dict) and value:
             self.say(f"{name}:")
             for inner, entry in value.items():

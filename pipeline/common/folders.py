@@ -5,12 +5,17 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.common.errors import InputError
+
+# Files that runs, exports, caches and sweeps are made of: no report or result may take their place.
+_OF_FOLDERS = ("run.json", "config.yaml", "splits.csv", "metrics.jsonl", "*.safetensors", "evaluation-*.json",
+               "*.h5", "failures.csv", "trials.csv", "sweep.json", "journal.log", "best.yaml")  # fmt: skip
 
 
 def remove_file(path: Path) -> None:
@@ -47,6 +52,14 @@ def require_regular(path: Path) -> None:
     """Raises OSError if a file is of a kind that opening or reading could wait for, and if it is a link or absent."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def is_file_of(path: Path, other: Path) -> bool:
+    """Whether a path is another one, or names a file that runs or caches are made of in the folder `other`."""
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    ours = any(fnmatch(path.name, pattern) for pattern in _OF_FOLDERS)
+    return ours and other.is_dir() and os.path.realpath(path.parent) == os.path.realpath(other)
 
 
 def require_no_link(folder: Path, below: Path) -> None:

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from pipeline.common.console import Console
+from pipeline.common.errors import InputError, option
+from pipeline.common.folders import is_file_of
 
 PATH = click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "val", "test"])
@@ -15,12 +17,12 @@ SPLIT = click.Choice(["train", "val", "test"])
 Command = Callable[..., Any]
 
 
-def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, listed by --help in their order."""
 
     def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
+        for one in reversed(options):
+            command = one(command)
         return command
 
     return add
@@ -31,15 +33,30 @@ def result_options(command: Command) -> Command:
 
     @wraps(command)
     def with_console(*arguments: Any, quiet: bool, json_file: Path | None = None, **named: Any) -> Any:
+        _require_no_input({**named, "json": json_file})
         return command(*arguments, console=Console(quiet, json_file), **named)
 
-    return _all(
+    return all_of(
         click.option("--quiet", is_flag=True, help="Print only warnings and errors."),
         click.option("--json", "json_file", type=PATH, help="Also write the result to this JSON file."),
     )(with_console)
 
 
-encoder_options = _all(  # the fields of pipeline.encoders.load.EncoderChoice
+def _require_no_input(given: Mapping[str, Any]) -> None:
+    """Raises InputError if --out or --json is what the command reads, or a file of what it reads or writes."""
+    outputs = {name: given[name] for name in ("out", "json") if isinstance(given.get(name), Path)}
+    inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value)]
+    for name, path in outputs.items():
+        others = inputs if name == "out" else [*inputs, *(outputs[key] for key in outputs if key != name)]
+        if any(is_file_of(path, other) for other in others):
+            raise InputError(f"{option(name, path)}: this command reads or writes that file already; name another one")
+
+
+def _paths(value: Any) -> list[Path]:
+    return [one for one in (value if isinstance(value, tuple | list) else [value]) if isinstance(one, Path)]
+
+
+encoder_options = all_of(  # the fields of pipeline.encoders.load.EncoderChoice
     click.option(
         "--encoders",
         "preset",
@@ -65,15 +82,15 @@ encoder_options = _all(  # the fields of pipeline.encoders.load.EncoderChoice
     click.option("--max-tokens", default=128, help="Longer texts are truncated by the tokenizer."),
 )
 text_encoder_option = click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one.")
-local_encoder_options = _all(
+local_encoder_options = all_of(
     click.option("--image-weights", type=PATH, help="File of the run's image-encoder weights, if they were local."),
     text_encoder_option,
 )
-encoding_options = _all(
+encoding_options = all_of(
     click.option("--batch-size", type=click.IntRange(1), default=32, help="Number of posts encoded at a time."),
     click.option("--workers", type=click.IntRange(1), default=2, help="Number of processes that decode images."),
 )
-cluster_options = _all(
+cluster_options = all_of(
     click.option(
         "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray (experimental): on a Ray cluster."
     ),
@@ -84,7 +101,7 @@ device_option = click.option("--device", default="auto", help="Where to compute:
 allow_unmatched_option = click.option(
     "--allow-unmatched", is_flag=True, help="Use a split file though over a tenth of its ids match no post."
 )
-splits_options = _all(
+splits_options = all_of(
     click.option("--splits", type=PATH, help="CSV id,label,split in place of the cache's own labels and splits."),
     allow_unmatched_option,
 )

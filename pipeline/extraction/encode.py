@@ -106,8 +106,10 @@ class ShardJob:
 
 
 def text_problem(post: Post) -> str:
-    """Why a post has no usable text; empty if it has one."""
-    if post.text is None:
+    """Why a post has no usable text, or can't be used for another reason that was found in reading it; empty if it can
+    be.
+    """
+    if post.problem or post.text is None:
         return post.problem or "text: none"
     return "text: holds a NUL character" if "\0" in post.text else ""
 

@@ -7,7 +7,7 @@ waits for another; one thread writes. At most a few shards are in memory at once
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -92,6 +92,7 @@ def extract(
     batch_size: int = 32,
     workers: int = 2,
     stored_dtype: str = "float16",
+    names: Mapping[str, Sequence[str]] | None = None,
     part: Part = WHOLE,
     changes: Changes = NO_CHANGES,
     overwrite: bool = False,
@@ -99,7 +100,8 @@ def extract(
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExtractReport:
-    """Write the cache `out` of `posts`, or a part of it; resume an unfinished one, or change a finished one.
+    """Write the cache `out` of `posts`, or a part of it; resume an unfinished one, or change a finished one. `names`:
+    the label names of each target in order; labels that are not among them come behind, sorted.
 
     Finished shards whose posts, source bytes and fingerprint are unchanged are kept, but for `overwrite`, which begins
     anew. `engine` makes the shards elsewhere than in this process. With NoImages for `image` the posts' images are not
@@ -116,7 +118,9 @@ def extract(
     with only_writer(out), graceful_shutdown() as stop:
         if overwrite:
             remove_cache_files(out)
-        todo = plan(posts, out, fingerprint, part, changes)
+        todo = plan(posts, out, fingerprint, part, changes, names)
+        if todo.note:
+            say(todo.note)
         needed = feature_bytes(todo, image, text, stored_dtype)
         free = require_space(needed + record_bytes(todo), out)
         count = sum(len(todo.shards[number]) for number in todo.todo)
@@ -136,7 +140,7 @@ def extract(
             _refuse_if_stopped(stop, todo, progress, out)
             _write_failures(todo, out)
             sys.audit("mscf.index", str(out))
-            hdf5.write_index(out, todo.shards, fingerprint, part=_part_marks(todo))
+            hdf5.write_index(out, todo.shards, fingerprint, names=todo.names, part=_part_marks(todo))
         finished = Cache(out)
     report.failed = {record.id: record.reason for record in finished.records if record.reason}
     report.flags = Counter(flag for record in finished.records for flag in record.flags)
@@ -257,7 +261,7 @@ def _part_marks(todo: Plan) -> dict[str, Any] | None:
         "of": todo.part.of,
         "posts": len(todo.posts),
         "ids_sha256": hdf5.sha256_of_ids(todo.posts),
-        "assignments_sha256": hdf5.sha256_of_assignments(todo.posts),
+        "assignments_sha256": hdf5.sha256_of_assignments(todo.posts, todo.names),
     }
 
 

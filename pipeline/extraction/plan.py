@@ -7,9 +7,9 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ import numpy as np
 
 from pipeline.cache import hdf5
 from pipeline.cache.records import Index
+from pipeline.cache.targets import merged_names
 from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import regular_bytes, sha256_of_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import ImageEncoder, TextEncoder
 from pipeline.extraction.encode import text_problem, text_sha256
-from pipeline.posts.manifest import Post
+from pipeline.posts.manifest import Post, names_of
 
 _TOKENIZED_AT_ONCE = 1024
 _RECORD_BYTES = 1536  # at most, in shard and index: a post's hashes, flags and offsets, with their page alignment
@@ -74,17 +75,27 @@ class Plan:
     shards: dict[int, Sequence[Post]]
     todo: list[int]
     part: Part
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of each target's labels, in order
+    note: str = ""  # on labels that the cache had and the manifest has not
 
 
 def plan(
-    posts: Sequence[Post], out: Path, fingerprint: dict[str, Any], part: Part = WHOLE, changes: Changes = NO_CHANGES
+    posts: Sequence[Post],
+    out: Path,
+    fingerprint: dict[str, Any],
+    part: Part = WHOLE,
+    changes: Changes = NO_CHANGES,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
-    """Compare the posts with the finished shards in `out`: one with the same posts and bytes is kept.
+    """Compare the posts with the finished shards in `out`: one with the same posts and bytes is kept. The label names
+    of a cache keep their order; those that are new in `names` or in the posts come behind them.
 
     Raises InputError if `out` holds something else, other posts among them: a wrong manifest must never destroy a
     cache.
     """
     index = _index(out, changes)
+    before = {name: target.names for name, target in index.targets.items()} if index else {}
+    names = merged_names(before, names_of(posts, names))
     if changes.append and part.of > 1:
         raise InputError(
             f"{switch('append')} {option('part', part)}: parts can't grow; "
@@ -136,7 +147,22 @@ def plan(
     with ThreadPoolExecutor(4) as pool:  # hashing reads every image of the finished shards
         done = list(pool.map(kept, mine))
     todo = [number for number, whole in zip(mine, done, strict=True) if not whole]
-    return Plan(list(posts), {number: everything[number] for number in mine}, todo, part)
+    note = _labels_lost(out, index, posts) if index else ""
+    return Plan(list(posts), {number: everything[number] for number in mine}, todo, part, names, note)
+
+
+def _labels_lost(out: Path, index: Index, posts: Sequence[Post]) -> str:
+    """One line on how many posts have lost the label of a target; empty if none has."""
+    by_id = {post.id: post for post in posts}
+    lost = {
+        target: sum(
+            code >= 0 and id_ in by_id and by_id[id_].label_of(target) is None
+            for id_, code in zip(index.ids, labels.codes.tolist(), strict=True)
+        )
+        for target, labels in index.targets.items()
+    }
+    parts = [f"{count} that of the target {target!r}" for target, count in lost.items() if count]
+    return f"{out}: by this manifest posts lose their labels: {', '.join(parts)}" if parts else ""
 
 
 def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dtype: str) -> int:

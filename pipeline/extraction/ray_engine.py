@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class ShardMaker:
         """Write one shard; returns the seconds spent in each step."""
         from pipeline.extraction.extract import make_shards
 
-        only = Plan(plan.posts, plan.shards, [number], plan.part)
+        only = replace(plan, todo=[number])
         with ExtractionProgress(only, quiet=True, say=lambda line: None) as progress:
             return make_shards(only, out, self._image, self._text, fingerprint, batch_size, 1, progress, StopRequest())
 
@@ -94,7 +95,7 @@ def _make_shards_on(
     gpus = 1 if choice.device.startswith("cuda") else 0
     cores, workers = _shares(ray.nodes(), min(workers, len(plan.todo)), gpus)
     maker = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(ShardMaker)
-    shared = ray.put(Plan([], plan.shards, [], plan.part))
+    shared = ray.put(replace(plan, posts=[], todo=[]))
     total, losses = Seconds(), dict.fromkeys(plan.todo, 0)
     waiting = list(reversed(plan.todo))
     names: dict[Any, str] = {}  # worker -> who it is, once it has seconds so

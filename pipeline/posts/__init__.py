@@ -1,1 +1,1 @@
-"""Posts and the formats that they are read from: manifests, MVSA folders, CSV files, images."""
+"""Posts and the formats that they are read from: manifests, MVSA folders, tables, images."""

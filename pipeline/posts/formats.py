@@ -1,21 +1,65 @@
 """The data formats that `prepare` reads, each found by its file.
 
-A format is a file of this folder with two functions: `prepare(source, *, splits, ratios, seed, encoding,
-allow_unmatched)`, which gives `splits.Prepared`, and `reads(source)`, which says whether a file or folder looks like
-this format.
+A format is a file of this folder with two functions: `read(source, options)`, which gives a `DataSet`, and
+`reads(source)`, which says whether a file or folder looks like this format.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.discovery import offered
 from pipeline.common.errors import InputError, option
+from pipeline.posts.manifest import Post
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a source. Each format refuses what it does not take.
+
+    `encoding` of the texts; `columns`: the columns of a table that each field is made of (`{"text": "title+caption"}`);
+    `image_pattern`: where the images lie, with column names in braces (`images/{id}.jpg`); `targets`: columns that are
+    further targets; `template`: how a text and its target become one text.
+    """
+
+    encoding: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    image_pattern: str | None = None
+    targets: tuple[str, ...] = ()
+    template: str | None = None
+
+    def require_only(self, format_: str, *taken: str) -> None:
+        """Raises InputError for an option that the format does not take."""
+        for one in fields(self):
+            if one.name not in taken and getattr(self, one.name):
+                raise InputError(f"{option(one.name)}: not an option of the format {format_}; leave it out")
+
+
+NO_OPTIONS = ReadOptions()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a format read.
+
+    `posts`, in the order to keep, with their splits where the source gives them, which `splits_from` then says;
+    `names`: the label names of each target whose order the format knows; `facts`: what to report of the source;
+    `rejected`: how many rows are no post, by reason, and `first_rejected` names one of each.
+    """
+
+    posts: list[Post]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    splits_from: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    first_rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 def formats() -> dict[str, str]:
     """The formats by name, each with its module."""
-    return offered("pipeline.posts", r"^def prepare\(")
+    return offered("pipeline.posts", r"^def read\(")
 
 
 def format_of(source: Path, name: str | None = None) -> Any:

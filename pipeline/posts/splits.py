@@ -1,55 +1,89 @@
 """Divides posts into training, validation and test, and counts what the splits have in common."""
 
 import hashlib
+import math
 import random
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import regular_bytes
 from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
-from pipeline.posts.manifest import LABELS, SPLITS, Post, read_splits
+from pipeline.posts.manifest import SPLITS, Post
+from pipeline.posts.split_file import read_splits
 
 MOST_UNMATCHED = 0.1  # of a split file's ids
+_SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLIT_NAMED = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The posts that survive the label rule, in the order of their ids, and the counts behind them."""
-
-    posts: list[Post]
-    summary: dict[str, Any]
+def split_named(value: Any) -> str | None:
+    """The split that a word of a data set means, in any case: `Dev` is val. None for any other value."""
+    return _SPLIT_NAMED.get(value.strip().lower()) if isinstance(value, str) else None
 
 
-def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int) -> list[Post]:
-    """Give every labelled post a split, each class in the given ratios of train, val and test; the remainder goes to
-    train.
+def stratified_split(posts: Sequence[Post], ratios: Sequence[float], seed: int, names: Sequence[str]) -> list[Post]:
+    """Give every post that has one of the labels `names` a split, each class in the given ratios of train, val and
+    test; the remainder goes to train.
     """
-    if len(ratios) != len(SPLITS) or min(ratios) < 0 or ratios[0] <= 0:
-        raise InputError(
-            f"{option('ratios')} must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}"
-        )
+    _require_ratios(ratios)
     draw = random.Random(seed)
     split_of: dict[str, str] = {}
-    for label in LABELS:
-        ids = [post.id for post in posts if post.label == label]
+    for ids in _by_label(posts, names):
         draw.shuffle(ids)
-        val, test = (int(len(ids) * ratio / sum(ratios) + 1e-9) for ratio in ratios[1:])
+        val, test = (_share(len(ids), ratio, ratios) for ratio in ratios[1:])
         split_of.update(dict.fromkeys(ids, "train"))
         split_of.update(dict.fromkeys(ids[:val], "val"))
         split_of.update(dict.fromkeys(ids[val : val + test], "test"))
     return [replace(post, split=split_of.get(post.id)) for post in posts]
 
 
-def class_counts(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
+def hold_out(posts: Sequence[Post], ratios: Sequence[float], seed: int, names: Sequence[str]) -> tuple[list[Post], int]:
+    """Make some training posts of each class validation posts, in the ratio of train to val. The posts, and how many
+    were held out.
+    """
+    _require_ratios(ratios)
+    draw = random.Random(seed)
+    held: set[str] = set()
+    for ids in _by_label([post for post in posts if post.split == "train"], names):
+        draw.shuffle(ids)
+        held.update(ids[: _share(len(ids), ratios[1], ratios[:2])])
+    return [replace(post, split="val") if post.id in held else post for post in posts], len(held)
+
+
+def _by_label(posts: Sequence[Post], names: Sequence[str]) -> list[list[str]]:
+    """The ids of each class's posts."""
+    ids: dict[str, list[str]] = {name: [] for name in names}
+    for post in posts:
+        if post.label in ids:
+            ids[post.label].append(post.id)
+    return list(ids.values())
+
+
+def _share(count: int, ratio: float, ratios: Sequence[float]) -> int:
+    return int(count * ratio / sum(ratios) + 1e-9)
+
+
+def _require_ratios(ratios: Sequence[float]) -> None:
+    if len(ratios) != len(SPLITS) or not all(0 <= ratio < math.inf for ratio in ratios) or ratios[0] <= 0:
+        raise InputError(
+            f"{option('ratios')} must be three numbers like 8:1:1, train first and above zero, not {tuple(ratios)}"
+        )
+
+
+def class_counts(posts: Sequence[Post], names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Posts of each class by split; `none` are those that the split leaves out."""
     return {
-        split or "none": {label: counts[label] for label in LABELS}
+        split or "none": {label: counts[label] for label in names}
         for split in (*SPLITS, None)
         if (counts := Counter(post.label for post in posts if post.split == split))
     }

@@ -15,7 +15,7 @@ SETTINGS = [part for text in (*SMALL, "mlm=false") for part in ("--set", text)]
 
 def invoke(*arguments, code=0):
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
+    assert result.exit_code == code, (result.output, result.exception)
     return result.output
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.cache.hdf5_layout import LABEL, TEXT
+from pipeline.cache.hdf5_layout import CODES, TEXT
 from tests.helpers.toy import FINGERPRINT
 
 SHARD = "shard-00001.h5"
@@ -105,6 +105,31 @@ def nested(file: h5py.File) -> None:
         group = group.create_group("x")
 
 
+def target(**dataset: Any) -> Change:
+    """The codes of the target `label` made anew, under its names."""
+
+    def change(file: h5py.File) -> None:
+        kept = dict(file["/target/label"].attrs)
+        del file["/target/label"]
+        codes = file.create_dataset("/target/label", **dataset)
+        codes.attrs["kind"] = kept["kind"]
+        codes.attrs.create("names", kept["names"], dtype=TEXT)
+
+    return index(change)
+
+
+def on_target(**attributes: Any) -> Change:
+    """Other attributes of the target `label`."""
+
+    def change(file: h5py.File) -> None:
+        for name, value in attributes.items():
+            del file["/target/label"].attrs[name]
+            texts = np.asarray(value).dtype.kind in "UO"
+            file["/target/label"].attrs.create(name, value, dtype=TEXT if texts else None)
+
+    return index(change)
+
+
 @index
 def circle(file: h5py.File) -> None:
     file["/post/post"] = file["/post"]
@@ -181,7 +206,6 @@ INDEX: dict[str, Change] = {
     "crop by zero": fingerprint(image={"name": "toy", "transform": {**TRANSFORM, "crop_pct": 0}}),
     "no images, but patches": fingerprint(image={"name": "none"}),
     "another schema": attribute("schema_version", 9),
-    "labels in another order": attribute("label_names", ["negative", "neutral", "positive"]),
     "splits in another order": attribute("split_names", ["test", "val", "train"]),
     "manifest hash of another form": attribute("manifest_sha256", "\x1b[31m"),
     "part of very many": index(
@@ -207,7 +231,7 @@ INDEX: dict[str, Change] = {
     "shards turned round": index(
         lambda file: file["/shard/name"].__setitem__(slice(0, 2), ["shard-00001.h5", "shard-00000.h5"])
     ),
-    "label unknown": value("/post/label", 5, 7),
+    "label unknown": value("/target/label", 5, 7),
     "split unknown": value("/post/split", 5, -2),
     "status unknown": value("/post/status", 5, 3),
     "failed without a reason": value("/post/status", 5, 1),
@@ -225,9 +249,25 @@ INDEX: dict[str, Change] = {
     "text offsets beyond": value("/text/offsets", -1, 1 << 60),
     "text offsets fewer": anew("/text/offsets", data=np.arange(60)),
     "a table of ids": anew("/post/id", data=[["x"]] * 60, dtype=TEXT),
-    "fewer labels": anew("/post/label", data=[0] * 59, dtype=LABEL),
-    "labels as floats": anew("/post/label", data=[0.0] * 60),
-    "labels of other names": anew("/post/label", data=[0] * 60, dtype=h5py.enum_dtype({"a": 0}, basetype="i1")),
+    "fewer labels": target(data=[0] * 59, dtype=CODES),
+    "labels as floats": target(data=[0.0] * 60),
+    "labels as wider numbers": target(data=[0] * 60, dtype="i4"),
+    "labels without names": anew("/target/label", data=[0] * 60, dtype=CODES),
+    "labels of a kind unknown": on_target(kind="several"),
+    "one label name": on_target(names="positive"),
+    "label names as numbers": on_target(names=[1, 2, 3]),
+    "a label name twice": on_target(names=["a", "b", "a"]),
+    "an empty label name": on_target(names=["a", "", "c"]),
+    "a label name that turns the text": on_target(names=["a", "\u202eb", "c"]),
+    "a label name with an escape": on_target(names=["a", "\x1b[2J", "c"]),
+    "a label name without an end": on_target(names=["a", "b" * 201, "c"]),
+    "a code without a name": on_target(names=["a", "b"]),
+    "more names than there may be": on_target(names=[f"class {n}" for n in range(1001)]),
+    "a negative code": value("/target/label", 7, -2),
+    "a target in a group": index(lambda file: file.create_dataset("/target/a/b", data=[0] * 60, dtype=CODES)),
+    "a target with a strange name": index(lambda file: file["target"].copy("label", "\x1b[2J")),
+    "targets without an end": index(lambda file: [file["target"].copy("label", f"t{n}") for n in range(101)]),
+    "no targets": without("/target"),
     "status of one value": anew("/post/status", data=0),
     "chunked": anew("/post/text", chunks=(7,), **_TEXTS),
     "compressed": anew("/post/flags", shape=(HUGE,), dtype="u2", chunks=(1 << 16,), compression="gzip"),
@@ -235,7 +275,7 @@ INDEX: dict[str, Change] = {
     "growing": anew("/post/flags", shape=(60,), maxshape=(None,), dtype="u2"),
     "bytes of another file": anew("/post/flags", shape=(60,), dtype="u2", external="/etc/passwd"),
     "external link": link("/post/text", h5py.ExternalLink("/etc/hostname", "/post/text")),
-    "soft link": link("/post/text_label", h5py.SoftLink("/post/label")),
+    "soft link": link("/target/text_label", h5py.SoftLink("/target/label")),
     "soft link to a group": link("/shard", h5py.SoftLink("/post")),
     "virtual over another folder": virtual("../good/shard-00000.h5", "/image/patches"),
     "virtual over /etc": virtual("/etc/passwd", "/image/patches"),

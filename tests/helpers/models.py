@@ -11,6 +11,7 @@ from fusion.explanation.attribution import (
 )
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
+from fusion.models.objective import Objective
 from tests.helpers import oracle
 from tests.helpers.toy import VOCABULARY, ToyText, random_batch
 
@@ -47,9 +48,10 @@ PRIOR = (0.6, 0.1, 0.3)  # classes' shares, for logit_adjustment
 def model_of(config: Config, seed: int = 0) -> FusionModel:
     """A float64 model with random weights everywhere, norms and biases too."""
     words = TEXT.word_embeddings if config.tie_mlm_head else None
-    dimensions = Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY)
+    dimensions = Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY, classes=3)
     prior = torch.tensor(PRIOR, dtype=torch.float64).log()
-    model = FusionModel(config, dimensions, word_embeddings=words, log_prior=prior).double().eval()
+    model = FusionModel(config, dimensions, word_embeddings=words).double().eval()
+    model.objective = Objective(config, prior) if config.has_objective else None
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

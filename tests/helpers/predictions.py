@@ -9,7 +9,7 @@ import torch
 
 from fusion.config import Config
 from fusion.inference.predictor import Prediction, RawPost
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.transforms import SHRINK
 
 # The cache and a raw post differ by the batch that they were encoded in, which moves a float16 feature by a step now

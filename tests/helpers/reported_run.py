@@ -8,7 +8,8 @@ from fusion.evaluation.evaluate import evaluate
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.files import sha256_of_file, write_json
-from pipeline.posts.manifest import LABELS, Post
+from pipeline.posts.manifest import Post
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.toy import write_cache
 from tests.helpers.training import run_of
 
@@ -46,7 +47,7 @@ def make_run(folder, *settings, monkeypatch):
         Post(id_, f"{SCRIPT} number {id_}", folder / f"{id_}.png", LABELS[label], ("train", "val", "test")[split])
         for id_, label, split in zip(cache.ids, cache.labels, cache.splits, strict=True)
     ]
-    hdf5.write_index(folder / "cache", hdf5.in_shards(posts), MARKS)
+    hdf5.write_index(folder / "cache", hdf5.in_shards(posts), MARKS, names={"label": LABELS})
     cache = Cache(folder / "cache")
     tokenizer = ToyTokenizer(cache)
     for module in ("fusion.report.run_report", "fusion.report.gallery"):

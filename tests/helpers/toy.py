@@ -1,6 +1,7 @@
 """Small stand-ins for tests: a cache of random features, and a text encoder that is a table of word vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from fusion.data.batches import Batch
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.encoders.views import VIEWS
-from pipeline.posts.manifest import LABELS, SPLITS, Post
+from pipeline.posts.labels import LABEL
+from pipeline.posts.manifest import SPLITS, Post
+from pipeline.posts.mvsa import LABELS
 
 CLS, SEP, MASK, VOCABULARY = 2, 3, 5, 31
+MVSA_NAMES = dict.fromkeys(("label", "text_label", "image_label"), LABELS)
 FINGERPRINT = {"image": {"name": "toy"}, "text": {"name": "toy"}, "stored_dtype": "float32"}
 
 
@@ -81,10 +85,11 @@ def write_cache(
     for number, (label, split) in enumerate(zip(labels, splits, strict=True)):
         text_label = None if number % 7 == 0 else "neutral" if number // 3 % 3 == 0 else LABELS[label]
         image_label = "neutral" if number // 3 % 3 == 1 else LABELS[label]
-        own = (text_label, image_label) if modality_labels else (None, None)
+        own = {"text_label": text_label, "image_label": image_label} if modality_labels else {}
+        targets = {name: value for name, value in own.items() if value}
         text, image = f"text number {number} of the toy", Path(f"{number}.jpg")
-        listed.append(Post(str(number), text, image, LABELS[label], SPLITS[split], *own))
-    hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint)
+        listed.append(Post(str(number), text, image, LABELS[label], SPLITS[split], targets))
+    hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint, names=MVSA_NAMES)
     return Cache(folder)
 
 
@@ -113,3 +118,13 @@ def random_batch(
         has_image=everyone,
         num_maskable=np.array(lengths) - 2,
     )
+
+
+def relabelled(cache: Cache, labels: Sequence[Mapping[str, str | None]], names: Mapping[str, Sequence[str]]) -> Cache:
+    """The cache written anew with these labels of each post, by target; the features stay. It is one of one shard."""
+    posts = []
+    for post, given in zip(hdf5.read_posts(cache.folder), labels, strict=True):
+        others = {target: label for target, label in given.items() if target != LABEL and label is not None}
+        posts.append(replace(post, label=given.get(LABEL), targets=others))
+    hdf5.write_index(cache.folder, {0: posts}, cache.fingerprint, names=names)
+    return Cache(cache.folder)

@@ -26,9 +26,9 @@ TINY = ("width=16", "heads=2", "layers=1", "lr=1e-3", "epochs=1", "batch_size=8"
 class Pooled(nn.Module):
     """A module of one's own: a linear layer on the pooled image, which gets its size from the first batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 3) -> None:
         super().__init__()
-        self.head = nn.LazyLinear(3)
+        self.head = nn.LazyLinear(classes)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         return self.head(batch.pooled)

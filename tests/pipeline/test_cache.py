@@ -16,7 +16,8 @@ from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.cache.records import PostRecord, ShardFeatures
 from pipeline.cache.summary import summary
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS, SPLITS, Post
+from pipeline.posts.manifest import SPLITS, Post
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.toy import FINGERPRINT, write_cache
 
 pytestmark = pytest.mark.apart
@@ -67,7 +68,7 @@ def written(folder: Path, lengths, stored="float16"):
     for number, features in enumerate(shards):
         write_shard(folder / shard_name(number), features, marks)
     posts = [Post(str(n), f"text {n}\0", Path(f"{n}.jpg"), LABELS[n % 3], SPLITS[n % 3]) for n in range(count)]
-    write_index(folder, hdf5.in_shards(posts), marks)
+    write_index(folder, hdf5.in_shards(posts), marks, names={"label": LABELS})
     return Cache(folder), shards
 
 
@@ -115,9 +116,9 @@ def test_plain_h5py_reads_it_as_the_format_page_says(cache):
             start, stop = index["/text/offsets"][place : place + 2]
             np.testing.assert_array_equal(index["/text/tokens"][start:stop], cache.tokens(place))
             np.testing.assert_array_equal(index["/text/input_ids"][start:stop], cache.input_ids(place))
-        names = h5py.check_enum_dtype(index["/post/label"].dtype)
-        assert names == {"none": -1, "positive": 0, "neutral": 1, "negative": 2}
-        assert list(index.attrs["label_names"]) == list(LABELS)
+        label = index["/target/label"]
+        assert (label.attrs["kind"], list(label.attrs["names"])) == ("single", list(LABELS))
+        np.testing.assert_array_equal(label[:], cache.labels)
         assert list(index["/post/flags"].attrs["bits"]) == list(hdf5.FLAGS)
 
 
@@ -361,7 +362,7 @@ def test_what_is_no_cache_says_what_it_is(cache, tmp_path):
         Cache(foreign)
     with h5py.File(cache.folder / "index.h5", "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(InputError, match="cache schema 99, this version reads 1"):
+    with pytest.raises(InputError, match="cache schema 99, this version reads up to 2"):
         Cache(cache.folder)
     (cache.folder / "index.h5").unlink()
     with pytest.raises(InputError, match=r"no index\.h5; 5 shards\); run `extract` again to finish it"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ from tests.helpers.extraction import SHARD, tiny_posts
 from tests.helpers.tiny_encoders import TinyImage, TinyText
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text(encoding="utf-8")
+NAMES = {"label": ["b", "a"], "mood": ["sad", "glad"]}
 POSTS, M, C, D = 2 * SHARD + 3, 4, 3, 1
 
 
@@ -25,7 +27,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "SHARD_POSTS", SHARD)
     posts = tiny_posts(tmp_path / "posts", POSTS)
     posts[5].image.write_bytes(b"")
-    extract(posts, tmp_path / "cache", TinyImage(), TinyText(), batch_size=5, quiet=True)
+    for row, mood in enumerate(("glad", "sad")):
+        posts[row] = replace(posts[row], targets={"mood": mood})
+    extract(posts, tmp_path / "cache", TinyImage(), TinyText(), names=NAMES, batch_size=5, quiet=True)
     return tmp_path
 
 
@@ -103,11 +107,17 @@ def test_the_shard_table_finds_every_array_in_the_plain_bytes(folder):
 def test_the_index_says_of_every_post_what_the_page_says(folder):
     with h5py.File(folder / "cache" / "index.h5") as index:
         assert index.attrs["format"] == "mscf cache"
-        assert index.attrs["schema_version"] == 1
+        assert index.attrs["schema_version"] == 2
         assert json.loads(index.attrs["fingerprint"])["stored_dtype"] == "float16"
         shard = {name for name in described() if name.startswith("/post/")}
-        more = {f"/post/{name}" for name in ("text", "image", "label", "text_label", "image_label", "split")}
+        more = {f"/post/{name}" for name in ("text", "image", "split")}
         assert {name for name in datasets(index) if name.startswith("/post/")} == shard | more
+        assert {name for name in datasets(index) if name.startswith("/target/")} == {"/target/label", "/target/mood"}
+        for name, labels in NAMES.items():
+            target = index[f"/target/{name}"]
+            assert (target.dtype, target.shape, target.attrs["kind"]) == (np.int16, (POSTS,), "single")
+            assert list(target.attrs["names"]) == labels
+        assert index["/target/mood"][:].tolist() == [1, 0, -1] + [-1] * (POSTS - 3)
         assert h5py.check_enum_dtype(index["/post/split"].dtype) == {"none": -1, "train": 0, "val": 1, "test": 2}
         text, image = (index[f"/post/{name}"].asstr()[:] for name in ("text_sha256", "image_sha256"))
         for row in range(POSTS):

@@ -457,7 +457,7 @@ def test_some_posts_encoded_again_show_features_that_are_not_theirs(run, image_e
 
 @pytest.mark.skipif("MVSA_SINGLE" not in os.environ, reason="MVSA_SINGLE names no MVSA-Single folder")
 def test_real_posts_all_have_features(run, tmp_path):
-    from pipeline.posts.mvsa import prepare
+    from pipeline.posts.prepare import prepare
 
     posts = prepare(Path(os.environ["MVSA_SINGLE"])).posts[::91]
     report = run(posts, tmp_path / "cache")

@@ -21,7 +21,7 @@ from tests.helpers.toy import write_cache
 
 pytestmark = pytest.mark.apart
 
-EVERYWHERE = ("stored dtype O", "offset huge", "shard outside", "labels in another order", "external link")
+EVERYWHERE = ("stored dtype O", "offset huge", "shard outside", "a label name twice", "external link")
 SPACE = "width: {choices: [8]}\n"
 
 

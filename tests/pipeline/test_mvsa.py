@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS, Post
-from pipeline.posts.mvsa import merge_labels, prepare
+from pipeline.posts import mvsa
+from pipeline.posts.formats import ReadOptions
+from pipeline.posts.manifest import Post
+from pipeline.posts.mvsa import LABELS, merge_labels
+from pipeline.posts.prepare import prepare
 from pipeline.posts.splits import stratified_split
 from tests.helpers.commands import invoke, refused
 from tests.helpers.data import needs_multiple
@@ -70,7 +73,7 @@ def test_a_folder_becomes_posts_with_both_modality_labels_and_a_summary(tmp_path
     prepared = prepare(folder)
     assert [post.id for post in prepared.posts] == ["2", "10", "b"]  # by number, then by name
     post = prepared.posts[1]
-    assert (post.label, post.text_label, post.image_label) == (POSITIVE, POSITIVE, NEUTRAL)
+    assert (post.label, post.targets) == (POSITIVE, {"text_label": POSITIVE, "image_label": NEUTRAL})
     assert post.text == "the text of post 10 天气"
     assert post.image == folder / "data" / "10.jpg"
     summary = prepared.summary
@@ -99,9 +102,9 @@ def test_the_stratified_split_keeps_each_class_in_ratio(counts, ratios, seed):
         for label, count in zip(LABELS, counts, strict=True)
         for number in range(count)
     ]
-    split = stratified_split(posts, ratios, seed)
+    split = stratified_split(posts, ratios, seed, LABELS)
     assert [post.id for post in split] == [post.id for post in posts]
-    assert split == stratified_split(posts, ratios, seed)
+    assert split == stratified_split(posts, ratios, seed, LABELS)
     for label, count in zip(LABELS, counts, strict=True):
         found = Counter(post.split for post in split if post.label == label)
         for name, ratio in zip(("val", "test"), ratios[1:], strict=True):
@@ -111,7 +114,7 @@ def test_the_stratified_split_keeps_each_class_in_ratio(counts, ratios, seed):
 
 def test_another_seed_is_another_split():
     posts = [Post(str(number), "", Path("x.jpg"), POSITIVE) for number in range(97)]
-    assert stratified_split(posts, (8, 1, 1), 0) != stratified_split(posts, (8, 1, 1), 1)
+    assert stratified_split(posts, (8, 1, 1), 0, LABELS) != stratified_split(posts, (8, 1, 1), 1, LABELS)
 
 
 def test_a_given_split_is_followed_and_what_it_lacks_has_none(tmp_path):
@@ -171,9 +174,9 @@ def test_an_encoding_is_followed_never_guessed(tmp_path):
     folder = mvsa_folder(tmp_path, {"1": "positive,positive"})
     (folder / "data" / "1.txt").write_bytes("é".encode())
     assert prepare(folder).posts[0].text == "é".encode().decode("gb18030") != "é"
-    assert prepare(folder, encoding="utf-8").posts[0].text == "é"
+    assert prepare(folder, options=ReadOptions("utf-8")).posts[0].text == "é"
     with pytest.raises(InputError, match="encoding=klingon: Python knows no such"):
-        prepare(folder, encoding="klingon")
+        prepare(folder, options=ReadOptions("klingon"))
 
 
 def spoil(folder, what):
@@ -191,7 +194,7 @@ def spoil(folder, what):
 @pytest.mark.parametrize(
     ("what", "part"),
     [
-        ("empty", "no folder data/ in it"),
+        ("empty", "looks like none of the formats"),
         ("no labels", "labelResultAll.txt: no such file"),
         ("", "labelResultAll.txt, line 1: the header must name ID"),
         ("ID\ta\tb\n1\tpositive,positive\tneutral,neutral\n", "line 1: the header must name ID and one or three"),
@@ -199,6 +202,7 @@ def spoil(folder, what):
         ("ID\ttext,image\n1\tpositive\n", "line 2: not ID and 1 text,image pair"),
         ("ID\ttext,image\n1\tpositive,sad\n", "line 2: not ID and 1 text,image pair"),
         ("ID\ttext,image\n1\tpositive,neutral\tneutral,neutral\n", "line 2: not ID and 1"),
+        ("ID\ttext,image\n\n1\tpositive,neutral\n1\tneutral,neutral\n", "1 of 2 rows are no post"),
         ("ID\ttext,image\n\n1\tpositive,neutral\n1\tneutral,neutral\n", "line 4: id '1' occurs twice"),
         ("ID\ttext,image\n../1\tpositive,neutral\n", "line 2: '../1' can't be the name of a post's files"),
         ("ID\ttext,image\n1\tpositive,negative\n", "no row survives the label rule"),
@@ -213,7 +217,7 @@ def test_a_folder_that_is_none_gives_one_line_and_no_manifest(what, part, tmp_pa
 
 def test_ratios_must_make_sense(tmp_path):
     folder = mvsa_folder(tmp_path / "m", {"1": "positive,positive"})
-    for ratios in ("8:1", "0:1:1", "8:-1:1"):
+    for ratios in ("8:1", "0:1:1", "8:-1:1", "nan:1:1", "8:1:inf"):
         assert "--ratios must be three numbers" in refused(
             "prepare", folder, "--out", tmp_path / "o", "--ratios", ratios
         )
@@ -229,7 +233,7 @@ def test_a_manifest_that_is_there_is_kept(tmp_path):
     assert "already exists" in refused("prepare", folder, "--out", out)
     assert out.read_text() == "mine"
     invoke("prepare", folder, "--out", out, "--overwrite", "--quiet")
-    assert json.loads(out.read_text())["id"] == "1"
+    assert json.loads(out.read_text().splitlines()[1])["id"] == "1"
 
 
 @needs_single
@@ -251,7 +255,7 @@ def test_mvsa_single_as_published():
     assert summary["text_problems"] == {}
     assert summary["images_missing"] == []
     assert 0.07 < summary["duplicates_of_training"]["test"]["text"] / 450 < 0.09
-    mixed = [post for post in prepared.posts if post.text_label == NEUTRAL != post.image_label]
+    mixed = [post for post in prepared.posts if post.targets["text_label"] == NEUTRAL != post.targets["image_label"]]
     assert len(mixed) / 4511 == pytest.approx(0.32, abs=0.005)
 
 
@@ -272,7 +276,42 @@ def test_mvsa_multiple_splits_as_published():
         rows = list(csv.DictReader(file))
     posts = [Post(row["id"], row["text"], Path("none.jpg"), row["label"]) for row in rows]
     assert len(posts) == 17024
-    sizes = Counter(post.split for post in stratified_split(posts, (8, 1, 1), 0))
+    sizes = Counter(post.split for post in stratified_split(posts, (8, 1, 1), 0, LABELS))
     assert sizes.total() == 17024
     assert abs(sizes["val"] - 1700) <= 3  # each class is rounded down on its own
     assert Counter(row["split"] for row in rows) == {"train": 13624, "val": 1700, "test": 1700}
+
+
+def test_further_labels_come_from_a_table_that_people_wrote(tmp_path):
+    """A spreadsheet's separators, blanks, empty rows and spellings; ids of rows that the label rule drops."""
+    folder = mvsa_folder(tmp_path / "m", {"1": "positive,positive", "2": "neutral,neutral", "3": "positive,negative"})
+    rows = "\ufeffID;scene;sarcastic\r\n1; Sea ;no\r\n2;sea;\r\n3;city;yes\r\n9;city;no\r\n;;\r\n"
+    (folder / "targets.csv").write_text(rows, encoding="utf-8", newline="")
+    found = mvsa.read(folder)
+    assert [dict(post.targets) for post in found.posts] == [
+        {"text_label": "positive", "image_label": "positive", "scene": "Sea", "sarcastic": "no"},
+        {"text_label": "neutral", "image_label": "neutral", "scene": "Sea"},
+    ]
+    assert found.facts["target_rows_without_post"] == 1
+    assert found.facts["merged"] == {"scene": {"sea": "read as 'Sea'"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("number,scene\n1,sea\n", "line 1: must name the column id and one for each target"),
+        ("id\n1\n", "line 1: must name the column id and one for each target"),
+        ("id,text_label\n1,sea\n", "line 1: 'text_label' is a target already; name the column otherwise"),
+        ("id,label\n1,sea\n", "line 1: 'label' is a target already"),
+        ("id,sc/ene\n1,sea\n", "line 1: 'sc/ene' can't name a target"),
+        ("id,scene\n1,sea\n1,city\n", "line 3, column id: '1' occurs twice"),
+        ("id,scene\n,sea\n", "line 2, column id: is empty"),
+        ("id,scene\n1,a\x07\n", "line 2, column 'scene': must have no line breaks or control characters"),
+        ("id,scene\n1,sea,more\n", "line 2: "),
+    ],
+)
+def test_a_wrong_table_of_further_labels_is_refused_in_one_line(rows, problem, tmp_path):
+    folder = mvsa_folder(tmp_path / "m", {"1": "positive,positive"})
+    (folder / "targets.csv").write_text(rows)
+    line = refused("prepare", folder, "--out", tmp_path / "m.jsonl")
+    assert line.startswith(f"Error: {folder / 'targets.csv'}, {problem}")

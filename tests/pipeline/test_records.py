@@ -9,17 +9,11 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import InputError
 from pipeline.posts.duplicates import comparable_text
-from pipeline.posts.manifest import (
-    LABELS,
-    SPLITS,
-    Assignment,
-    Post,
-    read_manifest,
-    read_splits,
-    write_manifest,
-)
+from pipeline.posts.manifest import SPLITS, Post, fault_note, read_manifest, write_manifest
+from pipeline.posts.split_file import Assignment, read_splits
 from pipeline.posts.splits import unmatched_ids
 
+LABELS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=13)
 GOOD = {"id": "a", "text": "hello", "image": "a.jpg"}
 
 
@@ -36,10 +30,9 @@ def manifest_of(folder, *lines):
             id=st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=13),
             text=st.text(st.characters(exclude_categories=("Cs",))),
             image=st.just("pictures/7.jpg"),
-            label=st.sampled_from((None, *LABELS)),
+            label=st.none() | LABELS,
             split=st.sampled_from((None, *SPLITS)),
-            text_label=st.sampled_from((None, *LABELS)),
-            image_label=st.sampled_from((None, *LABELS)),
+            targets=st.dictionaries(st.sampled_from(("emotion", "text_label", "désir 2")), LABELS, max_size=3),
         ),
         min_size=1,
         max_size=5,
@@ -51,13 +44,17 @@ def test_what_is_written_is_read_again(posts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("manifest").resolve()
     posts = [Post(**{**vars(post), "image": folder / post.image}) for post in posts]
     write_manifest(folder / "m.jsonl", posts)
-    assert read_manifest(folder / "m.jsonl") == posts
+    listed = read_manifest(folder / "m.jsonl")
+    assert listed.posts == posts
+    assert (listed.faults, listed.ignored) == ([], [])
+    used = {post.label for post in posts if post.label}
+    assert listed.names["label"] == tuple(sorted(used))
 
 
 def test_images_are_named_from_the_manifests_folder_where_they_lie_below_it(tmp_path):
     inside, outside = tmp_path / "data" / "a.jpg", tmp_path.parent / "b.jpg"
     write_manifest(tmp_path / "m.jsonl", [Post("a", "x", inside), Post("b", "y", outside)])
-    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    _, *lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["data/a.jpg", str(outside)]
 
 
@@ -65,40 +62,111 @@ def test_a_manifest_written_by_hand_needs_no_label_nor_split(tmp_path):
     """Blank lines, numbers for ids and a byte order mark are what people's own files have."""
     path = tmp_path / "mine.jsonl"
     path.write_text('\ufeff{"id": 17, "text": "", "image": "b/17.png"}\n\n', encoding="utf-8")
-    assert read_manifest(path) == [Post("17", "", tmp_path / "b" / "17.png")]
+    assert read_manifest(path).posts == [Post("17", "", tmp_path / "b" / "17.png")]
 
 
 @pytest.mark.parametrize(
-    ("line", "parts"),
+    ("line", "message"),
     [
-        ("{'id': 1}", ["line 2", "not JSON"]),
-        ("[" * 100_000, ["line 2", "not JSON"]),
-        ([1], ["line 2", "not a JSON object but list"]),
-        ({"id": "b", "image": "b.jpg"}, ["line 2", "field 'text' is missing"]),
-        ({"text": "x", "image": "b.jpg"}, ["line 2", "field 'id' is missing"]),
-        ({"id": "b", "text": "x"}, ["line 2", "field 'image' is missing"]),
-        ({**GOOD, "id": "a"}, ["line 2", "field id", "'a' already occurs in line 1"]),
-        ({**GOOD, "id": ""}, ["line 2", "field id", "must not be empty"]),
-        ({**GOOD, "id": "a\nb"}, ["line 2", "field id", "no line breaks or control characters"]),
-        ({**GOOD, "id": "b", "text": 5}, ["line 2", "field text", "must be a string, not 5"]),
-        ({**GOOD, "id": "b", "text": None}, ["line 2", "field text", "must be a string, not null"]),
-        ({**GOOD, "id": "b", "text": "\ud800"}, ["line 2", "field text", "unpaired surrogate"]),
-        ({**GOOD, "id": "b", "label": "happy"}, ["line 2", "field label", "'happy' is not one of positive"]),
-        ({**GOOD, "id": "b", "label": ["positive"]}, ["line 2", "field label", "is not one of"]),
-        ({**GOOD, "id": "b", "split": "dev"}, ["line 2", "field split", "'dev' is not one of train, val, test"]),
-        ({**GOOD, "id": "b", "lable": "positive"}, ["line 2", "unknown field 'lable'"]),
+        ("{'id': 1}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ([1], "not a JSON object but list"),
+        ({"text": "x", "image": "b.jpg"}, "field 'id' is missing"),
+        ({**GOOD, "id": ""}, "field id: must not be empty"),
+        ({**GOOD, "id": "a\nb"}, "field id: must have no line breaks or control characters"),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
-def test_what_is_wrong_in_a_manifest_is_named(line, parts, tmp_path):
-    path = manifest_of(tmp_path, GOOD, line)
-    with pytest.raises(InputError) as caught:
-        read_manifest(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}, ")
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
+def test_a_line_that_names_no_post_is_left_out_and_reported(line, message, tmp_path):
+    path = manifest_of(tmp_path, GOOD, line, {**GOOD, "id": "c"})
+    listed = read_manifest(path)
+    assert [post.id for post in listed.posts] == ["a", "c"]
+    (fault,) = listed.faults
+    assert fault.startswith(f"{path}, line 2")
+    assert message in fault
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"text": 5}, "text: must be a string, not 5"),
+        ({"text": None}, "text: must be a string, not null"),
+        ({"text": "\ud800"}, "text: holds an unpaired surrogate, which is invalid text"),
+        ({"image": None}, "image: none is given"),
+        ({"image": "a\nb.jpg"}, "image: must have no line breaks or control characters: 'a\\nb.jpg'"),
+        ({"text": 5, "image": ""}, "image: must not be empty; text: must be a string, not 5"),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+def test_a_text_or_an_image_that_can_not_be_used_is_its_posts_problem(fields, problem, tmp_path):
+    listed = read_manifest(manifest_of(tmp_path, GOOD, {**GOOD, "id": "b", **fields}))
+    assert listed.faults == []
+    assert [post.problem for post in listed.posts] == [None, problem]
+    assert listed.posts[1].image is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"label": ["positive"]}, """field label: must be a string, not ["positive"]"""),
+        ({"label": "a\x1bb"}, "field label: must have no line breaks or control characters: 'a\\x1bb'"),
+        ({"label": " a"}, "field label: must not be empty, nor begin or end with a blank: ' a'"),
+        ({"split": "dev"}, "field split: 'dev' is not one of train, val, test"),
+        ({"targets": "sad"}, """field targets: must be an object, not 'sad'"""),
+        (
+            {"targets": {"": "q"}},
+            "field targets: '' can't name a target: up to 80 letters, digits, blanks and . + - _, "
+            "a letter or digit first",
+        ),
+        ({"targets": {"emotion": 1.5}}, "field emotion: must be a string, not 1.5"),
+    ],
+)
+def test_a_label_or_a_split_that_is_none_is_reported_and_the_post_has_none(fields, fault, tmp_path):
+    path = manifest_of(tmp_path, GOOD, {**GOOD, "id": "b", **fields})
+    listed = read_manifest(path)
+    assert listed.faults == [f"{path}, line 2, {fault}"]
+    assert fault_note(listed, path) == f"{path}: 1 lines have faults; the first: {listed.faults[0]}"
+    assert listed.posts[1] == Post("b", "hello", tmp_path / "a.jpg")
+
+
+def test_ids_and_fields_that_occur_twice_are_errors(tmp_path):
+    with pytest.raises(InputError, match=r"line 2, field id: 'a' already occurs in line 1"):
+        read_manifest(manifest_of(tmp_path, GOOD, {**GOOD, "text": "x"}))
+    with pytest.raises(InputError, match=r"line 1: field 'text' occurs twice"):
+        read_manifest(manifest_of(tmp_path, '{"id": "a", "text": "x", "text": "y", "image": "b"}'))
+
+
+def test_fields_that_a_post_does_not_have_are_named_and_not_used(tmp_path):
+    path = manifest_of(tmp_path, {**GOOD, "lable": "positive"}, {**GOOD, "id": "b", "user": 7, "lable": "x"})
+    listed = read_manifest(path)
+    assert listed.ignored == ["lable", "user"]
+    assert listed.posts[0].label is None
+
+
+def test_the_first_line_gives_the_order_of_the_labels(tmp_path):
+    """Numbers are labels by their digits; targets of older manifests have fields of their own."""
+    names = {"labels": {"label": ["2", "1"], "emotion": ["sad", "glad"]}}
+    posts = [
+        {**GOOD, "label": 1, "targets": {"emotion": "glad", "b": "y"}},
+        {**GOOD, "id": "b", "label": "2", "text_label": "p", "targets": {"b": "x"}},
+    ]
+    listed = read_manifest(manifest_of(tmp_path, names, *posts))
+    assert listed.names == {"label": ("2", "1"), "emotion": ("sad", "glad"), "b": ("x", "y"), "text_label": ("p",)}
+    assert [post.label for post in listed.posts] == ["1", "2"]
+    assert listed.posts[1].targets == {"b": "x", "text_label": "p"}
+    with pytest.raises(InputError, match=r"line 3, field emotion: 'gald' is not one of sad, glad; correct it, or add"):
+        read_manifest(manifest_of(tmp_path, names, posts[0], {**GOOD, "id": "b", "targets": {"emotion": "gald"}}))
+    for wrong in ({"label": ["a", "a"]}, {"label": "a"}, {"label": [1]}, {"a/b": ["x"]}):
+        with pytest.raises(InputError, match=r"line 1, field labels"):
+            read_manifest(manifest_of(tmp_path, {"labels": wrong}, GOOD))
+
+
+def test_a_column_of_too_many_labels_is_no_class(tmp_path):
+    posts = [{**GOOD, "id": str(number), "label": f"class {number}"} for number in range(1001)]
+    assert len(read_manifest(manifest_of(tmp_path, *posts[:1000])).names["label"]) == 1000
+    with pytest.raises(InputError, match="1001 different labels, over the limit of 1000; is this column a class"):
+        read_manifest(manifest_of(tmp_path, *posts))
 
 
 def test_a_manifest_that_is_missing_empty_or_in_another_encoding_is_refused(tmp_path):
@@ -128,7 +196,7 @@ def test_a_split_file_is_read_with_and_without_labels(tmp_path):
         ("id,Label,split\n1,x,val\n", "line 1: column 'Label'; write it as label"),
         ("id,label ,split\n1,x,val\n", "line 1: column 'label '; write it as label"),
         ("id,split\n1,dev\n", "line 2, field split: 'dev' is not one of"),
-        ("id,label,split\n1,sad,val\n", "line 2, field label: 'sad' is not one of"),
+        ("id,label,split\n1, sad,val\n", "line 2, field label: must not be empty, nor begin or end with a blank"),
         ("id,split\n1,val\n1,test\n", "line 3, field id: '1' occurs twice"),
         ("id,split\n,val\n", "line 2: id or split is empty"),
         ("id,split\n1\n", "line 2: id or split is empty"),
