@@ -245,6 +245,6 @@ def _examples() -> list[Example]:
     examples = []
     for mood, name in NAMES.items():
         draw = random.Random(f"example {name}")
-        picture, _ = draw_picture(draw, mood)
+        picture = draw_picture(draw, mood).image
         examples.append(Example(text=write_tweet(draw, mood), image=data_uri(shrunk(picture))))
     return examples

@@ -3,6 +3,7 @@
 The text and the image of a post each have a mood of their own, and the label rule merges the two into the post's label.
 A mood reaches the pixels only through what is drawn and the words only through what is said: sizes, lengths, frames,
 hashtag counts and JPEG quality are drawn without looking at it. Some posts read one mood off, as real annotations do.
+What the image shows (sea, city, faces ...) is a further target of the data set, which the image alone tells.
 """
 
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 from string import ascii_letters, digits
 
 from pipeline.common.errors import InputError, option
-from pipeline.common.files import regular_bytes
+from pipeline.common.files import csv_text, regular_bytes
 from pipeline.common.folders import remove_file, require_no_link
 from pipeline.demo.pictures import draw_picture
 from pipeline.demo.scenes import NEGATIVE, NEUTRAL, POSITIVE
@@ -31,6 +32,7 @@ ONE_DISSENTS = 0.25  # share of the other judgements in which one annotator of t
 TEXT_OFF, IMAGE_OFF = 0.02, 0.04  # share of texts and of images that read one mood off their label
 RETWEETS = 0.03
 
+SCENE = "scene"  # the further target: what the image shows, whatever its mood
 NOTE = "README.txt"
 _NOTE_TEXT = "A data set drawn by code for demonstration. `cli.py demo` replaces this folder.\n"
 
@@ -85,6 +87,7 @@ def draw(folder: Path, *, posts: int = 1000, seed: int = 0, form: str = "single"
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     rows = ["\t".join(["ID"] + ["text,image"] * (1 if form == "single" else 3))]
+    scenes: list[list[str]] = []
     said: dict[int, list[str]] = {mood: [] for mood in NAMES}
     for number, ((text_mood, image_mood), split_vote) in enumerate(plan, start=1):
         # Each post and modality has its own stream, so that one more draw in a text never changes a picture.
@@ -94,11 +97,13 @@ def draw(folder: Path, *, posts: int = 1000, seed: int = 0, form: str = "single"
         body = text_rng.choice(said[text_mood]) if retweet else write_tweet(text_rng, text_shown)
         said[text_mood].append(body)
         (data / f"{number}.txt").write_bytes((address(text_rng, body) + "\n").encode("gb18030"))
-        image, quality = draw_picture(image_rng, image_shown)
-        image.save(data / f"{number}.jpg", quality=quality)
+        picture = draw_picture(image_rng, image_shown)
+        picture.image.save(data / f"{number}.jpg", quality=picture.quality)
+        scenes.append([str(number), picture.scene])
         votes = [(text_mood, image_mood)] if form == "single" else _vote(vote_rng, text_mood, image_mood, split_vote)
         rows.append("\t".join([str(number)] + [f"{NAMES[text]},{NAMES[image]}" for text, image in votes]))
     (folder / "labelResultAll.txt").write_bytes(("\n".join(rows) + "\n").encode("ascii"))
+    (folder / "targets.csv").write_bytes(csv_text(("id", SCENE), scenes).encode("ascii"))
     return folder
 
 

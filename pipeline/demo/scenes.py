@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from itertools import product
+from typing import NamedTuple
 
 from pipeline.demo.pen import Colour, Pen, Point
 
@@ -294,4 +295,18 @@ def town(pen: Pen, rng: random.Random, mood: int) -> None:
         _clouds(pen, rng, (70, 66, 72))
 
 
-MOTIFS: dict[Callable[[Pen, random.Random, int], None], int] = {faces: 4, hills: 1, plant: 1, home: 1, boat: 1, town: 1}
+class Scene(NamedTuple):
+    """What a picture may show: how it is drawn, and how often in comparison with the others."""
+
+    draw: Callable[[Pen, random.Random, int], None]
+    weight: int
+
+
+SCENES = {
+    "faces": Scene(faces, 4),
+    "hills": Scene(hills, 1),
+    "plant": Scene(plant, 1),
+    "home": Scene(home, 1),
+    "sea": Scene(boat, 1),
+    "city": Scene(town, 1),
+}

@@ -48,7 +48,7 @@ def test_fusion_clearly_beats_both_single_modalities(demo_cache, floors, seed, t
     model, cache = Run(tmp_path / "run").load_model(CPU), Cache(demo_cache)
     rows = cache.rows("test")
     shuffled = controls(model, cache, rows, CPU, shuffles=1)
-    accuracy = score(cache.labels[rows], predict_rows(model, cache, rows, CPU).argmax(axis=1))["accuracy"]
+    accuracy = score(cache.labels[rows], predict_rows(model, cache, rows, CPU).argmax(axis=1), 3)["accuracy"]
     assert len(rows) >= 200
     for kind in ("text", "image"):
         assert accuracy >= floors[kind]["test_accuracy"] + MARGIN

@@ -34,16 +34,19 @@ def environment(tmp_path_factory):
 
 
 def test_the_installed_command_runs_the_demonstration(environment, tmp_path):
-    run = [environment.with_name("mscf"), "demo", "--posts", "60"]
+    run = [environment.with_name("mscf"), "demo", "--posts", "100"]
     done = subprocess.run(run, cwd=tmp_path, env=ALONE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     named = [line.strip() for line in lines[lines.index("files:") + 1 :]]
-    assert set(named) >= {f"artifacts/demo/{name}" for name in ("mvsa", "manifest.jsonl", "cache", "run/report.html")}
+    assert set(named) >= {
+        f"artifacts/demo/{name}"
+        for name in ("mvsa", "manifest.jsonl", "cache", "run/report.html", "run-scene/report.html")
+    }
     assert all((tmp_path / name).exists() for name in named)
     assert "open the report in a browser: artifacts/demo/run/report.html" in done.stdout
     # a second time replaces what the first one made, and stops at nothing
-    invoke("demo", "--out", tmp_path / "artifacts" / "demo", "--posts", "50", "--seed", "1")
+    invoke("demo", "--out", tmp_path / "artifacts" / "demo", "--posts", "100", "--seed", "1")
 
 
 def test_the_installed_packages_are_not_those_of_the_source_tree(environment, tmp_path):
