@@ -21,8 +21,8 @@ from pipeline.demo import dataset as drawn
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.extraction.decode import start_server
 from pipeline.extraction.extract import extract
-from pipeline.posts import mvsa
 from pipeline.posts.manifest import Post
+from pipeline.posts.prepare import prepare
 
 FEATURES = ("patches", "pooled", "tokens")
 
@@ -57,10 +57,10 @@ def main() -> None:
 def some_posts(count: int, folder: Path) -> list[Post]:
     if "MVSA_SINGLE" in os.environ:
         source = Path(os.environ["MVSA_SINGLE"])
-        posts = mvsa.prepare(source, splits=source / "splits.csv").posts
+        posts = prepare(source, splits=source / "splits.csv").posts
     else:
         drawn.draw(folder / "mvsa", posts=count, seed=0)
-        posts = mvsa.prepare(folder / "mvsa").posts
+        posts = prepare(folder / "mvsa").posts
     by_split = sorted(posts, key=lambda post: (post.split or "", post.label or ""))  # every k-th keeps the shares
     return [by_split[place] for place in np.linspace(0, len(posts) - 1, min(count, len(posts))).astype(int)]
 

@@ -36,7 +36,8 @@ from pipeline.common.device import exact_float32, resolve_device
 from pipeline.extraction.decode import start_server
 from pipeline.extraction.extract import extract
 from pipeline.posts.images import to_rgb
-from pipeline.posts.manifest import LABELS, Post
+from pipeline.posts.manifest import Post
+from pipeline.posts.mvsa import LABELS
 
 PRESETS = {"packaged": "packaged", "paper": "mvsa-single"}
 
@@ -95,7 +96,9 @@ def measure(case: str, folder: Path, count: int, rounds: int, device: torch.devi
     cache = Cache(folder / case)
     config = load_config(PRESETS[case])
     m, channels = cache.patches_shape
-    model = FusionModel(config, Dimensions(channels, cache.text_width, text.vocabulary, patches=m)).to(device)
+    model = FusionModel(config, Dimensions(channels, cache.text_width, text.vocabulary, classes=3, patches=m)).to(
+        device
+    )
     optimizer = new_optimizer(model, config)
     masked = text.in_precision(resolved(config, device))
     sources = (FeatureStore(cache, cache.rows("train"), device), Encoded(posts, (image, text)))

@@ -33,9 +33,9 @@ from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, loa
 from pipeline.encoders.weights import package_folder
 from pipeline.extraction.decode import start_server
 from pipeline.extraction.extract import extract
-from pipeline.posts import mvsa
 from pipeline.posts.images import to_rgb
 from pipeline.posts.manifest import Post
+from pipeline.posts.prepare import prepare
 
 BATCH = 32
 CORES = len(os.sched_getaffinity(0))
@@ -104,9 +104,9 @@ def data_sets(folder: Path) -> Iterator[tuple[str, list[Post]]]:
     if "MVSA_SINGLE" not in os.environ:
         if not (folder / "mvsa").exists():
             drawn.draw(folder / "mvsa", posts=300, seed=0)
-        yield "drawn", mvsa.prepare(folder / "mvsa").posts
+        yield "drawn", prepare(folder / "mvsa").posts
         return
-    posts = mvsa.prepare(Path(os.environ["MVSA_SINGLE"])).posts
+    posts = prepare(Path(os.environ["MVSA_SINGLE"])).posts
     yield "MVSA-Single", posts
     if "MVSA_ORIGINAL" in os.environ:
         images = {path.stem: path for path in Path(os.environ["MVSA_ORIGINAL"]).rglob("*.jpg")}
@@ -164,7 +164,7 @@ def decode_alone(posts: Sequence[Post], image: ImageEncoder) -> float:
     """Core-seconds a post, with a process on every core."""
     chunks = [[str(post.image) for post in posts[number::CORES]] for number in range(CORES)]
     with ProcessPoolExecutor(
-        CORES, get_context("forkserver"), initializer=prepare, initargs=(image.transform,)
+        CORES, get_context("forkserver"), initializer=keep_transform, initargs=(image.transform,)
     ) as pool:
         list(pool.map(decode_all, [chunk[:1] for chunk in chunks]))  # the processes are there and warm
         seconds = timed(lambda: list(pool.map(decode_all, chunks)))
@@ -174,7 +174,7 @@ def decode_alone(posts: Sequence[Post], image: ImageEncoder) -> float:
 TRANSFORM: list[Any] = []
 
 
-def prepare(transform: Any) -> None:
+def keep_transform(transform: Any) -> None:
     TRANSFORM.append(transform)
 
 

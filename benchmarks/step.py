@@ -113,7 +113,7 @@ def load_case(name: str, device: torch.device) -> Case:
     """The sizes of a case with its text encoder: the packaged one, or BERT-base at full size with random weights."""
     packaged = load_text_encoder(EncoderChoice(preset="packaged", device=str(device)))
     if name == "packaged":
-        dimensions = Dimensions(1280, packaged.width, packaged.vocabulary)
+        dimensions = Dimensions(1280, packaged.width, packaged.vocabulary, classes=3)
         return Case(load_config("packaged"), dimensions, packaged, TextSize(6, 1536, 12))
     from transformers import BertConfig, BertModel
 
@@ -121,7 +121,9 @@ def load_case(name: str, device: torch.device) -> Case:
     bert = BertModel(BertConfig(), add_pooling_layer=False)
     options: dict[str, Any] = {"max_tokens": 128, "dtype": "float32", "device": device}
     text = TextEncoder(bert, packaged._tokenizer, "BERT-base, random weights", **options)  # both have one vocabulary
-    return Case(load_config("mvsa-single"), Dimensions(2048, 768, text.vocabulary), text, TextSize(12, 3072, 12))
+    return Case(
+        load_config("mvsa-single"), Dimensions(2048, 768, text.vocabulary, classes=3), text, TextSize(12, 3072, 12)
+    )
 
 
 def text_lengths(text: TextEncoder) -> np.ndarray:

@@ -24,8 +24,9 @@ _FUSION_ONLY = (
     "modality_dropout",
     "label_rule",
     "auxiliary_weight",
-    "logit_adjustment",
 )
+# Settings of models that minimise cross-entropy: the baselines have losses of their own.
+_CROSS_ENTROPY_ONLY = ("logit_adjustment", "class_weights", "label_smoothing")
 
 
 def _known_model(name: str) -> str:
@@ -76,6 +77,9 @@ class Config(BaseModel):
     label_rule: bool = False  # predict the text's and the image's own label, and derive the post's by the label rule
     auxiliary_weight: Weight = 0.5  # weight of the two modality heads' auxiliary loss
     logit_adjustment: Weight = 0.0  # tau, strength of the adjustment towards rare classes; 0 disables it
+    # What a training post weighs: each alike, each class alike, or given by class, {hateful: 2}, others 1
+    class_weights: Literal["none", "balanced"] | dict[str, Weight] = "none"
+    label_smoothing: Fraction = 0.0  # share of the target that all classes get alike
 
     # Training; the paper gives batch size and learning rate, not the rest
     batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 64
@@ -101,6 +105,10 @@ class Config(BaseModel):
             for name in _FUSION_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only the fusion model has it, not {self.model}; leave it out")
+        if self.model not in (FUSION, OWN):
+            for name in _CROSS_ENTROPY_ONLY:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: the baseline {self.model} has a loss of its own; leave it out")
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.modalities == "image" and self.mlm:
@@ -116,6 +124,11 @@ class Config(BaseModel):
         if self.modalities != "both" and self.label_rule:
             raise ValueError("label_rule: needs modalities both")
         return self
+
+    @property
+    def has_objective(self) -> bool:
+        """Whether something else than cross-entropy is minimised for the labels."""
+        return bool(self.logit_adjustment or self.label_smoothing or self.class_weights != "none")
 
     @property
     def feedforward_width(self) -> int:

@@ -16,75 +16,31 @@ import torch
 from torch import nn
 
 from fusion.checkpoint import load_model, load_state, load_weights, save_model, save_state, saved_epoch
-from fusion.config import Config, load_config, save_config
+from fusion.config import Config, save_config
 from fusion.data.batches import Batch
-from fusion.evaluation_file import evaluation_file, read_evaluation, require_evaluated
-from fusion.metrics_file import MetricsFile
 from fusion.models.base import Dimensions, Model
 from fusion.models.own import OwnModel, ready
 from fusion.names import OWN
-from fusion.run_files import MOST_RUN, Facts, TrainingState
-from fusion.run_posts import PostMatch, RunCache, RunPost, assigned, format_posts, posts_of, read_posts
+from fusion.run_files import TrainingState
+from fusion.run_folder import MODEL, STATE, RunFolder
+from fusion.run_posts import (
+    PostMatch,
+    RunCache,
+    RunPost,
+    assigned,
+    format_posts,
+    labels_unknown,
+    posts_of,
+    read_posts,
+)
 from pipeline.cache.reader import Cache
-from pipeline.common.documents import read_json
-from pipeline.common.errors import Diverged, InputError, option, switch, wording
-from pipeline.common.files import sha256_of_file, write_json, write_text
-from pipeline.common.folders import remove_file
+from pipeline.common.errors import InputError, option, switch, wording
+from pipeline.common.files import write_text
 from pipeline.encoders.fingerprint import first_difference
-from pipeline.posts.manifest import LABELS
-
-MODEL, STATE = "model.safetensors", "train_state.safetensors"
-_OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", MODEL, STATE)
 
 
-class Run:
+class Run(RunFolder):
     """A run folder: written by training, read afterwards."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    @property
-    def started(self) -> bool:
-        return (self.folder / "run.json").is_file()
-
-    @property
-    def finished(self) -> bool:
-        return self.started and self._facts.finished
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """run.json, checked, without the fields that are null. Raises InputError if this is no run folder."""
-        return self._facts.model_dump(exclude_none=True)
-
-    @property
-    def _facts(self) -> Facts:
-        if not self.started:
-            raise InputError(f"{self.folder}: no run there (no run.json); make one with `train`")
-        return read_json(self.folder / "run.json", Facts, MOST_RUN)
-
-    @property
-    def cache_folder(self) -> Path:
-        """The cache that the run was trained from. Raises InputError for an export, which names none."""
-        if (folder := self._facts.cache) is None:
-            raise InputError(f"{self.folder}: an export names no cache; give one with {option('cache')}")
-        return Path(folder)
-
-    def require_finished(self) -> dict[str, Any]:
-        """The metadata of a run that can be used. Raises InputError if training is not finished."""
-        metadata = self.metadata
-        self.require_not_failed()
-        if not metadata["finished"]:
-            way = wording(f"`train ... --out {self.folder} --resume`", "train() into the same folder")
-            raise InputError(f"{self.folder}: training is not finished; {way} resumes it")
-        return metadata
-
-    def require_unfinished(self) -> None:
-        """Raises InputError for a run whose training is finished."""
-        if self.finished:
-            raise InputError(
-                f"{self.folder}: this run is finished, there is nothing to resume; give another folder, or "
-                f"{switch('overwrite')}"
-            )
 
     def open_cache(
         self, folder: str | Path | None = None, splits: str | Path | None = None, *, allow_unmatched: bool = False
@@ -101,19 +57,31 @@ class Run:
                 f"{self.cache_folder}: no such cache, and {self.folder} was trained from it; if it has moved, give its "
                 f"folder with {option('cache')}"
             )
-        cache, metadata = Cache(folder or self.cache_folder), self.metadata
+        metadata = self.metadata
+        cache = Cache(folder or self.cache_folder, target=metadata["target"])
         if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: computed by other encoders than those of {self.folder}; {difference}")
         cache.require_sizes(metadata["dimensions"], self.folder)
-        match = PostMatch(self._posts_in(cache), cache)
+        as_it_is, cache = cache, cache.with_names(metadata["labels"])
+        match = self._match(cache)
         own, labels = match.post >= 0, match.cache.labels
-        if metadata["labels_from"] == "splits":
+        own_labels = metadata["labels_from"] == "splits"
+        if own_labels:
             labels = np.where(own, match.labels, labels)
         seen = cache.with_assignments(labels, np.where(own, match.splits, -1 if folder is None else cache.splits))
         relabelled = int(np.sum(own & (labels != match.labels)))
         if splits:
             seen = seen.with_splits(splits, allow_unmatched=allow_unmatched)
-        return RunCache(seen, match, "" if metadata["exported"] else match.note(relabelled))
+            stranger = labels_unknown(seen, metadata["labels"])
+            seen = seen.with_names(metadata["labels"])
+        else:
+            stranger = labels_unknown(as_it_is, metadata["labels"], ~own if own_labels else None)
+        notes = [stranger, "" if metadata["exported"] else match.note(relabelled)]
+        return RunCache(seen, match, "; ".join(filter(None, notes)))
+
+    def _match(self, cache: Cache) -> PostMatch:
+        unchanged = cache.manifest_sha256 == self.metadata["manifest_sha256"]
+        return PostMatch(self._posts_in(cache), cache, unchanged=unchanged)
 
     def _posts_in(self, cache: Cache) -> list[RunPost]:
         """The run's posts; a run that kept no hashes has those of the cache where that is unchanged, an export none."""
@@ -124,28 +92,6 @@ class Run:
             return posts
         known = {post.id: post for post in posts_of(cache.with_splits(self.splits))}
         return [known.get(post.id, post) for post in posts]
-
-    @property
-    def config(self) -> Config:
-        return load_config(file=self.folder / "config.yaml")
-
-    def resumable_config(self) -> Config:
-        """The unfinished run's own configuration, to resume it."""
-        if not self.started:
-            raise InputError(f"{self.folder}: no unfinished run there to resume")
-        return self.config
-
-    @property
-    def splits(self) -> Path:
-        return self.folder / "splits.csv"
-
-    def clear(self) -> None:
-        """Remove the files of a run, and only those: the folder may hold a person's other files."""
-        for name in _OWN_FILES:
-            remove_file(self.folder / name)
-        for pattern in ("evaluation-*.json", "events.out.tfevents.*"):
-            for path in self.folder.glob(pattern):
-                remove_file(path)
 
     def resume_or_start(
         self,
@@ -171,7 +117,11 @@ class Run:
             )
         if difference := first_difference(self.metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: from other encoders than the unfinished run {self.folder}; {difference}")
-        match = PostMatch(self._posts_in(cache), cache)
+        if cache.target != self.metadata["target"]:
+            target = self.metadata["target"]
+            raise InputError(f"{self.folder}: an unfinished run of the target {target!r}, not {cache.target!r}")
+        cache = cache.with_names(self.metadata["labels"])
+        match = self._match(cache)
         if match.gone or match.changed:
             raise InputError(f"{match.note()}; the unfinished run {self.folder} needs all of them")
         ours = cache.with_assignments(match.labels, match.splits)
@@ -184,7 +134,11 @@ class Run:
 
     def difference_to(self, cache: Cache) -> str:
         """How the run's posts, labels and splits differ from the cache's, in a few words; empty if they do not."""
-        match = PostMatch(self._posts_in(cache), cache)
+        names = self.metadata["labels"]
+        if self.metadata["target"] != cache.target or labels_unknown(cache, names):
+            return "another target or other labels"
+        cache = cache.with_names(names)
+        match = self._match(cache)
         if match.gone or match.changed:
             return "other posts"
         ours = cache.with_assignments(match.labels, match.splits)
@@ -202,46 +156,15 @@ class Run:
                 "manifest_sha256": cache.manifest_sha256,
                 "labels_from": "splits" if cache.relabelled else "cache",
                 "fingerprint": cache.fingerprint,
-                "labels": list(LABELS),
+                "target": cache.target,
+                "labels": list(cache.label_names),
                 "dimensions": asdict(dimensions),
                 **metadata,
             }
         )
 
-    def finish(self, metadata: dict[str, Any]) -> None:
-        """Write how training went; `state` in it says whether it stopped early."""
-        before = self._facts.model_dump(exclude_unset=True, exclude={"reason"})  # an interruption's
-        self._write_metadata({**before, **metadata, "finished": True})
-        remove_file(self.folder / STATE)
-
-    def note_end(self, state: str, reason: str) -> None:
-        """Write that training was interrupted, or has failed, and why."""
-        self._write_metadata({**self._facts.model_dump(exclude_unset=True), "state": state, "reason": reason[:2000]})
-
-    @property
-    def failure(self) -> str:
-        """Why the run has failed; empty if it has not."""
-        return self._facts.reason if self.started and self._facts.state == "failed" else ""
-
-    def require_not_failed(self) -> None:
-        """Raises Diverged for a run that has failed: the same settings would fail again."""
-        if self.failure:
-            raise Diverged(
-                f"{self.folder}: this run has failed: {self.failure}; change settings, {switch('overwrite')}"
-            )
-
-    def _write_metadata(self, metadata: dict[str, Any]) -> None:
-        write_json(self.folder / "run.json", metadata)
-
     def _write_splits(self, cache: Cache) -> None:
         write_text(self.splits, format_posts(posts_of(cache)))
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of the best epoch's weights. Raises InputError if they are missing."""
-        if not (path := self.folder / MODEL).is_file():
-            raise InputError(f"{path}: missing or damaged; train again")
-        return sha256_of_file(path)
 
     def save_model(self, model: Model, state: TrainingState) -> None:
         """The best epoch's weights, which say of which epoch they are."""
@@ -291,30 +214,3 @@ class Run:
         path = self.folder / MODEL
         if state.best_epoch == state.epoch and (not path.is_file() or saved_epoch(path) not in (None, state.epoch)):
             self.save_model(model, state)
-
-    def evaluation(self, split: str) -> dict[str, Any]:
-        """The evaluation of a split. Raises InputError if there is none, and if the file or the run is damaged."""
-        self.require_not_failed()
-        path = require_evaluated(self.folder, split)
-        self.require_finished()
-        return read_evaluation(path, split, self.weights_sha256)
-
-    def evaluation_file(self, split: str, of: dict[str, Any]) -> Path:
-        """Where an evaluation of these facts is written."""
-        return evaluation_file(self.folder, split, of)
-
-    def count_read(self, split: str) -> int:
-        """How often the test split has been read; reading it again counts once more."""
-        if split == "test":
-            self._write_metadata(
-                {**self._facts.model_dump(exclude_unset=True), "test_reads": self._facts.test_reads + 1}
-            )
-        return self._facts.test_reads
-
-    @property
-    def metrics_file(self) -> MetricsFile:
-        return MetricsFile(self.folder / "metrics.jsonl")
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The epochs, in order. Raises InputError naming the first line that is damaged."""
-        return self.metrics_file.read()

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.common.documents import PLAIN, Count, Difference, Document, Line, Name, Number, Post, Share, first_problem
 from pipeline.encoders.views import VIEWS
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.labels import LABEL, MOST_NAMES, label_problem, target_problem
+from pipeline.posts.mvsa import LABELS
 
 MOST_RUN = 1 << 20  # bytes of run.json
 MOST_METRICS = 64 << 20  # bytes of metrics.jsonl, 100,000 epochs
@@ -19,8 +20,14 @@ MOST_POSTS = 200_000
 
 
 def _label(name: str) -> str:
-    if name not in LABELS:
-        raise ValueError(f"is not one of {', '.join(LABELS)}")
+    if problem := label_problem(name):
+        raise ValueError(problem)
+    return name
+
+
+def _target(name: str) -> str:
+    if problem := target_problem(name):
+        raise ValueError(problem)
     return name
 
 
@@ -36,7 +43,7 @@ Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Loss = Annotated[float, Field(allow_inf_nan=True)]  # metrics.jsonl of a diverged run may hold Infinity
 Interval = Annotated[list[Difference], Field(min_length=2, max_length=2)]
-PerLabel = Field(min_length=len(LABELS), max_length=len(LABELS))
+PerLabel = Field(min_length=2, max_length=MOST_NAMES)
 
 
 def _encoder_name(name: str) -> str:
@@ -92,17 +99,20 @@ def _fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
     return fingerprint
 
 
-def own_labels(names: list[str]) -> list[str]:
-    if names != list(LABELS):
-        raise ValueError(f"must be {', '.join(LABELS)}, in this order")
+def different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("has a label twice")
     return names
+
+
+LabelNames = Annotated[list[Label], PerLabel, AfterValidator(different)]
 
 
 class DimensionFacts(Document):
     channels: Annotated[int, Field(ge=0, le=1 << 16)]
     text_width: Annotated[int, Field(ge=0, le=1 << 16)]
     vocabulary: Annotated[int, Field(ge=0, le=1 << 23)]
-    classes: Annotated[int, Field(ge=len(LABELS), le=len(LABELS))] = len(LABELS)
+    classes: Annotated[int, Field(ge=2, le=MOST_NAMES)] = len(LABELS)
     patches: Annotated[int, Field(ge=0, le=1 << 16)] = 49
 
 
@@ -119,6 +129,7 @@ class Validation(Document):
     accuracy: Share
     weighted_f1: Share
     macro_f1: Share | None = None
+    threshold: Share | None = None  # of two classes, in runs that chose one
 
 
 class Facts(Document):
@@ -132,7 +143,8 @@ class Facts(Document):
     # runs do not say; they keep the labels that they were trained with.
     labels_from: Literal["cache", "splits"] = "splits"
     fingerprint: Annotated[dict[str, Any], AfterValidator(_fingerprint), PLAIN]
-    labels: Annotated[list[str], AfterValidator(own_labels)] = Field(default=list(LABELS))
+    target: Annotated[str, AfterValidator(_target)] = LABEL
+    labels: LabelNames = Field(default=list(LABELS))  # older versions knew no others
     dimensions: DimensionFacts
     device: Line = ""
     module: Line | None = None  # the class of a module of one's own
@@ -155,6 +167,8 @@ class Facts(Document):
                 raise ValueError(f"{name}: is missing, and the run is finished")
         if self.cache is None and not self.exported:
             raise ValueError("cache: is missing")
+        if len(self.labels) != self.dimensions.classes:
+            raise ValueError(f"labels: are {len(self.labels)}, and dimensions.classes is {self.dimensions.classes}")
         return self
 
 
@@ -173,6 +187,7 @@ class EpochLine(Document):
     val_accuracy: Share
     val_weighted_f1: Share
     val_macro_f1: Share | None = None
+    val_threshold: Share | None = None
     seconds: Annotated[float, Field(ge=0, le=1e9)]
     speed: dict[Name, Number] = Field(max_length=20, default={})
 
@@ -195,10 +210,23 @@ class ScoreFacts(Document):
     accuracy: Share
     weighted_f1: Share
     macro_f1: Share
+    auroc: Share | None = None  # older versions had none, and so have posts of one class
+    average_precision: Share | None = None
 
 
 class CleanScores(ScoreFacts):
     posts: Count
+
+
+class ThresholdScores(Document):
+    """Scores of the decisions at the run's threshold: the class `label` where its probability is at least that."""
+
+    label: Label
+    threshold: Share
+    accuracy: Share
+    weighted_f1: Share
+    macro_f1: Share
+    interval: "Intervals"
 
 
 class Intervals(Document):
@@ -208,12 +236,16 @@ class Intervals(Document):
     accuracy: Interval
     weighted_f1: Interval
     macro_f1: Interval
+    auroc: Interval | None = None
+    average_precision: Interval | None = None
 
 
 class Differences(Document):
     accuracy: Difference
     weighted_f1: Difference
     macro_f1: Difference
+    auroc: Difference | None = None
+    average_precision: Difference | None = None
 
 
 class ClassScores(Document):
@@ -253,7 +285,7 @@ class Provenance(Document):
     manifest_sha256: Sha256
     splits_sha256: Sha256 | None = None
     weights_sha256: Sha256 | None = None  # older versions do not say
-    labels: Annotated[list[str], AfterValidator(own_labels)]
+    labels: LabelNames
     device: Line
     precision: Line
     own_posts: bool
@@ -269,6 +301,7 @@ class Evaluation(ScoreFacts):
     posts_used: Count
     posts_failed: Count
     interval: Intervals
+    at_threshold: ThresholdScores | None = None
     per_class: Annotated[dict[Label, ClassScores], PerLabel]
     confusion: Confusion
     without_duplicates: CleanScores | None
@@ -276,6 +309,19 @@ class Evaluation(ScoreFacts):
     versus_probe: VersusProbe | None
     without_probe: Line | None = None  # why there is no comparison with the probe
     posts: Annotated[list[PostAnswer], Field(min_length=1, max_length=MOST_POSTS)]
+
+    @model_validator(mode="after")
+    def _of_its_classes(self) -> Self:
+        names = list(self.per_class)
+        if self.of and self.of.labels != names:
+            raise ValueError("per_class: has other classes than of.labels")
+        counts = self.confusion.counts
+        if len(counts) != len(names) or any(len(row) != len(names) for row in counts):
+            raise ValueError("confusion: has not one row and column for each class")
+        for post in self.posts:
+            if list(post.probabilities) != names or post.label not in post.probabilities:
+                raise ValueError(f"posts: {post.id!r:.100} has other classes than per_class")
+        return self
 
     @model_validator(mode="after")
     def _with_a_reason(self) -> Self:

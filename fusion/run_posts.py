@@ -5,7 +5,7 @@ that it was trained, selected or to be tested on, in splits.csv, and which of th
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache.reader import Cache
+from pipeline.cache.targets import codes_in
 from pipeline.common.errors import InputError
 from pipeline.common.files import csv_text
 from pipeline.posts.duplicates import comparable_sha256, keys_of, shared_keys
-from pipeline.posts.manifest import LABELS, SPLITS, choice, read_lines, require_unique, shown
+from pipeline.posts.labels import LABEL, label_of
+from pipeline.posts.manifest import SPLITS, read_lines, require_unique, split_of
+from pipeline.posts.shown import shown
 
 _HASHES = ("text_sha256", "image_sha256", "comparable_sha256")
 COLUMNS = ("id", "label", "split", *_HASHES, "failed")
@@ -53,7 +56,7 @@ def posts_of(cache: Cache) -> list[RunPost]:
     for row in np.flatnonzero((cache.labels >= 0) & (cache.splits >= 0)):
         record = cache.records[row]
         comparable = comparable_sha256(cache.texts[row])
-        label, split = LABELS[cache.labels[row]], SPLITS[cache.splits[row]]
+        label, split = cache.label_names[cache.labels[row]], SPLITS[cache.splits[row]]
         hashes, failed = (record.text_sha256, record.image_sha256, comparable), not cache.ok[row]
         posts.append(RunPost(cache.ids[row], label, split, *hashes, failed))
     return posts
@@ -84,7 +87,7 @@ def _read(reader: "csv.DictReader[str]", path: Path) -> Iterator[RunPost]:
     ids: set[str] = set()
     for row in reader:
         where = f"{path}, line {reader.line_num}"
-        label, split = choice(row["label"], "label", where), choice(row["split"], "split", where)
+        label, split = label_of(row["label"], LABEL, where), split_of(row["split"], where)
         if not row["id"] or label is None or split is None:
             raise InputError(f"{where}: id, label or split is empty")
         if row["id"] in ids:
@@ -101,11 +104,12 @@ class PostMatch:
     Attributes, by row of the cache: `post` (N,) the number of the run's post that the row is, -1 if it is none;
     `twin` (N,) the same, but for a post of another id with the same text and image. `gone`, `changed` and `retried`
     count the run's posts that have no features in the cache any more, those whose text or image is another one there,
-    and those that had failed and have features now; `new` counts posts of other ids. A post that had failed was not
-    used, so it is none of the run's once it has features.
+    and those that had failed and have features now; `new` counts posts of other ids, but of a
+    cache that is `unchanged`: there they are posts without a label or a split. A post that had failed was not used, so
+    it is none of the run's once it has features.
     """
 
-    def __init__(self, posts: list[RunPost], cache: Cache) -> None:
+    def __init__(self, posts: list[RunPost], cache: Cache, *, unchanged: bool = False) -> None:
         self.posts, self.cache = posts, cache
         self.hashed = all(post.content is not None for post in posts)
         number_of = {post.id: number for number, post in enumerate(posts)}
@@ -119,7 +123,7 @@ class PostMatch:
             number, ok = number_of.get(id_), bool(cache.ok[row])
             content = self._content(row) if self.hashed else None
             if number is None:
-                self.new += 1
+                self.new += not unchanged
             elif posts[number].failed:
                 self.retried += ok
                 self.post[row] = _NONE if ok else number
@@ -153,8 +157,10 @@ class PostMatch:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The label that the run knew of each row's post, (N,) int8 codes; -1 where the row is none of the run's."""
-        codes = np.array([LABELS.index(post.label) for post in self.posts] + [_NONE], np.int8)
+        """The label that the run knew of each row's post, (N,) int16 codes among the cache's names; -1 where the row is
+        none of the run's.
+        """
+        codes = codes_in(self.cache.label_names, [*(post.label for post in self.posts), None])
         return codes[self.post]
 
     def used_as(self, rows: np.ndarray) -> np.ndarray:
@@ -205,7 +211,20 @@ class RunCache:
     note: str
 
 
+def labels_unknown(cache: Cache, names: Sequence[str], of: np.ndarray | None = None) -> str:
+    """One line on the cache's labels that are not among a run's `names`; empty if all its posts' are. `of`: a mask of
+    the rows to look at.
+    """
+    looked_at = cache.ok & (cache.labels >= 0)
+    there = set(cache.labels[looked_at if of is None else looked_at & of].tolist())
+    unknown = [name for code, name in enumerate(cache.label_names) if code in there and name not in names]
+    if not unknown:
+        return ""
+    listed = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+    return f"{cache.folder}: posts labelled {listed} are left out: the run does not know these classes"
+
+
 def assigned(cache: Cache) -> list[tuple[str, str, str]]:
     """(id, label, split) of every post that has both."""
     rows = zip(cache.ids, cache.labels, cache.splits, strict=True)
-    return [(id_, LABELS[label], SPLITS[split]) for id_, label, split in rows if label >= 0 and split >= 0]
+    return [(id_, cache.label_names[label], SPLITS[split]) for id_, label, split in rows if label >= 0 and split >= 0]

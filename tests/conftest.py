@@ -17,8 +17,9 @@ from pipeline.common.files import write_json
 from pipeline.demo import dataset as drawn
 from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from pipeline.extraction.extract import extract
-from pipeline.posts import mvsa
 from pipeline.posts.manifest import Post
+from pipeline.posts.mvsa import LABELS
+from pipeline.posts.prepare import prepare
 from tests.helpers.browser import Window, chromium, visit, window
 from tests.helpers.commands import SMALL
 from tests.helpers.hostile import Commands, forking
@@ -54,7 +55,7 @@ def drawn_posts(tmp_path_factory: pytest.TempPathFactory) -> list[Post]:
     """Some thirty posts of the demonstration's kind, with splits."""
     folder = tmp_path_factory.mktemp("drawn") / "mvsa"
     drawn.replace(folder, posts=31, seed=0)
-    return mvsa.prepare(folder, ratios=[4, 3, 3], seed=0).posts
+    return prepare(folder, ratios=[4, 3, 3], seed=0).posts
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,7 @@ def drawn_cache(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Cache:
     folder = tmp_path_factory.mktemp("drawn") / "cache"
-    extract(drawn_posts, folder, image_encoder, text_encoder, workers=1, quiet=True)
+    extract(drawn_posts, folder, image_encoder, text_encoder, names={"label": LABELS}, workers=1, quiet=True)
     return Cache(folder)
 
 

@@ -74,17 +74,17 @@ def predict(
     if not posts or not out:
         prediction = predict_one(predictor, text, image)
         console.save(prediction.record())
+        wide = max(10, *(len(label) + 1 for label in prediction.probabilities))
         for label, probability in prediction.probabilities.items():
-            console.say(f"{label:10}{probability:>7.1%}  {'█' * round(40 * probability)}")
+            console.say(f"{label:{wide}}{probability:>7.1%}  {'█' * round(40 * probability)}")
         if prediction.flags:
             console.say(f"flags: {', '.join(prediction.flags)}")
         return
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "overwrite": overwrite}
     report = predict_file(predictor, posts, out, **options, quiet=console.quiet)
     console.report(report.summary())
-    console.say(
-        f"wrote {out}: {report.posts} posts, {report.failed} of them without a prediction, each with its reason"
-    )
+    without = f", {report.failed} of them without a prediction, each with its reason" if report.failed else ""
+    console.say(f"wrote {out}: {report.posts} posts{without}")
     if report.failed > max_fail_rate * report.posts:
         raise InputError(
             f"{report.failed} of {report.posts} posts got no prediction, over --max-fail-rate {max_fail_rate:g}; "

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from fusion.commands.options import ConfigSource, config_options, encoder_folder_option, jobs_option, open_with_splits
+from fusion.commands.options import (
+    ConfigSource,
+    config_options,
+    encoder_folder_option,
+    jobs_option,
+    open_with_splits,
+    target_option,
+)
 from pipeline.common.console import Console
 from pipeline.common.options import (
     PATH,
@@ -28,6 +35,7 @@ from pipeline.common.options import (
 )
 @click.option("--out", required=True, type=PATH, help="The folder of trials to write.")
 @config_options()
+@target_option
 @splits_options
 @click.option("--seed", type=int, help="Seed for the search and for each training; same as --set seed=N.")
 @jobs_option
@@ -42,6 +50,7 @@ def sweep(
     trials: int,
     out: Path,
     source: ConfigSource,
+    target: str,
     splits: Path | None,
     allow_unmatched: bool,
     seed: int | None,
@@ -65,7 +74,7 @@ def sweep(
     base = source.load(seed=seed)
     space = read_space(space_file, base)
     chosen = str(console.device(device))
-    open_with_splits(cache_dir, splits, allow_unmatched, console)
+    open_with_splits(cache_dir, target, splits, allow_unmatched, console)
     spec = SweepSpec(
         cache_dir.resolve(),
         out.resolve(),
@@ -75,6 +84,7 @@ def sweep(
         text_encoder,
         jobs,
         allow_unmatched,
+        target,
     )
     with cluster(address) if engine == "ray" else contextlib.nullcontext() as ray:
         result = sweeping.sweep(spec, space, trials, ray=ray, overwrite=overwrite, say=console.say)
@@ -93,6 +103,7 @@ def sweep(
 )
 @click.option("--out", required=True, type=PATH, help="The folder for runs and tables; all tables can share one.")
 @config_options("packaged")
+@target_option
 @click.option("--seeds", type=click.IntRange(1), default=5, help="Number of seeds (0, 1, ...) of each trained row.")
 @click.option("--folds", type=PATH, help="A folder of fold_K.csv files (see `folds`): each post is tested once.")
 @click.option("--baselines", is_flag=True, help="Also train the ten baselines of the paper's Table 2.")
@@ -103,8 +114,8 @@ def sweep(
 @click.option(
     "--published",
     type=click.Choice(["mvsa-single", "mvsa-multiple", "none"]),
-    default="mvsa-single",
-    help="Which of the paper's results to show beside ours.",
+    default=None,
+    help="Which of the paper's results to show beside ours; mvsa-single for MVSA's labels, else none.",
 )
 @jobs_option
 @encoder_folder_option
@@ -165,12 +176,13 @@ def table(table_json: Path, out: Path, console: Console) -> None:
 @click.option("--out", required=True, type=PATH, help="The folder for fold_1.csv, fold_2.csv, ...")
 @click.option("--k", "count", type=click.IntRange(3), default=10, help="Number of folds.")
 @click.option("--seed", default=0, help="Seed of the assignment.")
+@target_option
 @overwrite_option
 @result_options
-def folds(cache_dir: Path, out: Path, count: int, seed: int, overwrite: bool, console: Console) -> None:
+def folds(cache_dir: Path, out: Path, count: int, seed: int, target: str, overwrite: bool, console: Console) -> None:
     """Write split files for K-fold cross-validation: stratified; repeats of a text or an image stay in one fold."""
     from fusion.data.folds import write_folds
     from pipeline.cache.reader import Cache
 
-    console.report(write_folds(Cache(cache_dir), out, folds=count, seed=seed, overwrite=overwrite))
+    console.report(write_folds(Cache(cache_dir, target=target), out, folds=count, seed=seed, overwrite=overwrite))
     console.say(f"wrote {out}/fold_1.csv to fold_{count}.csv")

@@ -10,6 +10,7 @@ import click
 
 from fusion.names import presets
 from pipeline.common.options import PATH
+from pipeline.posts.labels import LABEL
 
 if TYPE_CHECKING:
     from fusion.config import Config
@@ -73,13 +74,20 @@ jobs_option = click.option(
 )
 
 
-def open_with_splits(folder: Path, splits: Path | None, allow_unmatched: bool, console: "Console") -> "Cache":
-    """A cache, with the splits of a file where one is given; prints which of the file's ids do not match."""
+target_option = click.option("--target", default=LABEL, help="Which labels of the cache to learn; see `inspect`.")
+
+
+def open_with_splits(
+    folder: Path, target: str, splits: Path | None, allow_unmatched: bool, console: "Console"
+) -> "Cache":
+    """A cache with the labels of a target, and with the splits of a file where one is given; prints which of the file's
+    ids do not match.
+    """
     from pipeline.cache.reader import Cache
 
-    cache = Cache(folder)
+    cache = Cache(folder, target=target)
     if splits:
         cache = cache.with_splits(splits, allow_unmatched=allow_unmatched)
     if cache.splits_note:
         console.say(cache.splits_note)
-    return cache
+    return cache.with_used_names()

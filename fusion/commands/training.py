@@ -10,6 +10,7 @@ from fusion.commands.options import (
     config_options,
     encoder_folder_option,
     open_with_splits,
+    target_option,
 )
 from fusion.names import model_modules
 from pipeline.common.console import Console, refuse_finished
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
+@target_option
 @splits_options
 @result_options
-def probe(cache_dir: Path, splits: Path | None, allow_unmatched: bool, console: Console) -> None:
+def probe(cache_dir: Path, target: str, splits: Path | None, allow_unmatched: bool, console: Console) -> None:
     """Linear-probe baseline: logistic regression on mean-pooled features of text, image and both."""
     from fusion.evaluation import linear_probe
 
-    cache = open_with_splits(cache_dir, splits, allow_unmatched, console)
+    cache = open_with_splits(cache_dir, target, splits, allow_unmatched, console)
     rows = {kind: linear_probe.probe(cache, kind).summary() for kind in linear_probe.probed_modalities(cache)}
     console.save(rows)
     console.say(f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
@@ -48,6 +50,7 @@ def probe(cache_dir: Path, splits: Path | None, allow_unmatched: bool, console: 
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
 @click.option("--out", required=True, type=PATH, help="The run folder to write.")
 @config_options()
+@target_option
 @splits_options
 @click.option("--model", help=f"Same as --set model=NAME: {', '.join(model_modules())}.")
 @click.option("--seed", type=int, help="Same as --set seed=N.")
@@ -80,6 +83,7 @@ def train(
     cache_dir: Path,
     out: Path,
     source: ConfigSource,
+    target: str,
     splits: Path | None,
     allow_unmatched: bool,
     model: str | None,
@@ -111,7 +115,7 @@ def train(
     config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)
     chosen = local_device(console.device(device))
     execution = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
-    cache = open_with_splits(cache_dir, splits, allow_unmatched, console)
+    cache = open_with_splits(cache_dir, target, splits, allow_unmatched, console)
     keep_memory()
     with ranks(chosen) as here, graceful_shutdown() as stop:
         say = console.say if here.is_main else lambda line: None

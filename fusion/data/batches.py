@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.cache.reader import Cache
+from pipeline.cache.targets import NONE, Target, recoded
+from pipeline.posts.mvsa import MODALITY_TARGETS
 
 WINDOW_BATCHES = 16
 # Texts are padded to a multiple of this, which bounds the number of shapes: the allocator keeps memory for each.
@@ -86,7 +88,11 @@ def read_batch(
 
 def modality_labels_of(cache: Cache, rows: np.ndarray) -> np.ndarray:
     """The text's own label and the image's of each row: (len(rows), 2) int64, -1 where unknown."""
-    return np.stack([cache.text_labels[rows], cache.image_labels[rows]], axis=1).astype(np.int64)
+    labels = np.full((len(rows), len(MODALITY_TARGETS)), NONE, np.int64)
+    for column, name in enumerate(MODALITY_TARGETS):
+        if target := cache.index.targets.get(name):
+            labels[:, column] = recoded(Target(target.names, target.codes[rows]), cache.label_names)
+    return labels
 
 
 def collate(

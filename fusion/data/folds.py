@@ -11,7 +11,7 @@ from pipeline.common.errors import InputError, switch
 from pipeline.common.files import csv_text, regular_bytes, write_text
 from pipeline.common.folders import remove_file
 from pipeline.posts.duplicates import duplicate_groups
-from pipeline.posts.manifest import LABELS, read_splits
+from pipeline.posts.split_file import read_splits
 
 
 def write_folds(
@@ -25,8 +25,9 @@ def write_folds(
     """
     out, rows = Path(out), np.flatnonzero(cache.ok & (cache.labels >= 0))
     labels = cache.labels[rows].astype(int)
-    for code, name in enumerate(LABELS):
-        if (count := int((labels == code).sum())) < folds:
+    for code, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        name = cache.label_names[code]
+        if count < folds:
             raise InputError(f"{cache.folder}: only {count} posts are {name}, too few for {folds} folds; give fewer")
     groups = np.array(duplicate_groups(cache.duplicate_keys(rows)))
     parts = np.empty(len(rows), int)
@@ -37,7 +38,7 @@ def write_folds(
     for fold in range(folds):
         split_of = {fold: "test", (fold + 1) % folds: "val"}
         lines = [
-            (cache.ids[row], LABELS[label], split_of.get(int(part), "train"))
+            (cache.ids[row], cache.label_names[label], split_of.get(int(part), "train"))
             for row, label, part in zip(rows, labels, parts, strict=True)
         ]
         files[out / f"fold_{fold + 1}.csv"] = csv_text(("id", "label", "split"), lines)

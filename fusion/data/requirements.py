@@ -1,11 +1,12 @@
 """What a cache must have for a configuration to be trained on it."""
 
 from fusion.config import Config
+from fusion.data.batches import modality_labels_of
 from fusion.names import OWN
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import require_images
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS, MODALITY_TARGETS
 
 
 def require_trainable(cache: Cache, config: Config) -> None:
@@ -23,19 +24,30 @@ def require_trainable(cache: Cache, config: Config) -> None:
 
 
 def require_all_classes(cache: Cache) -> None:
-    """Raises InputError if a class has no training post: it could not be learned."""
+    """Raises InputError if there are fewer than two classes, or one has no training post: it could not be learned."""
+    if len(cache.label_names) < 2:
+        only = f"only the class {cache.label_names[0]!r}" if cache.label_names else "no class"
+        raise InputError(f"{cache.folder}: the target {cache.target!r} has {only}; a classifier needs two")
     present = set(cache.labels[cache.rows("train")].tolist())
-    if absent := [name for code, name in enumerate(LABELS) if code not in present]:
+    if absent := [name for code, name in enumerate(cache.label_names) if code not in present]:
         raise InputError(
-            f"{cache.folder}: no training post is labelled {' or '.join(absent)}; check the labels and the split"
+            f"{cache.folder}: no training post is labelled {' or '.join(absent)}; check the labels and the split, or "
+            f"leave such posts out of a file for {option('splits')}"
         )
 
 
 def require_modality_labels(cache: Cache) -> None:
-    """Raises InputError if the training posts have no text's or no image's own label to learn from."""
-    rows = cache.rows("train")
-    for name, labels in (("text_label", cache.text_labels), ("image_label", cache.image_labels)):
-        if not (labels[rows] >= 0).any():
+    """Raises InputError if the classes are not those of MVSA's label rule, or if the training posts have no label of
+    the text, or none of the image, to learn from.
+    """
+    if cache.label_names != LABELS:
+        raise InputError(
+            f"{cache.folder}: label_rule is MVSA's rule for {', '.join(LABELS)}, in this order; the target "
+            f"{cache.target!r} has {', '.join(cache.label_names[:20])}; set label_rule to false"
+        )
+    known = modality_labels_of(cache, cache.rows("train")) >= 0
+    for column, name in enumerate(MODALITY_TARGETS):
+        if not known[:, column].any():
             raise InputError(
                 f"{cache.folder}: {name} is unknown of all training posts, and label_rule learns from it; "
                 "extract from a manifest that has it (`prepare` writes it for MVSA), or set label_rule to false"

@@ -3,7 +3,10 @@
 from typing import Any, NamedTuple
 
 from fusion.evaluation.metrics import FEW, SCORES
-from pipeline.posts.manifest import LABELS
+from fusion.evaluation.ranking import RANKING
+
+MOST_CLASSES = 12  # of which a table or a matrix can be read
+MOST_CONFUSIONS = 10
 
 BLUE, ORANGE = "#3f83d0", "#dd7a26"  # of like lightness on white and on black; apart for the colour-blind
 GREY = "#8a8f98"
@@ -19,10 +22,11 @@ class ScoreRow(NamedTuple):
 
 
 def score_rows(result: dict[str, Any]) -> list[ScoreRow]:
-    """The table of scores of an evaluation: the model, the controls, the linear probe."""
-    probe, clean = result["versus_probe"], result["without_duplicates"]
+    """The table of scores of an evaluation: the model, its decisions by a threshold, the controls, the probe."""
+    probe, clean, decided = result["versus_probe"], result["without_duplicates"], result.get("at_threshold")
     return [
         ScoreRow("this model", result, result["interval"]),
+        *([ScoreRow(f"at threshold {decided['threshold']:.3f}", decided, decided["interval"])] if decided else []),
         *([ScoreRow("without duplicates", clean, {}, clean["posts"])] if clean else []),
         *(ScoreRow(name.replace("_", " "), scores, {}) for name, scores in result["controls"].items()),
         *([ScoreRow(f"linear probe, {probe.get('kind', 'both')}", probe["probe"], {})] if probe else []),
@@ -33,15 +37,27 @@ def score_rows(result: dict[str, Any]) -> list[ScoreRow]:
 def format_scores(result: dict[str, Any]) -> str:
     """The evaluation as lines for a terminal; shares in percent."""
     few = f"; under {FEW} posts scores say little" if result["posts_used"] < FEW else ""
+    titles = shown_scores(result)
     lines = [
         f"{result['split']}: {result['posts_used']} posts used, {result['posts_failed']} failed{few}",
-        f"{'':20}" + "".join(f"{title:>16}" for title in SCORES.values()),
+        f"{'':20}" + "".join(f"{title:>18}" for title in titles.values()),
     ]
     for row in score_rows(result):
-        lines.append(f"{row.title:20}" + "".join(f"{100 * row.scores[name]:>16.2f}" for name in SCORES))
+        shares = [row.scores.get(name) for name in titles]
+        lines.append(f"{row.title:20}" + "".join(f"{'':>18}" if x is None else f"{100 * x:>18.2f}" for x in shares))
         if row.interval:
-            ends = [f"{100 * row.interval[name][0]:.1f} to {100 * row.interval[name][1]:.1f}" for name in SCORES]
-            lines.append(f"{'  95 % interval':20}" + "".join(f"{text:>16}" for text in ends))
+            ends = [row.interval.get(name) for name in titles]
+            texts = ["" if end is None else f"{100 * end[0]:.1f} to {100 * end[1]:.1f}" for end in ends]
+            lines.append(f"{'  95 % interval':20}" + "".join(f"{text:>18}" for text in texts))
+    if not result["without_duplicates"]:
+        lines.append("without duplicates: every post repeats a training post")
+    classes = result["per_class"].values()
+    if absent := sum(not one["support"] for one in classes):
+        without = f"{absent} of {len(classes)} classes without a post here"
+        lines.append(f"{without}: they count as 0 in macro F1, and not in AUROC and average precision")
+    if decided := result.get("at_threshold"):
+        line = f"at threshold: {decided['label']!r} where its probability is at least {decided['threshold']:.3f}"
+        lines.append(f"{line}, chosen on validation; all else, and `predict`, by the likelier class")
     kinds = "Wilson's for this model's accuracy, else " if result["interval"].get("accuracy_by") == "Wilson" else ""
     if result["versus_probe"] and result["versus_probe"]["interval"].get("accuracy_by") == "Bonett-Price":
         kinds = f"Bonett and Price's for the difference in accuracy, {kinds}"
@@ -51,12 +67,48 @@ def format_scores(result: dict[str, Any]) -> str:
         lines.append(f"right where the other is wrong: {counts}")
     else:
         lines.append(f"no linear probe: {result['without_probe']}")
-    lines += [
-        "",
-        f"{'':10}{'precision':>11}{'recall':>9}{'F1':>9}{'posts':>8}   predicted "
-        + " ".join(f"{label:>9}" for label in LABELS),
+    return "\n".join([*lines, "", *_class_lines(result)])
+
+
+def shown_scores(result: dict[str, Any]) -> dict[str, str]:
+    """The scores that an evaluation has, with their titles."""
+    return {name: title for name, title in {**SCORES, **RANKING}.items() if result.get(name) is not None}
+
+
+def top_confusions(result: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """(label, predicted, posts) of the commonest mistakes."""
+    names, counts = list(result["per_class"]), result["confusion"]["counts"]
+    found = [
+        (names[row], names[column], count)
+        for row, cells in enumerate(counts)
+        for column, count in enumerate(cells)
+        if count and row != column
     ]
-    for (label, scores), counts in zip(result["per_class"].items(), result["confusion"]["counts"], strict=True):
-        shares = f"{scores['precision']:>11.1%}{scores['recall']:>9.1%}{scores['f1']:>9.1%}{scores['support']:>8}"
-        lines.append(f"{label:10}{shares}{'':13}{' '.join(f'{count:>9}' for count in counts)}")
-    return "\n".join(lines)
+    return sorted(found, key=lambda mistake: -mistake[2])[:MOST_CONFUSIONS]
+
+
+def _class_lines(result: dict[str, Any]) -> list[str]:
+    """Precision, recall and F1 of each class beside the confusion matrix; of many classes the worst, and the commonest
+    mistakes.
+    """
+    names, few = list(result["per_class"]), len(result["per_class"]) <= MOST_CLASSES
+    worst = sorted(names, key=lambda name: result["per_class"][name]["f1"])[:MOST_CLASSES]
+    listed = names if few else worst
+    wide = max(9, *(len(name) for name in listed))
+    head = f"{'':{wide}} {'precision':>11}{'recall':>9}{'F1':>9}{'posts':>8}"
+    lines = [head + ("   predicted " + " ".join(f"{name:>9}" for name in names) if few else "")]
+    for name in listed:
+        scores = result["per_class"][name]
+        line = f"{name:{wide}} {scores['precision']:>11.1%}{scores['recall']:>9.1%}{scores['f1']:>9.1%}"
+        line += f"{scores['support']:>8}"
+        if few:
+            counts = result["confusion"]["counts"][names.index(name)]
+            cells = zip(names, counts, strict=True)
+            line += f"{'':13}" + " ".join(f"{count:>{max(9, len(column))}}" for column, count in cells)
+        lines.append(line)
+    if not few:
+        lines += [f"the {len(worst)} of {len(names)} classes with the lowest F1", "", "commonest mistakes:"]
+        lines += [
+            f"  {count} posts of {name} were predicted as {other}" for name, other, count in top_confusions(result)
+        ]
+    return lines

@@ -1,6 +1,6 @@
 """Evaluates a finished run: scores with intervals, shuffled-modality controls, the difference to the linear probe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from fusion.config import Config
 from fusion.data.batches import read_batch
 from fusion.evaluation.linear_probe import probe, probed_modalities
 from fusion.evaluation.metrics import (
-    CODES,
     FEW,
     LEVEL,
     RESAMPLES,
@@ -25,6 +24,8 @@ from fusion.evaluation.metrics import (
     score,
 )
 from fusion.evaluation.predict import predict_rows
+from fusion.evaluation.ranking import ranking, ranking_intervals
+from fusion.evaluation.threshold import predicted_at
 from fusion.models.base import Model
 from fusion.models.own import as_model
 from fusion.models.precision import resolved
@@ -34,7 +35,7 @@ from pipeline.cache.reader import Cache
 from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import sha256_of_file
-from pipeline.posts.manifest import LABELS, SPLITS
+from pipeline.posts.manifest import SPLITS
 
 SHUFFLES = 3
 
@@ -70,7 +71,7 @@ def evaluate(
         "cache": str(shown.folder.resolve()),
         "manifest_sha256": shown.manifest_sha256,
         "splits_sha256": sha256_of_file(Path(splits)) if splits else None,
-        "labels": list(LABELS),
+        "labels": list(shown.label_names),
         "device": str(chosen),
         "precision": resolved(run.config, chosen),
         "weights_sha256": run.weights_sha256,
@@ -85,7 +86,8 @@ def evaluate(
     ours = run.load_model(chosen, model, read_batch(shown, rows[:2], chosen) if model is not None else None)
     reads = {"of": {**of, "test_reads": run.count_read(split)}}
     versus = partial(_versus_probe, run, opened, rows)
-    return {"split": split, **reads, **_scored(ours, shown, rows, chosen, split, match, versus)}
+    threshold = run.metadata["validation"].get("threshold")
+    return {"split": split, **reads, **_scored(ours, shown, rows, chosen, split, match, versus, threshold)}
 
 
 def evaluate_model(
@@ -106,8 +108,8 @@ def evaluate_model(
     rows, match = cache.rows(split), PostMatch(posts_of(cache), cache)
     ours = as_model(model, cache, config).to(chosen)
 
-    def versus(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-        return {"versus_probe": versus_probe(cache, cache, rows, truth, predicted)}
+    def versus(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+        return {"versus_probe": versus_probe(cache, cache, rows, truth, probabilities)}
 
     return {"split": split, **_scored(ours, cache, rows, chosen, split, match, versus)}
 
@@ -120,42 +122,76 @@ def _scored(
     split: str,
     match: PostMatch,
     versus: Callable[[np.ndarray, np.ndarray], dict[str, Any]],
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """All that is said of a model's predictions for these rows; `match` knows what it was trained on."""
     truth = cache.labels[rows].astype(np.int64)
     probabilities = predict_rows(model, cache, rows, device)
-    predicted = probabilities.argmax(axis=1)
+    predicted, names = probabilities.argmax(axis=1), cache.label_names
+    classes = len(names)
     from sklearn.metrics import precision_recall_fscore_support
 
-    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=CODES, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        truth, predicted, labels=range(classes), zero_division=0
+    )
     fresh = ~match.repeats_training(rows)
     return {
         "posts_used": len(rows),
         "posts_failed": cache.failed(split),
-        **score(truth, predicted),
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, "accuracy_by": "Wilson", **intervals(truth, predicted)},
+        **score(truth, predicted, classes),
+        **ranking(truth, probabilities),
+        "interval": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "accuracy_by": "Wilson",
+            **intervals(truth, predicted, classes),
+            **ranking_intervals(truth, probabilities),
+        },
+        "at_threshold": _at_threshold(threshold, truth, probabilities, names) if threshold is not None else None,
         "per_class": {
             label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for label, p, r, f, n in zip(LABELS, precision, recall, f1, support, strict=True)
+            for label, p, r, f, n in zip(names, precision, recall, f1, support, strict=True)
         },
         "confusion": {
             "rows": "truth",
             "columns": "predicted",
-            "counts": confusion(truth, predicted).tolist(),
+            "counts": confusion(truth, predicted, classes).tolist(),
         },
-        "without_duplicates": {"posts": int(fresh.sum()), **score(truth[fresh], predicted[fresh])}
+        "without_duplicates": {
+            "posts": int(fresh.sum()),
+            **score(truth[fresh], predicted[fresh], classes),
+            **ranking(truth[fresh], probabilities[fresh]),
+        }
         if fresh.any()
         else None,
         "controls": controls(model, cache, rows, device),
-        **versus(truth, predicted),
+        **versus(truth, probabilities),
         "posts": [
             {
                 "id": cache.ids[row],
-                "label": LABELS[label],
-                "probabilities": dict(zip(LABELS, map(float, values), strict=True)),
+                "label": names[label],
+                "probabilities": dict(zip(names, map(float, values), strict=True)),
             }
             for row, label, values in zip(rows, truth, probabilities, strict=True)
         ],
+    }
+
+
+def _at_threshold(
+    threshold: float, truth: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> dict[str, Any]:
+    """The scores of deciding by the threshold that validation chose, in place of the likelier of two classes."""
+    predicted = predicted_at(threshold, probabilities)
+    return {
+        "label": names[1],
+        "threshold": threshold,
+        **score(truth, predicted, 2),
+        "interval": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "accuracy_by": "Wilson",
+            **intervals(truth, predicted, 2),
+        },
     }
 
 
@@ -177,14 +213,11 @@ def controls(
     if cache.has_images:
         image = [predict_rows(model, cache, rows, device, image_rows=rows[partner]) for partner in drawn]
         shuffled = {"image_shuffled": image, **shuffled}
-    return {
-        name: _mean([score(truth, probabilities.argmax(axis=1)) for probabilities in each])
-        for name, each in shuffled.items()
-    }
+    return {name: _mean([_scores(truth, probabilities) for probabilities in each]) for name, each in shuffled.items()}
 
 
 def _versus_probe(
-    run: Run, opened: RunCache, rows: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+    run: Run, opened: RunCache, rows: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, Any]:
     """The comparison with the probe; it learns from the run's training posts, which another cache may not have."""
     source, match = opened.cache, opened.match
@@ -198,21 +231,26 @@ def _versus_probe(
         source = own.cache
     else:
         source = source.with_assignments(np.where(match.post >= 0, source.labels, -1), match.splits)
-    return {"versus_probe": versus_probe(source, opened.cache, rows, truth, predicted)}
+    return {"versus_probe": versus_probe(source, opened.cache, rows, truth, probabilities)}
 
 
 def versus_probe(
-    cache: Cache, test: Cache, rows: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+    cache: Cache, test: Cache, rows: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, Any]:
     """The paired difference, model minus the linear probe of all modalities of the cache, on the rows of `test`."""
     modalities = probed_modalities(cache)[-1]
     linear = probe(cache, modalities, test=(test, rows))
+    predicted, classes = probabilities.argmax(axis=1), len(cache.label_names)
     right, probe_right = predicted == truth, linear.test_predictions == truth
-    probe_scores, ours = score(truth, linear.test_predictions), score(truth, predicted)
     only_ours, only_probe = int((right & ~probe_right).sum()), int((~right & probe_right).sum())
-    interval: dict[str, Any] = dict(bootstrap(truth, predicted, linear.test_predictions))
-    if len(rows) < FEW:  # where no post tells the two apart every resample is alike
+    interval: dict[str, Any] = {
+        **bootstrap(truth, predicted, classes, linear.test_predictions),
+        **ranking_intervals(truth, probabilities, linear.test_probabilities),
+    }
+    # Where no post tells the two apart, or each does in one way, every resample is alike.
+    if len(rows) < FEW or interval["accuracy"][0] == interval["accuracy"][1]:
         interval |= {"accuracy": bonett_price(only_ours, only_probe, len(rows)), "accuracy_by": "Bonett-Price"}
+    probe_scores, ours = _scores(truth, linear.test_probabilities), _scores(truth, probabilities)
     return {
         "kind": modalities,
         "probe": probe_scores,
@@ -232,6 +270,12 @@ def _is_own(run: Run, opened: RunCache, rows: np.ndarray, split: str, cache: str
         return True
     count = sum(post.split == split and not post.failed for post in match.posts)
     return len(rows) == count and bool((opened.cache.labels[rows] == match.labels[rows]).all())
+
+
+def _scores(truth: np.ndarray, probabilities: np.ndarray) -> Scores:
+    """All scores of probabilities (N, classes)."""
+    predicted = probabilities.argmax(axis=1)
+    return {**score(truth, predicted, probabilities.shape[1]), **ranking(truth, probabilities)}
 
 
 def derangement(count: int, random: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-
 class Probe:
     """The best classifier of these modalities by validation accuracy, with its predictions on the test rows.
 
-    c: scikit-learn's C, the inverse of the regularisation's strength.
+    test_probabilities (rows, classes). c: scikit-learn's C, the inverse of the regularisation's strength.
     """
 
     modalities: str
@@ -30,6 +30,7 @@ class Probe:
     test_weighted_f1: float
     test_rows: np.ndarray
     test_predictions: np.ndarray
+    test_probabilities: np.ndarray
 
     def summary(self) -> dict[str, float]:
         return {
@@ -51,6 +52,7 @@ def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | Non
     from sklearn.preprocessing import StandardScaler
 
     require_all_classes(cache)
+    classes = len(cache.label_names)
     train, val = cache.rows("train"), cache.rows("val")
     tested, rows = test or (cache, cache.rows("test"))
     features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
@@ -60,12 +62,13 @@ def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | Non
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)  # an unconverged baseline would be misleading
             classifier.fit(features["train"], cache.labels[train])
-        accuracy = score(cache.labels[val], classifier.predict(features["val"]))["accuracy"]
+        accuracy = score(cache.labels[val], classifier.predict(features["val"]), classes)["accuracy"]
         if accuracy > best_accuracy:
             best, best_accuracy, best_c = classifier, accuracy, float(c)
     assert best is not None
-    predictions = best.predict(features_of(tested, rows, modalities))
-    scores = score(tested.labels[rows], predictions)
+    features_tested = features_of(tested, rows, modalities)
+    predictions = best.predict(features_tested)
+    scores = score(tested.labels[rows], predictions, classes)
     return Probe(
         modalities=modalities,
         c=best_c,
@@ -74,6 +77,7 @@ def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | Non
         test_weighted_f1=scores["weighted_f1"],
         test_rows=rows,
         test_predictions=predictions,
+        test_probabilities=best.predict_proba(features_tested),
     )
 
 

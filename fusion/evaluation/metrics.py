@@ -5,38 +5,34 @@ from statistics import NormalDist
 
 import numpy as np
 
-from pipeline.posts.manifest import LABELS
-
 RESAMPLES = 10_000
 FEW = 30  # posts, under which scores say little
 LEVEL = 0.95
 SCORES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}  # for people
 _CHUNK = 500  # resamples at a time, fewer where there are many posts:
 _CHUNK_ENTRIES = 1 << 25  # posts x resamples at a time, of 12 bytes each
-CODES = tuple(range(len(LABELS)))
 
 Scores = dict[str, float]
 
 
-def score(truth: np.ndarray, predicted: np.ndarray) -> Scores:
-    """Accuracy, weighted F1 and macro F1 over all three classes; a class never predicted counts as 0.
+def score(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Scores:
+    """Accuracy, weighted F1 and macro F1 over all classes; a class never predicted counts as 0.
 
     truth and predicted (N,): class codes. The values are scikit-learn's to the last bit.
     """
-    return {name: float(values[0]) for name, values in scores_of_counts(confusion(truth, predicted)[None]).items()}
+    return {name: float(values[0]) for name, values in _scores_of(truth, predicted, classes).items()}
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """How many posts of each class (row) were predicted as each class (column): (classes, classes) int64."""
-    classes = len(LABELS)
     return np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def intervals(truth: np.ndarray, predicted: np.ndarray) -> dict[str, list[float]]:
+def intervals(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, list[float]]:
     """An interval of each score, as `bootstrap` gives it, but for the accuracy Wilson's: of 6 posts of which none is
     right every resample is alike, and the bootstrap would be sure of 0.
     """
-    return {**bootstrap(truth, predicted), "accuracy": wilson(int((truth == predicted).sum()), len(truth))}
+    return {**bootstrap(truth, predicted, classes), "accuracy": wilson(int((truth == predicted).sum()), len(truth))}
 
 
 def wilson(right: int, count: int) -> list[float]:
@@ -59,7 +55,7 @@ def bonett_price(only_ours: int, only_other: int, count: int) -> list[float]:
 
 
 def bootstrap(
-    truth: np.ndarray, predicted: np.ndarray, other: np.ndarray | None = None, *, seed: int = 0
+    truth: np.ndarray, predicted: np.ndarray, classes: int, other: np.ndarray | None = None, *, seed: int = 0
 ) -> dict[str, list[float]]:
     """Percentile intervals of each score; with `other`, of the paired difference predicted - other.
 
@@ -68,16 +64,22 @@ def bootstrap(
     """
     random = np.random.default_rng(seed)
     models = [np.atleast_2d(codes) for codes in (predicted, other) if codes is not None]
-    posts, repeats, classes = len(truth), len(models[0]), len(LABELS)
-    cells = [[_cells(truth, codes) for codes in model] for model in models]
+    posts, repeats = len(truth), len(models[0])
+    actual = _Groups(truth, classes)
+    cells = [[(codes == truth, _Groups(codes, classes)) for codes in model] for model in models]
     at_once = max(1, min(_CHUNK, _CHUNK_ENTRIES // posts))
     samples: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
     for start in range(0, RESAMPLES, at_once):
         count = min(at_once, RESAMPLES - start)
         weights = random.multinomial(posts, np.full(posts, 1 / posts), count).astype(np.float32)
         drawn = random.multinomial(repeats, np.full(repeats, 1 / repeats), count) / repeats
+        drawn_actual = actual.sums(weights)
         totals = [
-            [scores_of_counts((weights @ one).reshape(count, classes, classes)) for one in model] for model in cells
+            [
+                scores_of_counts(actual.sums(weights * right), drawn_actual, groups.sums(weights))
+                for right, groups in one
+            ]
+            for one in cells
         ]
         for name, sample in samples.items():
             ours, *others = (np.stack([repeat[name] for repeat in model], axis=1) for model in totals)
@@ -87,17 +89,35 @@ def bootstrap(
     return {name: np.percentile(np.concatenate(values), ends).tolist() for name, values in samples.items()}
 
 
-def _cells(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Which cell of the confusion matrix each post falls into, one-hot: (N, classes squared) float32."""
-    return np.eye(len(LABELS) ** 2, dtype=np.float32)[truth * len(LABELS) + predicted]
+class _Groups:
+    """Posts by class, to sum weights of posts over each class."""
+
+    def __init__(self, codes: np.ndarray, classes: int) -> None:
+        self._order = np.argsort(codes, kind="stable")
+        counts = np.bincount(codes, minlength=classes)
+        self._there = np.flatnonzero(counts)
+        self._starts = (np.cumsum(counts) - counts)[self._there]
+        self._classes = classes
+
+    def sums(self, weights: np.ndarray) -> np.ndarray:
+        """Weights (R, N) of posts, small integers, to their sums (R, classes); exact in float32 up to 2^24."""
+        sums = np.zeros((len(weights), self._classes))
+        sums[:, self._there] = np.add.reduceat(weights[:, self._order], self._starts, axis=1)
+        return sums
 
 
-def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores of many confusion matrices (R, classes, classes), rows the truth: (R,) each."""
-    counts = counts.astype(float)
-    hits, actual, predicted = counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
+def _scores_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    codes = [truth[truth == predicted], truth, predicted]
+    return scores_of_counts(*(np.bincount(values, minlength=classes)[None] for values in codes))
+
+
+def scores_of_counts(hits: np.ndarray, actual: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of R sets of posts, (R,) each, from how many posts of each class (R, classes) there are, were
+    predicted, and were predicted rightly.
+    """
+    hits, actual, predicted = (counts.astype(float) for counts in (hits, actual, predicted))
     f1 = 2 * hits / np.maximum(actual + predicted, 1)  # a class neither there nor predicted counts as 0
-    total = counts.sum(axis=(1, 2))
+    total = actual.sum(axis=1)
     return {
         "accuracy": hits.sum(axis=1) / total,
         "weighted_f1": (f1 * actual).sum(axis=1) / total,

@@ -16,7 +16,6 @@ from fusion.models.precision import precision
 from pipeline.cache.reader import Cache
 from pipeline.common.device import resolve_device
 from pipeline.common.errors import Diverged
-from pipeline.posts.manifest import LABELS
 
 
 def predict_rows(
@@ -30,7 +29,7 @@ def predict_rows(
     image_rows: np.ndarray | None = None,
     features: FeatureStore | None = None,
 ) -> np.ndarray:
-    """Class probabilities of cached posts (len(rows), 3) float64, by a model or a module of one's own.
+    """Class probabilities of cached posts (len(rows), classes) float64, by a model or a module of one's own.
 
     rows: their numbers in the cache. config: of a module of one's own, whose precision and views are used. The module
     is left in the mode, training or evaluation, that it was in. The other arguments are those of `log_probabilities`.
@@ -64,8 +63,8 @@ def log_probabilities(
     image_rows: np.ndarray | None = None,
     features: FeatureStore | None = None,
 ) -> np.ndarray:
-    """Logarithms of class probabilities (len(rows), 3) float64; with `image_rows`, each text is paired with another
-    post's image. Raises Diverged naming a post for which the model's output is not finite.
+    """Logarithms of class probabilities (len(rows), classes) float64; with `image_rows`, each text is paired with the
+    image of another post. Raises Diverged naming a post for which the model's output is not finite.
 
     A model that was trained on sampled views predicts with the mean over all views.
     Texts of like length share a batch: padding costs time, and a post's prediction does not depend on its neighbours.
@@ -76,7 +75,7 @@ def log_probabilities(
     batches = list(chunks(order, batch_size))
     features = features or FeatureStore(cache, rows, device, "map")
     views = cache.views if model.config.views == "sample" else 1
-    total = np.full((len(rows), len(LABELS)), -np.inf)
+    total = np.full((len(rows), model.dimensions.classes), -np.inf)
     for view in range(views):
         shown = np.full(len(cache), view)
         if image_rows is None:

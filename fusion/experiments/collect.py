@@ -17,15 +17,16 @@ from fusion.experiments.tables.table_file import read_predictions
 from fusion.run_posts import posts_of
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 
+_MOST_DIGITS = 10
 _OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
 
 
 def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
     """The table so far: the test posts, and each row's predictions by repeat with their metadata.
 
-    Predictions and labels are strings of class codes, a digit a post. A repeat with missing folds is left out.
+    Predictions and labels are class codes as `written` writes them. A repeat with missing folds is left out.
     """
     tested = [cache.with_splits(fold).rows("test") if fold else cache.rows("test") for fold in folds]
     order = np.concatenate(tested)
@@ -34,7 +35,7 @@ def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | N
     truth = np.concatenate([given[rows] for given, rows in zip(labels, tested, strict=True)])
     return {
         "table": spec.table,
-        "published": spec.published,
+        "published": spec.published or ("mvsa-single" if cache.label_names == LABELS else "none"),
         "made_of": {
             "settings": spec.base.model_dump(),
             "budget": spec.budget,
@@ -43,12 +44,13 @@ def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | N
             "posts": {"train": _count(cache, folds, "train"), "val": _count(cache, folds, "val")},
             "manifest_sha256": cache.manifest_sha256,
             "fingerprint": cache.fingerprint,
+            "target": spec.target,
             "device": spec.device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
-        "classes": list(LABELS),
+        "classes": list(cache.label_names),
         "ids": ids,
-        "labels": digits(truth),
+        "labels": written(truth, len(cache.label_names)),
         "rows": [_row(row, spec, folds, ids) for row in rows],
     }
 
@@ -64,7 +66,7 @@ def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) ->
                 raise InputError(
                     f"{files[0].parent}: predictions for other posts than the table's; give another {option('out')}"
                 )
-            repeats.append({"seed": seed, "predicted": "".join(part[key] for part in parts), **_facts(parts)})
+            repeats.append({"seed": seed, "predicted": _joined([part[key] for part in parts]), **_facts(parts)})
     trained = row.config(spec.base).model_dump() if row.kind == "trained" else {}
     base = spec.base.model_dump()
     return {
@@ -117,5 +119,11 @@ def _count(cache: Cache, folds: list[Path | None], split: str) -> int:
     return round(float(np.mean([len((cache.with_splits(fold) if fold else cache).rows(split)) for fold in folds])))
 
 
-def digits(codes: Iterable[int]) -> str:
-    return "".join(str(int(code)) for code in codes)
+def written(codes: Iterable[int], classes: int) -> str | list[int]:
+    """Class codes for JSON: a digit each, or numbers where there are over ten classes."""
+    numbers = [int(code) for code in codes]
+    return "".join(map(str, numbers)) if classes <= _MOST_DIGITS else numbers
+
+
+def _joined(parts: list[Any]) -> Any:
+    return "".join(parts) if isinstance(parts[0], str) else [code for part in parts for code in part]

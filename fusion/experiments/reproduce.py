@@ -16,7 +16,7 @@ from fusion.data.folds import fold_files
 from fusion.evaluation.evaluate import derangement
 from fusion.evaluation.linear_probe import probe
 from fusion.evaluation.predict import predict_rows
-from fusion.experiments.collect import collect, digits, source_of
+from fusion.experiments.collect import collect, source_of, written
 from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
 from fusion.experiments.tables.rows import FULL, Row
@@ -30,7 +30,6 @@ from pipeline.common.folders import require_no_link
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.encoders.fingerprint import first_difference
-from pipeline.posts.manifest import LABELS
 
 _SOURCES = {"fingerprint_sha256": "encoders", "posts_sha256": "posts, splits or labels"}
 
@@ -43,7 +42,7 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
     Raises InputError if the cache excludes the full model, if the folder holds runs of other settings, posts or
     encoders, if another process writes there, and if no fit was finished.
     """
-    cache = Cache(spec.cache)
+    cache = Cache(spec.cache, target=spec.target).with_used_names()
     folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
     rows, left_out = spec.rows(cache.with_splits(folds[0]) if folds[0] else cache)
     fits = list(_fits(spec, rows, folds))
@@ -103,7 +102,7 @@ def _failure(fit: TableRun, spec: TableSpec) -> dict[str, str]:
 
 def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[TableRun], None]:
     """In each process: open the cache once; returns the function that makes a fit and writes its predictions."""
-    trainer = Trainer(spec.cache, spec.device, text_encoder=spec.text_encoder, jobs=spec.jobs)
+    trainer = Trainer(spec.cache, spec.device, text_encoder=spec.text_encoder, jobs=spec.jobs, target=spec.target)
 
     def fit_one(fit: TableRun) -> None:
         cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
@@ -153,15 +152,15 @@ def _trained(
 
 
 def _baseline(row: Row, cache: Cache) -> dict[str, Any]:
-    rows = cache.rows("test")
+    rows, classes = cache.rows("test"), len(cache.label_names)
     if row.kind == "majority":
-        counts = np.bincount(cache.labels[cache.rows("train")], minlength=len(LABELS))
+        counts = np.bincount(cache.labels[cache.rows("train")], minlength=classes)
         predicted = np.full(len(rows), counts.argmax())
-        return {"ids": [cache.ids[at] for at in rows], "predicted": digits(predicted)}
+        return {"ids": [cache.ids[at] for at in rows], "predicted": written(predicted, classes)}
     fitted = probe(cache, row.key.removeprefix("probe-"))
     ids = [cache.ids[at] for at in fitted.test_rows]
     validation = {"accuracy": fitted.val_accuracy}
-    return {"ids": ids, "predicted": digits(fitted.test_predictions), "validation": validation}
+    return {"ids": ids, "predicted": written(fitted.test_predictions, classes), "validation": validation}
 
 
 def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str, str]) -> None:
@@ -186,5 +185,5 @@ def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str
             )
 
 
-def _codes(probabilities: np.ndarray) -> str:
-    return digits(probabilities.argmax(axis=1))
+def _codes(probabilities: np.ndarray) -> str | list[int]:
+    return written(probabilities.argmax(axis=1), probabilities.shape[1])

@@ -17,6 +17,7 @@ from fusion.run import Run
 from fusion.training.display import EpochMetrics
 from pipeline.common.errors import InputError, Stopped
 from pipeline.common.signals import StopRequest
+from pipeline.posts.labels import LABEL
 
 JOURNAL = "journal.log"
 FIRST_COMPLETE = 5  # trials that end before any is pruned
@@ -34,6 +35,7 @@ class SweepSpec:
     text_encoder: str | None = None
     jobs: int = 1
     allow_unmatched: bool = False
+    target: str = LABEL
 
 
 def trainer_of(spec: SweepSpec) -> Trainer:
@@ -45,6 +47,7 @@ def trainer_of(spec: SweepSpec) -> Trainer:
         allow_unmatched=spec.allow_unmatched,
         text_encoder=spec.text_encoder,
         jobs=spec.jobs,
+        target=spec.target,
     )
 
 

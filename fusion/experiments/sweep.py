@@ -35,6 +35,7 @@ from pipeline.common.files import regular_bytes, write_json
 from pipeline.common.folders import named_errors, remove_file, require_no_link
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import graceful_shutdown
+from pipeline.posts.labels import LABEL
 
 RESULT = "sweep.json"
 
@@ -124,7 +125,8 @@ def _begin(spec: SweepSpec, space: Space) -> Callable[[int], None]:
 def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: Cache) -> None:
     """A sweep resumes only with the space, settings, posts and splits that it began with."""
     splits = np.where(cache.ok, cache.splits, -1)  # a failed post is in none until a retry gives it features
-    assigned = json.dumps([cache.ids, cache.labels.tolist(), splits.tolist()]).encode()
+    other = [] if cache.target == LABEL else [cache.target, cache.label_names]  # older sweeps knew no others
+    assigned = json.dumps([cache.ids, cache.labels.tolist(), splits.tolist(), *other]).encode()
     now = {
         "space": {name: optuna.distributions.distribution_to_json(range_) for name, range_ in space.items()},
         "configuration": spec.base.model_dump(),

@@ -9,6 +9,7 @@ from fusion.experiments.tables.rows import FULL, Row, rows_of
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import require_images
+from pipeline.posts.labels import LABEL
 
 ANSWERS = "answers.json"
 
@@ -27,9 +28,10 @@ class TableSpec:
     baselines: bool = False
     extra: bool = True
     budget: str = "full"
-    published: str = "mvsa-single"
+    published: str | None = None  # None: mvsa-single for the labels of MVSA, else none
     text_encoder: str | None = None
     jobs: int = 1
+    target: str = LABEL
 
     def rows(self, cache: Cache) -> tuple[list[Row], list[dict[str, str]]]:
         """The table's rows, and those that the base or the cache excludes, each with its title and the reason.

@@ -14,6 +14,7 @@ from fusion.training.train import ExecutionOptions, train
 from pipeline.cache.reader import Cache
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder
+from pipeline.posts.labels import LABEL
 
 
 class Trainer:
@@ -31,10 +32,13 @@ class Trainer:
         allow_unmatched: bool = False,
         text_encoder: str | None = None,
         jobs: int = 1,
+        target: str = LABEL,
     ) -> None:
         self.device = torch.device(device)
-        opened = Cache(cache)
-        self.cache = opened.with_splits(splits, allow_unmatched=allow_unmatched) if splits else opened
+        opened = Cache(cache, target=target)
+        self.cache = (
+            opened.with_splits(splits, allow_unmatched=allow_unmatched) if splits else opened
+        ).with_used_names()
         self._folder, self._jobs = text_encoder, jobs
         self._encoders: dict[str, TextEncoder] = {}
 

@@ -22,7 +22,6 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import require_images
 from pipeline.encoders.load import TextEncoder
-from pipeline.posts.manifest import LABELS
 
 # The method whose words and patches, when masked, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 100
@@ -85,7 +84,10 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         seen = one.pixels is not None
         posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens, ids))
     texts = [one.text for one in inputs]
-    return explain_features(predictor.model, posts, texts, predictor.text.spans, method=method, probabilities=known)
+    labels = predictor.labels
+    return explain_features(
+        predictor.model, posts, texts, predictor.text.spans, labels, method=method, probabilities=known
+    )
 
 
 def explain_features(
@@ -93,6 +95,7 @@ def explain_features(
     posts: Sequence[PostFeatures],
     texts: Sequence[str | None],
     spans: Callable[[str], Spans],
+    names: Sequence[str],
     *,
     method: str = DEFAULT_METHOD,
     probabilities: np.ndarray | None = None,
@@ -100,19 +103,19 @@ def explain_features(
     """Explain each post by itself: an explanation does not depend on the other posts.
 
     Args:
-        texts: what the features' tokens were made of; spans: `TextEncoder.spans`.
-        probabilities: (posts, 3) the known prediction; without it the model predicts here, in float32.
+        texts: what the features' tokens were made of; spans: `TextEncoder.spans`; names: the labels.
+        probabilities: (posts, classes) the known prediction; without it the model predicts here, in float32.
     """
     explanations = []
     for number, (post, text) in enumerate(zip(posts, texts, strict=True)):
         classes = probabilities_of(model, post) if probabilities is None else probabilities[number]
         weights = weigh(model, post, int(classes.argmax()), method)
-        explanations.append(_explanation(method, classes, weights, text, spans))
+        explanations.append(_explanation(method, names, classes, weights, text, spans))
     return explanations
 
 
 def probabilities_of(model: Model, post: PostFeatures) -> np.ndarray:
-    """Class probabilities (3,) float64 of one post (eq 15)."""
+    """Class probabilities (classes,) float64 of one post (eq 15)."""
     with torch.no_grad():
         return model(batch_of(model, post))[0].cpu().double().softmax(dim=0).numpy()
 
@@ -128,7 +131,7 @@ def explain_cached(
         if written is not None and len(text.spans(written)) != cache.lengths[row]:
             raise InputError(f"{cache.folder}: post {cache.ids[row]}: its features are not of its text")
     known = predict_rows(model, cache, rows, device)
-    return explain_features(model, posts, texts, text.spans, method=method, probabilities=known)
+    return explain_features(model, posts, texts, text.spans, cache.label_names, method=method, probabilities=known)
 
 
 def cache_of(run: Run, folder: str | Path | None = None) -> RunCache:
@@ -147,7 +150,12 @@ def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeature
 
 
 def _explanation(
-    method: str, probabilities: np.ndarray, weights: Weights, text: str | None, spans: Callable[[str], Spans]
+    method: str,
+    names: Sequence[str],
+    probabilities: np.ndarray,
+    weights: Weights,
+    text: str | None,
+    spans: Callable[[str], Spans],
 ) -> Explanation:
     pieces, patches = weights.pieces.cpu().double().numpy(), weights.patches.cpu().double().numpy()
     words: list[tuple[str, float]] = []
@@ -157,8 +165,8 @@ def _explanation(
     highest = max((weight for _, weight in words), default=0.0)
     return Explanation(
         method=method,
-        predicted=LABELS[int(probabilities.argmax())],
-        probabilities=dict(zip(LABELS, map(float, probabilities), strict=True)),
+        predicted=names[int(probabilities.argmax())],
+        probabilities=dict(zip(names, map(float, probabilities), strict=True)),
         words=[(word, weight / highest if highest else 0.0) for word, weight in words],
         unread=unread,
         heat=_heat(patches) if len(patches) else None,

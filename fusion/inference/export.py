@@ -20,7 +20,7 @@ from pipeline.common.files import write_json, write_text
 from pipeline.common.folders import remove_file
 
 _KEPT_FACTS = (
-    *("manifest_sha256", "fingerprint", "labels", "dimensions", "versions", "parameters"),
+    *("manifest_sha256", "fingerprint", "target", "labels", "dimensions", "versions", "parameters"),
     *("best_epoch", "epochs", "validation"),
 )
 ONNX = "model.onnx"
@@ -73,4 +73,4 @@ def _write_onnx(model: Model, run: Run, path: Path) -> float:
         from fusion.inference.onnx import write_onnx
     except ImportError as error:
         raise InputError(f"{switch('onnx')} needs {error.name}: pip install -e '.[onnx]'") from None
-    return write_onnx(model, dimensions["channels"], dimensions["text_width"], path)
+    return write_onnx(model, dimensions["channels"], dimensions["text_width"], path, run.metadata["labels"])

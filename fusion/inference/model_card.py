@@ -16,11 +16,12 @@ from fusion.run_posts import read_posts
 from pipeline.common.markup import escaped, fenced
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.load import PACKAGED_IMAGE, PACKAGED_TEXT
-from pipeline.posts.manifest import LABELS, SPLITS
+from pipeline.posts.manifest import SPLITS
 
+_MOST_NAMED = 12
 _HEAD = """---
 library_name: mscf
-tags: [image-text-sentiment, multimodal, MVSA]
+tags: [image-text-classification, multimodal]
 ---
 """
 
@@ -47,7 +48,10 @@ def model_card(run: Run, onnx_difference: float | None) -> str:
 def _summary(run: Run) -> str:
     metadata = run.metadata
     trained = metadata["parameters"]["trainable"]
-    return f"""# Image-text sentiment: {", ".join(LABELS)}
+    labels = run.metadata["labels"]
+    more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+    named = ", ".join(map(escaped, labels[:_MOST_NAMED])) + more
+    return f"""# Image-text classification: {named}
 
 {_model(run.config.model)} It works on the features of two frozen encoders. {trained:,} parameters
 were trained, for {metadata["epochs"]} epochs; the weights are those of epoch {metadata["best_epoch"]}, the best by
@@ -98,18 +102,16 @@ Predictions hold for these encoders alone; others are refused by their fingerpri
 
 def _data(run: Run) -> str:
     counts = Counter((post.split, post.label) for post in read_posts(run.splits) if not post.failed)
-    rows = [
-        f"| {split} | {' | '.join(str(counts[split, label]) for label in LABELS)} |"
-        for split in SPLITS
-        if any(counts[split, label] for label in LABELS)
-    ]
+    labels = run.metadata["labels"]
+    splits = [split for split in SPLITS if any(counts[split, label] for label in labels)]
+    rows = [f"| {escaped(label)} | {' | '.join(str(counts[split, label]) for split in splits)} |" for label in labels]
     return f"""## Data
 
-Posts by split and label (manifest {run.metadata["manifest_sha256"][:16]}). Write here what they are and where they come
-from: the run does not know.
+Posts by label and split (target {escaped(run.metadata["target"])}, manifest
+{run.metadata["manifest_sha256"][:16]}). Write here what they are and where they come from: the run does not know.
 
-| | {" | ".join(LABELS)} |
-|---|{"---|" * len(LABELS)}
+| | {" | ".join(splits)} |
+|---|{"---|" * len(splits)}
 {chr(10).join(rows)}"""
 
 
@@ -120,6 +122,12 @@ def _scores(run: Run) -> str:
 
 Validation, on which the epoch was chosen: accuracy {validation["accuracy"]:.1%}, weighted F1
 {validation["weighted_f1"]:.1%}{macro}."""
+    if (threshold := validation.get("threshold")) is not None:
+        second = escaped(run.metadata["labels"][1])
+        text += f"""
+
+`predict` gives the likelier class. The threshold of the highest weighted F1 on validation is {threshold:.3f}: to use
+it, decide for {second} where its probability is at least that."""
     if not (run.folder / "evaluation-test.json").is_file():
         return f"{text}\n\nThe run was not evaluated on its test split."
     return f"{text}\n\nTest, percent, with 95 % intervals:\n\n{fenced(format_scores(run.evaluation('test')))}"
@@ -140,7 +148,8 @@ those."""
 
 
 def _files(run: Run, onnx_difference: float | None) -> str:
-    kind, m = model_class(run.config.model), run.metadata["dimensions"]["patches"]
+    kind, sizes = model_class(run.config.model), run.metadata["dimensions"]
+    m, classes = sizes["patches"], sizes["classes"]
     free = f"B and n are free, m is {m}" if kind.fixed_grid else "B, m and n are free"
     left_out = " The masked-language head, which only\n  training needs, is left out." if run.config.mlm else ""
     onnx = (
@@ -148,8 +157,8 @@ def _files(run: Run, onnx_difference: float | None) -> str:
         if onnx_difference is None
         else f"""
 - `model.onnx`: from features to logits: `patches` (B, m, C), `pooled` (B, C), `tokens` (B, n, D) float32 and
-  `text_mask` (B, n) bool to `logits` (B, 3); {free}. At export onnxruntime's logits differed from the
-  model's by at most {onnx_difference:.1g}, in float32."""
+  `text_mask` (B, n) bool to `logits` (B, {classes}); {free}. At export onnxruntime's logits differed from
+  the model's by at most {onnx_difference:.1g}, in float32."""
     )
     return f"""## Files
 

@@ -1,7 +1,9 @@
 """Exports a model, from features to logits, as ONNX, if onnxruntime gives the same numbers."""
 
+import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,7 @@ class _Logits(nn.Module):
         )
 
 
-def write_onnx(model: Model, channels: int, text_width: int, path: Path) -> float:
+def write_onnx(model: Model, channels: int, text_width: int, path: Path, labels: Sequence[str]) -> float:
     """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
 
     Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
@@ -77,6 +79,7 @@ def write_onnx(model: Model, channels: int, text_width: int, path: Path) -> floa
         except torch.onnx.OnnxExporterError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not written; the exporter can't follow this model ({reason})") from error
+        _describe(temporary, labels)
         worst = max(
             _difference(logits, temporary, _features(channels, text_width, count, fixed or m, longest))
             for count, m, longest in _CHECKED
@@ -84,6 +87,15 @@ def write_onnx(model: Model, channels: int, text_width: int, path: Path) -> floa
         if not worst < TOLERANCE:
             raise InputError(f"{path}: not written; onnxruntime's logits differ by {worst:.2g}, over {TOLERANCE:g}")
     return worst
+
+
+def _describe(path: Path, labels: Sequence[str]) -> None:
+    """Write the names of the classes, in the order of the logits, into the file as its metadata `labels`, JSON."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"labels": json.dumps(list(labels), ensure_ascii=False)})
+    onnx.save(model, path)
 
 
 def _features(channels: int, text_width: int, posts: int, grid: int, longest: int) -> tuple[Tensor, ...]:

@@ -22,13 +22,13 @@ from tqdm import tqdm
 from fusion.inference.predictor import Inputs, Prediction, Predictor, missing_input
 from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import complete_or_absent, open_regular, sha256_of_file
-from pipeline.common.folders import open_to_append
+from pipeline.common.folders import is_file_of, open_to_append
 from pipeline.common.locks import hold
 from pipeline.common.signals import StopRequest, graceful_shutdown
 from pipeline.extraction.decode import Decoders, Reading
 from pipeline.extraction.encode import text_problem
 from pipeline.extraction.extract import encoding_threads
-from pipeline.posts.manifest import parse_partial
+from pipeline.posts.manifest import NAMES, parse_partial
 
 _SHOWN_FAILURES = 5
 _HEADER_BEGINS = b'{"model_sha256"'
@@ -89,6 +89,8 @@ def predict_file(
     of other posts, if another process writes there, or when stopped by a signal.
     """
     started, posts, out = time.perf_counter(), Path(posts), Path(out)
+    if is_file_of(out, posts):
+        raise InputError(f"{out}: the posts are read from it; name another {option('out')}")
     sha256, total = _measure(posts)
     header = {"model_sha256": sha256_of_file(predictor.run.folder / "model.safetensors"), "posts_sha256": sha256}
     report = StreamReport(total)
@@ -158,7 +160,7 @@ def _predict_batch(
 def _measure(posts: Path) -> tuple[str, int]:
     """SHA-256 of the file, and how many posts it has: next to nothing beside their encoding."""
     with _opened(posts) as file:
-        count = sum(bool(line.strip()) or len(line) > _MOST_LINE_BYTES for line in _lines(file))
+        count = sum(1 for _ in _post_lines(file))
     if not count:
         raise InputError(f"{posts}: no posts in it; it has one JSON object a line with id, text and image")
     return sha256_of_file(posts), count
@@ -168,11 +170,30 @@ def _read(posts: Path, predictor: Predictor) -> Iterator[_Line]:
     """The posts of the file, one by one; a line that is not a valid post is yielded with the reason."""
     folder = posts.parent.absolute()
     with _opened(posts) as file:
-        for number, line in enumerate(_lines(file), start=1):
+        for number, line in _post_lines(file):
             if len(line) > _MOST_LINE_BYTES:
                 yield _Line(Inputs("", reason=f"line {number}: over the limit of {_MOST_LINE_BYTES} bytes"), None)
-            elif line.strip():
+            else:
                 yield _parse(line, folder, f"line {number}", predictor)
+
+
+def _post_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Each line that has to be a post, with its number: neither a blank one nor the label names of a manifest."""
+    first = True
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip() or len(line) > _MOST_LINE_BYTES:
+            if not (first and _gives_names(line)):
+                yield number, line
+            first = False
+
+
+def _gives_names(line: bytes) -> bool:
+    """Whether a manifest's first line is that of the label names."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and set(record) == {NAMES}
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ from pipeline.encoders.text import encode_each
 from pipeline.extraction.decode import Decoders
 from pipeline.extraction.encode import text_problem
 from pipeline.posts.images import MAX_PIXELS, ImageProblem, to_rgb
-from pipeline.posts.manifest import LABELS, Post
+from pipeline.posts.manifest import Post
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,13 @@ class Prediction:
 class Predictor:
     """A finished run with its two encoders. Threads may share it.
 
-    Attributes: run, config, model (evaluation mode), image and text (the encoders), device.
+    Attributes: run, config, model (evaluation mode), image and text (the encoders), labels, device.
     """
 
     def __init__(self, run: Run, model: Model, image: ImageEncoder, text: TextEncoder, device: torch.device) -> None:
         self.run, self.config, self.model = run, model.config, model
         self.image, self.text, self.device = image, text, device
+        self.labels: list[str] = run.metadata["labels"]
         self._stored = np.dtype(run.metadata["fingerprint"]["stored_dtype"])
         self._views = math.prod(image.pixels_shape[:-3]) if self.config.views == "sample" else 1
 
@@ -152,7 +153,7 @@ class Predictor:
             batches, flags, finite = self._encode([inputs[i] for i in good])
             probabilities = self.probabilities(batches)
             for i, values, post_flags, is_finite in zip(good, probabilities, flags, finite, strict=True):
-                by_name = dict(zip(LABELS, map(float, values), strict=True))
+                by_name = dict(zip(self.labels, map(float, values), strict=True))
                 bad = Prediction(inputs[i].id, {}, reason=f"features: not finite in {self._stored}")
                 predictions[i] = Prediction(inputs[i].id, by_name, post_flags) if is_finite else bad
         return [predictions[i] for i in range(len(inputs))]
@@ -160,7 +161,7 @@ class Predictor:
     @torch.inference_mode()
     def probabilities(self, views: Sequence[Batch]) -> np.ndarray:
         """(B, 3) float64: the mean over the views of the same posts."""
-        total = np.zeros((len(views[0]), len(LABELS)))
+        total = np.zeros((len(views[0]), len(self.labels)))
         for batch in views:
             with precision(self.config, self.device):
                 logits = self.model(batch)

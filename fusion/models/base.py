@@ -1,6 +1,6 @@
 """What every model shares: the sizes that the encoders fix, and the losses that training minimises."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -18,7 +18,7 @@ class Dimensions:
     channels: int
     text_width: int
     vocabulary: int
-    classes: int = 3
+    classes: int
     patches: int = 49
 
 
@@ -88,6 +88,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.dimensions = dimensions
+        self.objective: Callable[[Tensor, Tensor], Tensor] | None = None  # in place of cross-entropy, in training
 
     @property
     def kept(self) -> nn.Module:
@@ -99,8 +100,17 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
-        """What training minimises: cross-entropy. `text_encoder` is for models with masked words."""
-        return losses_of(batch, F.cross_entropy(self(batch), batch.labels))
+        """What training minimises: cross-entropy, or the configured objective. `text_encoder` is for models with masked
+        words.
+        """
+        return self.label_losses(batch, self(batch))
+
+    def label_losses(self, batch: Batch, logits: Tensor) -> Losses:
+        """The cross-entropy to report (eq 16), and what is minimised in its place where that is configured."""
+        if self.objective is None and self.config.has_objective:
+            raise ValueError("config: the loss needs the objective of the training posts")
+        objective = None if self.objective is None else self.objective(logits, batch.labels)
+        return losses_of(batch, F.cross_entropy(logits, batch.labels), objective)
 
 
 def losses_of(batch: Batch, sentiment: Tensor, objective: Tensor | None = None) -> Losses:

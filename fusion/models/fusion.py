@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import cross_attention
-from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term, losses_of
+from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term
 from fusion.models.label_rule import LabelRule, auxiliary_loss, post_logits
-from fusion.models.logit_adjustment import adjusted_loss
 from fusion.models.masking import image_guidance, maskable_tokens, masked_ids, top_k_mask
 from fusion.models.transformer import Transformer
 
@@ -20,7 +19,6 @@ class FusionModel(Model):
     """Multi-scale cross-modal feature fusion (Liu et al. 2024), as configured."""
 
     title = "the full model"
-    log_prior: Tensor | None
 
     def __init__(
         self,
@@ -28,11 +26,8 @@ class FusionModel(Model):
         dimensions: Dimensions,
         *,
         word_embeddings: Tensor | None = None,
-        log_prior: Tensor | None = None,
     ) -> None:
-        """To train, and not otherwise, `tie_mlm_head` needs `word_embeddings` (V, D), and `logit_adjustment` the
-        classes' `log_prior` (classes,).
-        """
+        """To train, and not otherwise, `tie_mlm_head` needs `word_embeddings` (V, D)."""
         super().__init__(config, dimensions)
         if config.mlm and not config.mask_projection and dimensions.text_width != config.width:
             raise ValueError(
@@ -49,7 +44,6 @@ class FusionModel(Model):
         self.sentiment_head = (
             LabelRule(config.width) if config.label_rule else nn.Linear(config.width, dimensions.classes)
         )
-        self.register_buffer("log_prior", log_prior, persistent=False)
         if config.mlm:
             self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
             if config.tie_mlm_head:
@@ -154,11 +148,7 @@ class FusionModel(Model):
             logits, auxiliary = post_logits(modality_logits), auxiliary_loss(modality_logits, batch.modality_labels)
         else:
             logits = head(pooled)  # eq 15
-        sentiment = F.cross_entropy(logits, batch.labels)  # eq 16
-        adjusted = None
-        if self.config.logit_adjustment:
-            adjusted = adjusted_loss(logits, batch.labels, self.config.logit_adjustment, self.log_prior)
-        losses = losses_of(batch, sentiment, adjusted)
+        losses = self.label_losses(batch, logits)
         if auxiliary is None:
             return losses
         known = int((batch.modality_labels >= 0).sum())

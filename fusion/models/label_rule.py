@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusion.data.batches import modality_labels_of
 from fusion.models.attention import full_precision
 from pipeline.cache.reader import Cache
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 
 _CLASSES = range(len(LABELS))
 _NEUTRAL = LABELS.index("neutral")
@@ -79,4 +80,4 @@ def auxiliary_loss(modality_logits: Tensor, labels: Tensor) -> Tensor:
 
 def known_labels(cache: Cache) -> np.ndarray:
     """How many of its two modalities' labels are known of each post: (N,) int64."""
-    return (cache.text_labels >= 0).astype(np.int64) + (cache.image_labels >= 0)
+    return (modality_labels_of(cache, np.arange(len(cache))) >= 0).sum(axis=1)

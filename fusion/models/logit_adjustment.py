@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.cache.reader import Cache
-from pipeline.posts.manifest import LABELS
 
 
 def training_log_prior(cache: Cache) -> Tensor:
     """Log of each class's share of the training posts: (classes,) float32. Each class must be there."""
-    counts = np.bincount(cache.labels[cache.rows("train")], minlength=len(LABELS))
+    counts = np.bincount(cache.labels[cache.rows("train")], minlength=len(cache.label_names))
     return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 

@@ -23,12 +23,11 @@ def build_model(
     dimensions: Dimensions,
     *,
     word_embeddings: Tensor | None = None,
-    log_prior: Tensor | None = None,
 ) -> Model:
     """The configured model, freshly initialised.
 
-    `word_embeddings` and `log_prior` are the fusion model's, for `tie_mlm_head` and `logit_adjustment`. Raises
-    ValueError naming the setting if config and dimensions don't fit.
+    `word_embeddings` are the fusion model's, for `tie_mlm_head`. Raises ValueError naming the setting if config and
+    dimensions don't fit.
     """
-    own = {"word_embeddings": word_embeddings, "log_prior": log_prior} if config.model == FUSION else {}
+    own = {"word_embeddings": word_embeddings} if config.model == FUSION else {}
     return model_class(config.model)(config, dimensions, **own)

@@ -24,7 +24,6 @@ from pipeline.encoders.fingerprint import first_difference, require_images
 from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 from pipeline.extraction.sources import Sources, decoding_problem
-from pipeline.posts.manifest import LABELS
 
 PAGE, DATA = "index.html", "explanations.json"
 
@@ -66,6 +65,7 @@ def view_cached_posts(
     evaluated: the ids come from an evaluation, so each post must still be the one that was evaluated. `say` gets a line
     for what is not as it was when a run was trained.
     """
+    _require_same_classes(runs)
     opened = [cache_of(run, cache) for run in runs]
     rows = [rows_of(one, ids, evaluated=evaluated) for one in opened]
     _require_same_posts([one.cache for one in opened], rows)
@@ -86,6 +86,7 @@ def view_raw_post(
     predictors: Sequence[Predictor], text: str | None, image: Path | None, method: str
 ) -> tuple[list[PostView], list[RunView]]:
     """One post that is in no cache: the same as `view_cached_posts`."""
+    _require_same_classes([predictor.run for predictor in predictors])
     try:
         post = RawPost(image.stem if image else "text", text, regular_bytes(image) if image else None)
     except OSError as error:
@@ -124,6 +125,19 @@ def rows_of(opened: RunCache, ids: Sequence[str], *, evaluated: bool = False) ->
         if evaluated and opened.match.post[row_of[id_]] < 0:
             raise InputError(f"{cache.folder}: post {id_} has another text or image than the one that was evaluated")
     return np.array([row_of[id_] for id_ in ids], np.int64)
+
+
+def _require_same_classes(runs: Sequence[Run]) -> None:
+    """Raises InputError naming a run of another target or of other classes than the first: a page has one label for
+    each post.
+    """
+    first, *others = (run.metadata for run in runs)
+    for run, metadata in zip(runs[1:], others, strict=True):
+        if metadata["target"] != first["target"] or set(metadata["labels"]) != set(first["labels"]):
+            raise InputError(
+                f"{run.folder}: learnt the target {metadata['target']!r} with {len(metadata['labels'])} classes, and "
+                f"{runs[0].folder} {first['target']!r} with {len(first['labels'])}; explain them one by one"
+            )
 
 
 def _require_same_posts(caches: Sequence[Cache], rows: Sequence[np.ndarray]) -> None:
@@ -165,7 +179,7 @@ def write_gallery(folder: Path, posts: Sequence[PostView], looks: Sequence[RunVi
             entry["runs"].append({"run": look.title, "picture": picture, **one.summary()})
         records.append(entry)
     method = looks[0].explanations[0].method
-    result = {"method": method, "labels": list(LABELS), "posts": records}
+    result = {"method": method, "labels": list(looks[0].explanations[0].probabilities), "posts": records}
     write_json(folder / DATA, result)
     render("gallery.html.j2", folder / PAGE, title=", ".join(look.title for look in looks), cards=cards, method=method)
     return result

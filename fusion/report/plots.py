@@ -31,10 +31,10 @@ _STYLE: Any = {
 
 
 def curves(epochs: Sequence[dict[str, Any]], best: int) -> list[tuple[str, Markup]]:
-    """Validation scores, sentiment loss and, where words were masked, the masked-language loss: (title, SVG) each."""
+    """Validation scores, losses of classes and, where words were masked, of masked words: (title, SVG) each."""
     drawings = [
         ("Validation scores", [("val_accuracy", "accuracy"), ("val_weighted_f1", "weighted F1")]),
-        ("Sentiment loss (nats)", [("loss_sentiment", "training"), ("val_loss", "validation")]),
+        ("Classification loss (nats)", [("loss_sentiment", "training"), ("val_loss", "validation")]),
     ]
     if any(line.get("hidden") for line in epochs):
         drawings.append(("Masked-language loss (nats)", [("loss_mlm", "training")]))

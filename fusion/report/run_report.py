@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fusion.config import Config
-from fusion.evaluation.display import score_rows
+from fusion.evaluation.display import MOST_CLASSES, score_rows, shown_scores, top_confusions
 from fusion.evaluation.metrics import SCORES
 from fusion.explanation.explain import DEFAULT_METHOD, cache_of, explain_cached
 from fusion.report.calibration import reliability
@@ -18,7 +18,6 @@ from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.extraction.sources import Sources
-from pipeline.posts.manifest import LABELS
 
 WORST = 12
 
@@ -53,8 +52,10 @@ def write_report(
         name=name_of(run),
         facts=facts,
         result=evaluation,
-        scores=SCORES,
-        labels=LABELS,
+        scores=shown_scores(evaluation),
+        labels=list(evaluation["per_class"]),
+        few=len(shares) <= MOST_CLASSES,
+        confusions=top_confusions(evaluation),
         shares=shares,
         rows=score_rows(evaluation),
         plots=curves(run.metrics(), facts["best_epoch"]),

@@ -4,7 +4,6 @@ import torch
 
 from fusion.config import Config
 from fusion.models.base import Dimensions, Model
-from fusion.models.logit_adjustment import training_log_prior
 from fusion.models.precision import resolved
 from fusion.models.registry import build_model
 from fusion.models.transformer import Transformer
@@ -38,14 +37,14 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
     """The model with the weights that the seed draws. Raises InputError if it does not fit into memory."""
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0
-    dimensions = Dimensions(channels, cache.text_width, vocabulary, patches=m)
+    dimensions = Dimensions(channels, cache.text_width, vocabulary, classes=len(cache.label_names), patches=m)
     torch.manual_seed(config.seed)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             size = parameters_of(build_model(config, dimensions))
         require_memory(_BYTES_A_PARAMETER * size, f"config, training {size:,} parameters")
         words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
-        model = build_model(config, dimensions, word_embeddings=words, log_prior=training_log_prior(cache))
+        model = build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
     for module in model.modules():

@@ -23,6 +23,7 @@ from fusion.data.batches import read_batch
 from fusion.data.feature_store import FeatureStore, Location
 from fusion.data.requirements import require_trainable
 from fusion.models.base import Model
+from fusion.models.objective import objective_of
 from fusion.models.own import as_model, ready
 from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
@@ -102,7 +103,7 @@ def train(
     classes, if the run there is finished, of other settings or trained by another process, and when stopped; Diverged
     on what is not finite.
     """
-    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    cache = (cache if isinstance(cache, Cache) else Cache(cache)).with_used_names()
     run = run if isinstance(run, Run) else Run(run)
     chosen = resolve_device(device) if isinstance(device, str) else device
     if isinstance(model, Model):
@@ -161,12 +162,14 @@ def _train(
         model = new_model(cache, config, text_encoder, checkpointing=execution.checkpointing).to(device)
     else:
         model = ready(as_model(own, cache, config).to(device), read_batch(cache, train_rows[:2], device))
+    if config.has_objective:
+        model.objective = objective_of(cache, config).to(device)
     optimizer = new_optimizer(model, config)
     views = cache.views if config.views == "sample" else 1
     rows = np.concatenate([train_rows, val_rows])
     features = FeatureStore(cache, rows, device, execution.cache_in, views=views)
     for split, counts in cache.class_counts().items():
-        say(f"{split}: {sum(counts.values())} posts, {', '.join(f'{n} {name}' for name, n in counts.items())}")
+        say(f"{split}: {sum(counts.values())} posts ({', '.join(f'{name}: {n}' for name, n in counts.items())})")
     say(f"features: {features.reason}")
     say(f"precision: {resolved(config, device)}")
     started = time.perf_counter()

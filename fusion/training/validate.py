@@ -8,6 +8,7 @@ from fusion.data.batches import chunks
 from fusion.data.feature_store import FeatureStore
 from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import log_probabilities
+from fusion.evaluation.threshold import best_threshold
 from fusion.models.base import Model
 from fusion.training.distributed import Ranks
 from pipeline.cache.reader import Cache
@@ -24,15 +25,18 @@ def validate(
 ) -> dict[str, float]:
     """Scores and sentiment loss (pass 1) on the validation rows, as a line of metrics names them.
 
-    With `validate_mlm` also the masked-language loss (eq 25).
+    Of two classes also the decision threshold that these posts choose, if both are there; with `validate_mlm` also the
+    masked-language loss (eq 25).
     """
     device = next(model.parameters()).device
     shard = log_probabilities(model, cache, ranks.shard_rows(rows), device, features=features)
     logs = ranks.gather(shard, len(rows), device)
     labels = cache.labels[rows].astype(np.int64)
     loss = F.nll_loss(torch.from_numpy(logs), torch.from_numpy(labels))
-    scores = score(labels, logs.argmax(axis=1))
+    scores = score(labels, logs.argmax(axis=1), logs.shape[1])
     line = {"val_loss": float(loss), **{f"val_{name}": value for name, value in scores.items()}}
+    if logs.shape[1] == 2 and 0 < labels.sum() < len(labels):
+        line["val_threshold"] = best_threshold(labels, np.exp(logs))
     if model.config.validate_mlm and text_encoder:
         line["val_loss_mlm"] = _mlm_loss(model, features, rows, text_encoder)
     return line

@@ -22,7 +22,8 @@ from cli import cli
 from fusion.run import Run
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
-from pipeline.posts.manifest import LABELS, SPLITS, Post, write_manifest
+from pipeline.posts.manifest import SPLITS, Post, write_manifest
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.local_encoders import LocalEncoders, write_encoders
 from tests.helpers.training import lines_of
 

@@ -6,6 +6,7 @@ import pytest
 from click import Context
 
 from cli import cli
+from pipeline.common.files import write_text
 from tests.helpers.commands import SETTINGS, invoke, refused
 from tests.helpers.toy import FINGERPRINT, write_cache
 
@@ -182,3 +183,34 @@ def test_demo_leaves_a_folder_that_is_not_its_own_alone(tmp_path):
     (tmp_path / "mvsa" / "mine.txt").write_text("precious")
     assert "was not drawn by `demo`" in invoke("demo", "--out", tmp_path, code=1)
     assert (tmp_path / "mvsa" / "mine.txt").read_text() == "precious"
+
+
+def test_no_output_takes_the_place_of_what_is_read_or_of_a_file_of_a_run(cache, run, tmp_path):
+    table, posts = tmp_path / "t.csv", tmp_path / "posts.jsonl"
+    write_text(table, "id,text,label\n1,a,x\n2,b,y\n3,c,x\n")
+    write_text(posts, '{"id": "1", "text": "a"}\n')
+    (tmp_path / "link.csv").symlink_to(table)
+    before = {path: path.read_bytes() for path in (table, posts, *run.glob("*.*"), *cache.folder.glob("*.h5"))}
+    for arguments in (
+        ("prepare", table, "--out", table, "--overwrite"),
+        ("prepare", table, "--out", tmp_path / "link.csv", "--overwrite"),
+        ("prepare", table, "--out", tmp_path / "m.jsonl", "--splits", posts, "--json", posts),
+        ("prepare", table, "--out", tmp_path / "m.jsonl", "--json", tmp_path / "m.jsonl"),
+        ("predict", run, posts, "--out", posts, "--overwrite"),
+        ("report", run, "--out", run / "run.json", "--overwrite"),
+        ("evaluate", run, "--json", run / "model.safetensors"),
+        ("inspect", cache.folder, "--json", cache.folder / "index.h5"),
+        ("train", cache.folder, "--out", cache.folder, "--overwrite"),
+    ):
+        assert "this command reads or writes that file already; name another one" in refused(*arguments)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+def test_labels_are_printed_as_they_are(cache, tmp_path):
+    """Names of our own fields have blanks for underscores, what comes from a file has not."""
+    write_text(tmp_path / "t.csv", "text,label\n" + "a,not_funny\nb,not funny\n" * 5)
+    printed = invoke("prepare", tmp_path / "t.csv", "--out", tmp_path / "m.jsonl")
+    assert "    not_funny: " in printed
+    assert "    not funny: " in printed
+    assert "duplicates of training:" in printed

@@ -148,7 +148,8 @@ def test_a_tables_titles_and_reasons_are_escaped():
     row = {"title": "<b>| x", "group": "*g*", "kind": "trained", "published": {}, "settings": {}, "repeats": [repeat]}
     rows = [{**row, "key": "full"}, {**row, "key": "other", "title": "`y`"}]
     left_out = [{"title": "[z](http://a)", "why": "because\n\n# of it"}]
-    result = {"table": "2", "published": "none", "labels": "012", "rows": rows, "left_out": left_out}
+    result = {"table": "2", "published": "none", "classes": ["a", "b", "c"], "labels": "012"}
+    result |= {"rows": rows, "left_out": left_out}
     text = markdown(result)
     assert "&lt;b&gt;\\| x" in text
     assert "\\`y\\`" in text

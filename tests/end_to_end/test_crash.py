@@ -97,7 +97,7 @@ def finish(image_encoder, text_encoder):
     def call(manifest, out):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hdf5, "SHARD_POSTS", SHARD)
-            extract(read_manifest(manifest), out, image_encoder, text_encoder, quiet=True)
+            extract(read_manifest(manifest).posts, out, image_encoder, text_encoder, quiet=True)
 
     return call
 

@@ -14,6 +14,7 @@ from fusion.run import Run
 from pipeline.common.discovery import offered
 from pipeline.common.errors import InputError
 from pipeline.posts.formats import format_of, formats
+from pipeline.posts.prepare import prepare
 from tests.helpers.commands import SETTINGS, invoke, refused
 from tests.helpers.toy import write_cache
 
@@ -80,17 +81,17 @@ def test_files_without_a_model_are_none():
 
 
 FORMAT = """
+from pipeline.posts.formats import DataSet
 from pipeline.posts.manifest import Post
-from pipeline.posts.splits import Prepared
 
 
 def reads(source):
     return source.suffix == ".lines"
 
 
-def prepare(source, *, splits=None, ratios=(8, 1, 1), seed=0, encoding=None):
+def read(source, options):
     lines = source.read_text().splitlines()
-    return Prepared([Post(str(n), line, None) for n, line in enumerate(lines)], {"kept": len(lines)})
+    return DataSet([Post(str(n), line, None) for n, line in enumerate(lines)], facts={"lines": len(lines)})
 """
 
 
@@ -100,22 +101,22 @@ def test_a_new_file_is_a_data_format(tmp_path, monkeypatch):
     (folder / "plain_lines.py").write_text(FORMAT)
     source.write_text("one\ntwo\n")
     extend(pipeline.posts, folder, monkeypatch)
-    assert list(formats()) == ["csv-texts", "mvsa", "plain-lines"]
-    prepared = format_of(source).prepare(source)
+    assert "plain-lines" in formats()
+    prepared = prepare(source)
     assert [post.text for post in prepared.posts] == ["one", "two"]
+    assert (prepared.summary["format"], prepared.summary["lines"]) == ("plain-lines", 2)
 
 
 def test_formats_are_recognised_and_what_is_not_there_is_named(tmp_path):
     (tmp_path / "texts.csv").write_text("id,text\n1,a\n")
-    assert format_of(tmp_path / "texts.csv").__name__ == "pipeline.posts.csv_texts"
+    assert format_of(tmp_path / "texts.csv").__name__ == "pipeline.posts.table"
+    (tmp_path / "data").mkdir()
     assert format_of(tmp_path).__name__ == "pipeline.posts.mvsa"
     assert "no such folder or file" in refused("prepare", tmp_path / "none", "--out", tmp_path / "m.jsonl")
-    given = refused("prepare", tmp_path / "texts.csv", "--out", tmp_path / "m.jsonl", "--encoding", "latin-1")
-    assert "a CSV file is read as UTF-8" in given
     source = tmp_path / "texts.txt"
     source.write_text("id,text\n1,a\n")
-    assert "looks like none of the formats csv-texts, mvsa; name one with --format" in refused(
+    assert f"looks like none of the formats {', '.join(formats())}; name one with --format" in refused(
         "prepare", source, "--out", tmp_path / "m.jsonl"
     )
-    invoke("prepare", source, "--format", "csv-texts", "--out", tmp_path / "m.jsonl")
-    assert "--format [csv-texts|mvsa]" in invoke("prepare", "--help")
+    invoke("prepare", source, "--format", "table", "--out", tmp_path / "m.jsonl")
+    assert "mvsa" in invoke("prepare", "--help")

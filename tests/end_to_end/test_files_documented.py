@@ -19,7 +19,7 @@ from pipeline.common.locks import only_writer
 from pipeline.demo import dataset
 from tests.helpers.commands import invoke
 from tests.helpers.documented import PAGE, documents_of, read_page
-from tests.helpers.toy import write_cache
+from tests.helpers.toy import relabelled, write_cache
 from tests.helpers.training import Pooled
 
 CPU = ("--device", "cpu")
@@ -112,7 +112,7 @@ def drawn(made, out, patch):
     answers = ("--out", out / "ANSWERS.jsonl", "--workers", 1, "--max-fail-rate", 1, "--quiet")
     made("predict", run, manifest, *answers, *CPU, variant=" POSTS")
     textual = made.folder / "textual" / "RUN"
-    text_alone = ("modalities=text", "mask_choice=random", *SMALL)
+    text_alone = ("modalities=text", "mask_choice=random", "class_weights={positive: 2}", *SMALL)
     invoke("train", cache, "--out", textual, *settings(*text_alone), "--quiet", *CPU)
     made("predict", textual, "--text", "What a night!", *CPU, variant=" --text")
 
@@ -130,19 +130,22 @@ def copying_unfinished(folder):
 
 
 def prepared(made, out):
-    """Manifests of texts alone, and of a split file whose ids match some posts."""
-    write_text(out.parent / "texts.csv", "id,text,label\n1,a night,positive\n2,a day,\n3,an hour,neutral\n")
+    """Manifests of texts alone, with a row that is none; and of a split file whose ids match some posts."""
+    rows = ["id,text,label,mood,note", "1,a night,positive,joy,x", "2,a day,,,", "3,an hour,neutral,joy,", "4,a year,,"]
+    rows += [f"{number},more,positive,," for number in (5, 6)] + ["7,most,Positive,,"]
+    write_text(out.parent / "texts.csv", "\n".join(rows) + "\n")
     write_text(out.parent / "splits.csv", "id,split\n1,train\n2,val\n7,test\n")
     texts = out.parent / "texts.csv"
-    made("prepare", texts, "--out", out / "MANIFEST.jsonl")
-    options = ("--splits", out.parent / "splits.csv", "--allow-unmatched", "--overwrite")
+    read = ("--targets", "mood", "--max-fail-rate", 0.2)
+    made("prepare", texts, "--out", out / "MANIFEST.jsonl", *read)
+    options = ("--splits", out.parent / "splits.csv", "--allow-unmatched", "--overwrite", *read)
     made("prepare", texts, "--out", out / "MANIFEST.jsonl", *options)
     for file in (texts, out.parent / "splits.csv"):
         file.unlink()
 
 
 def toy(made, out, patch):
-    """A run of random features, finished and evaluated; and one that was stopped after its first epoch."""
+    """A run of random features, finished and evaluated, one of two classes, and one stopped after its first epoch."""
     cache, run = out / "CACHE", out / "RUN"
     posts = write_cache(cache, posts=75, strength=2.0, fingerprint=FINGERPRINT)
     made("probe", cache)
@@ -160,6 +163,11 @@ def toy(made, out, patch):
     with patch.context() as while_training:
         while_training.setattr(Display, "epoch", stopped)
         invoke("train", cache, "--out", out.parent / "stopped" / "RUN", *settings(*SMALL), *CPU, code=1)
+    two = out.parent / "two"
+    drawn = write_cache(two / "CACHE", posts=60, strength=2.0, fingerprint=FINGERPRINT, modality_labels=False)
+    relabelled(drawn, [{"label": "no" if code else "yes"} for code in drawn.labels], {"label": ("no", "yes")})
+    made("train", two / "CACHE", "--out", two / "RUN", *settings(*SMALL), *CPU)
+    made("evaluate", two / "RUN", *CPU)
     train(posts, Pooled(), out.parent / "own" / "RUN", "cpu", config=Config(epochs=1), quiet=True)
 
 

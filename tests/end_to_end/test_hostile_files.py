@@ -44,7 +44,7 @@ def test_a_text_or_an_image_that_is_no_file_is_its_posts_problem(make, commands,
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["kept"] == 3
     assert list(summary["text_problems"]) == ["1"]
-    posts = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    posts = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()[1:]]
     assert [post["text"] for post in posts] == [None, "number 1", "number 2"]
     ran(commands, "extract", tmp_path / "m.jsonl", "--out", tmp_path / "cache", "--max-fail-rate", 1, *TEXTS)
     assert Cache(tmp_path / "cache").ok.tolist() == [False, True, True]
@@ -144,17 +144,22 @@ MANIFESTS = {
     "deep object": b'{"id": ' * 100_000,
     "long number": b'{"id": ' + b"1" * 10_000 + b', "text": "a"}',
     "infinite number": b'{"id": 1e999, "text": "a"}',
-    "half a pair": b'{"id": "1", "text": "\\ud800"}',
     "half a pair in an id": b'{"id": "\\ud800", "text": "a"}',
     "escape in an id": b'{"id": "\\u001b[31mred", "text": "a"}',
     "line break in an id": b'{"id": "a\\u2028b", "text": "a"}',
-    "NUL in a path": b'{"id": "1", "text": "a", "image": "a\\u0000b"}',
     "long value": json.dumps({"id": "1", "text": "a", "label": LONG}).encode(),
-    "long field": json.dumps({"id": "1", "text": "a", LONG: "a"}).encode(),
-    "long list": json.dumps({"id": "1", "text": [LONG]}).encode(),
-    "escape in a field": b'{"id": "1", "text": "a", "\\u001b[2J": 1}',
     "a list": b"[]",
     "nothing": b"",
+}
+FAILED_POSTS = {
+    "half a pair": b'{"id": "1", "text": "\\ud800"}',
+    "NUL in a path": b'{"id": "1", "text": "a", "image": "a\\u0000b"}',
+    "long list": json.dumps({"id": "1", "text": [LONG]}).encode(),
+    "no text": b'{"id": "1", "text": null}',
+}
+IGNORED = {
+    "long field": json.dumps({"id": "1", "text": "a", LONG: "a"}).encode(),
+    "escape in a field": b'{"id": "1", "text": "a", "\\u001b[2J": 1}',
 }
 
 
@@ -166,21 +171,42 @@ def test_a_hostile_manifest_is_one_line(data, commands, tmp_path):
     assert len(message) < 600
 
 
+@pytest.mark.parametrize("data", FAILED_POSTS.values(), ids=FAILED_POSTS)
+def test_a_hostile_line_is_one_failed_post_beside_the_others(data, commands, tmp_path):
+    others = [json.dumps({"id": str(number), "text": f"number {number}"}) for number in range(2, 5)]
+    (tmp_path / "m.jsonl").write_bytes(b"\n".join([data, *(line.encode() for line in others)]))
+    ran(commands, "extract", tmp_path / "m.jsonl", "--out", tmp_path / "cache", "--max-fail-rate", 0.25, *TEXTS)
+    cache = Cache(tmp_path / "cache")
+    assert cache.ok.tolist() == [False, True, True, True]
+    assert len(cache.records[0].reason) < 600
+
+
+@pytest.mark.parametrize("data", IGNORED.values(), ids=IGNORED)
+def test_a_field_that_no_post_has_is_named_and_left_out(data, commands, tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(data)
+    spoken = [option for option in TEXTS if option != "--quiet"]
+    output = ran(commands, "extract", tmp_path / "m.jsonl", "--out", tmp_path / "cache", *spoken).out
+    line = next(line for line in output.splitlines() if line.startswith(f"{tmp_path / 'm.jsonl'}: not used: "))
+    assert len(line) < 600
+    assert line.isprintable()
+    assert Cache(tmp_path / "cache").ok.tolist() == [True]
+
+
 def test_in_a_file_of_posts_each_hostile_line_has_its_reason_and_the_others_are_answered(
     commands, tmp_path, tiny_run, drawn_posts
 ):
     """And so has a line without an end, of 48 MiB."""
     post = drawn_posts[0]
     whole = json.dumps({"id": "1", "text": post.text, "image": str(post.image)}).encode()
-    hostile = [*filter(None, MANIFESTS.values()), b" " * (3 << 24)]
+    hostile = [*filter(None, MANIFESTS.values()), *FAILED_POSTS.values(), b" " * (3 << 24)]
     hostile = [data for data in hostile if b"\n" not in data]
     lines = [line for data in hostile for line in (data, whole)]
     (tmp_path / "posts.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
     ran(commands, "predict", tiny_run.folder, tmp_path / "posts.jsonl", "--out", tmp_path / "answers.jsonl",
         "--max-fail-rate", 1, "--quiet")  # fmt: skip
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == len(lines) == 2 * 18
-    assert ["reason" in answer for answer in answers] == [True, False] * 18
+    assert len(answers) == len(lines) == 2 * 17
+    assert ["reason" in answer for answer in answers] == [True, False] * 17
     assert answers[-2]["reason"] == f"line {len(lines) - 1}: over the limit of {1 << 24} bytes"
     assert answers[1]["probabilities"] == pytest.approx(answers[-1]["probabilities"], abs=1e-5)
     empty = tmp_path / "empty.jsonl"
@@ -192,10 +218,7 @@ TABLES = {
     "odd bytes": b"id,text\n1,\xff\n",
     "NUL": b"id,text\n1,a\0b\n2,\0\n\0,c\n",
     "open quote": b'id,text\n1,"a\n' + b"b\n" * 1000,
-    "long field": b"id,text\n1," + LONG.encode() + b"\n",
-    "long header": LONG.encode() + b",text\n1,a\n",
     "escape in an id": b"id,text\n\x1b[31mred,a\n",
-    "escape in a header": b"id,text,\x1b[2J\n1,a,b\n",
     "next line in an id": "id,text\na\x85b,a\n".encode(),
     "long label": b"id,text,label\n1,a," + b"y" * 100_000 + b"\n",
     "too few": b"id,text,label\n1\n",
@@ -203,6 +226,11 @@ TABLES = {
     "twice": b"id,text\n1,a\n1,b\n",
     "no header": b"\n\n\n",
     "nothing": b"",
+}
+HARMLESS_TABLES = {
+    "long field": b"id,text\n1," + LONG.encode() + b"\n",
+    "long header": LONG.encode() + b",text\n1,a\n",
+    "escape in a header": b"id,text,\x1b[2J\n1,a,b\n",
 }
 
 
@@ -212,6 +240,15 @@ def test_a_hostile_table_of_texts_is_one_line(data, commands, tmp_path):
     message = commands.refused("prepare", tmp_path / "texts.csv", "--out", tmp_path / "m.jsonl", watch=tmp_path)
     assert message.startswith(str(tmp_path / "texts.csv"))
     assert len(message) < 600
+
+
+@pytest.mark.parametrize("data", HARMLESS_TABLES.values(), ids=HARMLESS_TABLES)
+def test_a_column_of_any_name_and_a_long_text_are_read_and_said_in_short(data, commands, tmp_path):
+    (tmp_path / "texts.csv").write_bytes(data)
+    output = ran(commands, "prepare", tmp_path / "texts.csv", "--out", tmp_path / "m.jsonl").out
+    assert all(line.isprintable() and len(line) < 600 for line in output.splitlines())
+    _, post = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    assert (post["id"], set(post["text"])) in (("1", {"a"}), ("1", set(LONG)))
 
 
 SPLITS = {
@@ -314,8 +351,8 @@ def test_names_that_a_file_system_takes_are_taken(commands, tmp_path):
     with (tmp_path / "texts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("id", "text"), *((name, f"text {name}") for name in NAMES)])
     ran(commands, "prepare", tmp_path / "texts.csv", "--out", tmp_path / "t.jsonl")
-    posts = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().split("\n")[:-1]]
-    assert [(post["id"], post["text"]) for post in posts] == [(name, f"text {name}") for name in NAMES]
+    posts = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().split("\n")[1:-1]]
+    assert [(post["id"], post["text"]) for post in posts] == [(name.strip(), f"text {name}") for name in NAMES]
 
 
 def test_the_demonstration_replaces_nothing_that_it_did_not_draw(commands, tmp_path):
@@ -345,7 +382,7 @@ def test_a_text_behind_a_link_out_of_the_data_set_is_not_read(commands, tmp_path
         (place / "data" / f"{id_}.txt").unlink()
         (place / "data" / f"{id_}.txt").symlink_to(target)
     ran(commands, "prepare", place, "--out", tmp_path / "m.jsonl")
-    first, second, third = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    _, first, second, third = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
     assert first["text"] is None
     assert "1.txt: a link to a file outside the data set" in first["problem"]
     assert (second["text"], third["text"]) == ("shared by two", "number 2")
@@ -357,6 +394,6 @@ def test_links_that_loop_stop_neither_prepare_nor_doctor(commands, tmp_path):
     (place / "data" / "1.jpg").unlink()
     loop(place / "data" / "1.jpg")
     ran(commands, "prepare", place, "--out", tmp_path / "m.jsonl")
-    assert Path(json.loads((tmp_path / "m.jsonl").read_text())["image"]).name == "1.jpg"
+    assert Path(json.loads((tmp_path / "m.jsonl").read_text().splitlines()[1])["image"]).name == "1.jpg"
     outcome = commands.run("doctor", "--encoders", "packaged", "--out", tmp_path / "loop" / "cache")
     assert "Traceback" not in outcome.err

@@ -93,7 +93,11 @@ RUN_JSON = {
     "encoder at an address": {"fingerprint__image__name": "hf-hub:someone/model"},
     "escapes in a name": {"fingerprint__image__name": "toy\x1b]0;x\x07\u202e"},
     "unknown dtype": {"fingerprint__stored_dtype": "object"},
-    "other labels": {"labels": ["a", "b", "c"]},
+    "a label twice": {"labels": ["a", "b", "a"]},
+    "fewer labels than classes": {"labels": ["a", "b"]},
+    "one label": {"labels": ["a"], "dimensions__classes": 1},
+    "escapes in a label": {"labels": ["a", "b\x1b[2J", "c"]},
+    "a target that is none": {"target": "../label"},
     "labels of numbers": {"labels": [0, 1, 2]},
     "a width beyond memory": {"dimensions__channels": 10**9},
     "a negative width": {"dimensions__text_width": -1},
@@ -330,7 +334,7 @@ def test_the_answers_of_an_evaluation(commands, place, probabilities):
     value["posts"][3]["probabilities"] = probabilities
     path.write_text(json.dumps(value))
     for line in refusals(commands, place, "", True, "report", "worst"):
-        assert "posts.3.probabilities" in line
+        assert "posts.3.probabilities" in line or "has other classes than per_class" in line
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from fusion.run import MODEL, Run
-from pipeline.posts.manifest import LABELS, SPLITS, Post, write_manifest
+from pipeline.posts.manifest import SPLITS, Post, write_manifest
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import ROOT, invoke
 from tests.helpers.local_encoders import LocalEncoders, write_encoders
 from tests.helpers.processes import lines_in

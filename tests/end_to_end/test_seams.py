@@ -20,9 +20,10 @@ from fusion.training.train import train
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS, SPLITS, Post
+from pipeline.posts.manifest import SPLITS, Post
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import SMALL, invoke, refused
-from tests.helpers.toy import write_cache
+from tests.helpers.toy import MVSA_NAMES, write_cache
 from tests.helpers.training import CPU, run_of
 
 PLAIN = ("mlm=false", "epochs=2")
@@ -35,7 +36,7 @@ def posts_of(cache):
 
 def index_anew(cache, posts):
     """The same shards under an index with other labels or splits, as `extract --append` of a new manifest makes it."""
-    hdf5.write_index(cache.folder, hdf5.in_shards(posts), cache.fingerprint)
+    hdf5.write_index(cache.folder, hdf5.in_shards(posts), cache.fingerprint, names=MVSA_NAMES)
     return Cache(cache.folder)
 
 
@@ -56,7 +57,7 @@ def cache(larger, tmp_path):
     folder.mkdir()
     for number in range(3):
         shutil.copy(larger.folder / hdf5.shard_name(number), folder)
-    hdf5.write_index(folder, hdf5.in_shards(posts_of(larger)[:75]), larger.fingerprint)
+    hdf5.write_index(folder, hdf5.in_shards(posts_of(larger)[:75]), larger.fingerprint, names=MVSA_NAMES)
     return Cache(folder)
 
 
@@ -201,7 +202,7 @@ def renamed(folder, posts):
             del file["post/id"]
             file["post"].create_dataset("id", data=ids, dtype=kind)
     listed = [changed(post, id=f"new-{post.id}") for post in posts]
-    hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint)
+    hdf5.write_index(folder, hdf5.in_shards(listed), fingerprint, names=MVSA_NAMES)
 
 
 def test_duplicates_in_another_cache_are_those_of_the_runs_training_posts(cache, run, tmp_path):

@@ -16,7 +16,8 @@ from pipeline.encoders.load import EncoderChoice, NoImages, load_text_encoder
 from pipeline.encoders.weights import package_folder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.verify import encode_again, load_encoders
-from pipeline.posts.manifest import LABELS, Post
+from pipeline.posts.manifest import Post
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import invoke
 from tests.helpers.texts import TEXTS, tokens_of
 from tests.helpers.training import CPU, trained
@@ -56,7 +57,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layers") / "cache"
     split_of = ("train", "train", "train", "val", "test")
     posts = [Post(str(i), f"post {i} of {i * i} words", None, LABELS[i % 3], split_of[i // 3 % 5]) for i in range(30)]
-    extract(posts, folder, NoImages(CPU), encoder_of(3), quiet=True)
+    extract(posts, folder, NoImages(CPU), encoder_of(3), names={"label": LABELS}, quiet=True)
     return Cache(folder)
 
 

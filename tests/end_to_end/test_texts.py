@@ -21,8 +21,9 @@ from pipeline.encoders.fingerprint import require_images
 from pipeline.encoders.load import NoImages
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part
-from pipeline.posts.csv_texts import prepare
-from pipeline.posts.manifest import LABELS, Post, read_manifest, write_manifest
+from pipeline.posts.manifest import Manifest, Post, read_manifest, write_manifest
+from pipeline.posts.mvsa import LABELS
+from pipeline.posts.prepare import prepare
 from tests.helpers.commands import invoke, refused
 from tests.helpers.data import needs_multiple
 from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
@@ -45,7 +46,8 @@ def test_a_csv_file_becomes_posts_without_images_and_a_summary(tmp_path):
         '7,positive,train,"a ""lovely"", sunny day"\n\n'
         '2,negative,test,"two lines:\none of them this"\n'
         "5,,val,RT @a: a lovely sunny day http://t.co/1\n"
-        "6,neutral,,\n",
+        "6,neutral,,\n"
+        "8,positive,dev,another sunny day of the year\n",
     )
     prepared = prepare(path)
     assert prepared.posts == [
@@ -53,12 +55,13 @@ def test_a_csv_file_becomes_posts_without_images_and_a_summary(tmp_path):
         Post("2", "two lines:\none of them this", None, NEGATIVE, "test"),
         Post("5", "RT @a: a lovely sunny day http://t.co/1", None, None, "val"),
         Post("6", "", None, NEUTRAL, None),
+        Post("8", "another sunny day of the year", None, POSITIVE, "val"),
     ]
     summary = prepared.summary
-    assert (summary["kept"], summary["unlabelled"], summary["split"]) == (4, 1, f"the column of {path}")
+    assert (summary["kept"], summary["unlabelled"], summary["split"]) == (5, 1, f"the column split of {path}")
     assert summary["classes"] == {
         "train": {POSITIVE: 1, NEUTRAL: 0, NEGATIVE: 0},
-        "val": {POSITIVE: 0, NEUTRAL: 0, NEGATIVE: 0},
+        "val": {POSITIVE: 1, NEUTRAL: 0, NEGATIVE: 0},
         "test": {POSITIVE: 0, NEUTRAL: 0, NEGATIVE: 1},
         "none": {POSITIVE: 0, NEUTRAL: 1, NEGATIVE: 0},
     }
@@ -89,20 +92,19 @@ def test_a_split_file_goes_before_the_own_column_and_without_either_one_is_made(
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("", ["line 1: no column 'id'"]),
-        ("id,label\n1,positive\n", ["line 1: no column 'text'"]),
-        ("id,text,lable\n1,x,positive\n", ["line 1: unknown column 'lable'"]),
-        ("id,text\n", ["no rows below the header"]),
-        ("id,text,label\n1,x,positive\n2,y,happy\n", ["line 3, field label: 'happy' is not one of positive"]),
-        ("id,text,split\n1,x,dev\n", ["line 2, field split: 'dev' is not one of train"]),
-        ("id,text\n1,x\n1,y\n", ["line 3, field id: '1' already occurs in line 2"]),
-        ('id,text\n1,"two\nlines"\n1,y\n', ["line 4, field id: '1' already occurs in line 2"]),
-        ('id,text\n1,x\n\n1,"two\nlines"\n', ["line 4, field id", "line 2"]),
-        ("id,text\n,x\n", ["line 2, field id: must not be empty"]),
-        ("id,text\n1,so, so\n", ["line 2: not one field for each column"]),
-        ("id,text\n1\n", ["line 2: not one field for each column"]),
+        ("", ["is empty; the first line must name the columns"]),
+        ("id,label\n1,positive\n", ["no column for the text among 'id', 'label'; name it with columns=text=.."]),
+        ("id,text\n", ["no post in it that can be used"]),
+        ("id,text\n1,x\n1,y\n", ["line 3: repeated id: '1' already occurs in line 2"]),
+        ('id,text\n1,"two\nlines"\n1,y\n', ["line 4: repeated id: '1' already occurs in line 2"]),
+        ('id,text\n1,x\n\n1,"two\nlines"\n', ["line 4: repeated id", "line 2"]),
+        ("id,text\n,x\n", ["no post in it that can be used", "line 2: no id"]),
+        ("id,text\n1,so, so\n", ["line 2: not one field for each column of the header: 3 of 2"]),
+        ("id,text\n1\n", ["line 2: not one field for each column of the header: 1 of 2"]),
+        ("id,text\n1,x\n2,so, so\n", ["1 of 2 rows are no post, over max_fail_rate=0.05", "line 3: not one field"]),
         ("id,text,label,label\n1,x,positive,negative\n", ["line 1: column 'label' occurs twice; rename or remove"]),
         ('id,text\n1,x\n2,"open\n', ["after line 2: not CSV"]),
+        ("id,text,label\n1,x,positive\n2,y,Positive\n3,z,sad\n4,z,a\x01b\n", ["line 5: a label can't be the name"]),
     ],
 )
 def test_what_is_wrong_in_a_csv_file_is_named(text, parts, tmp_path):
@@ -119,12 +121,17 @@ def test_a_manifest_may_leave_images_out_only_where_none_are_read(tmp_path):
     path = tmp_path / "m.jsonl"
     write_manifest(path, posts)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"labels": {"label": ["positive"]}},
         {"id": "a", "text": "x", "label": "positive", "split": "train"},
         {"id": "b", "text": "y"},
     ]
-    assert read_manifest(path, images=False) == posts
+    assert read_manifest(path, images=False) == Manifest(posts, {"label": ("positive",)})
     path.write_text('{"id": "a", "text": "x", "image": "a.jpg"}\n{"id": "b", "text": "y"}\n')
-    with pytest.raises(InputError, match=r"m.jsonl, line 2: field 'image' is missing; .* image_encoder=none"):
+    with_image, without = read_manifest(path).posts
+    assert (with_image.image, with_image.problem) == (tmp_path / "a.jpg", None)
+    assert (without.image, without.problem) == (tmp_path, "image: none is given")
+    path.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
+    with pytest.raises(InputError, match=r"m.jsonl: no post has an image; texts alone go with image_encoder=none"):
         read_manifest(path)
     with pytest.raises(InputError, match="post 'b' has no image"):
         extract(posts[1:], tmp_path / "cache", object(), TinyText(), quiet=True)
@@ -252,7 +259,9 @@ def test_a_run_on_texts_answers_texts_and_refuses_images(chain, tmp_path):
     posts.write_text('{"id": "a", "text": "what a happy day"}\n{"id": "b", "text": "x", "image": "photo.jpg"}\n')
     invoke("predict", chain / "run", posts, "--out", tmp_path / "out.jsonl", "--max-fail-rate", "1", "--quiet")
     first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
-    assert first["probabilities"] == pytest.approx(json.loads((tmp_path / "a.json").read_text())["probabilities"])
+    assert first["probabilities"] == pytest.approx(
+        json.loads((tmp_path / "a.json").read_text())["probabilities"], abs=1e-5
+    )
     assert "leave the image out" in second["reason"]
 
 
@@ -267,7 +276,9 @@ def test_what_needs_images_refuses_a_cache_of_texts_in_one_line(chain, tmp_path)
     assert alone in refused("explain", chain / "run", "--faithfulness")
     invoke("report", chain / "run", "--out", tmp_path / "report.html", "--quiet")
     assert "texts alone" in (tmp_path / "report.html").read_text()
-    assert "'image' is missing" in refused("extract", chain / "m.jsonl", "--out", tmp_path / "c")
+    assert "no post has an image; texts alone go with --image-encoder none" in refused(
+        "extract", chain / "m.jsonl", "--out", tmp_path / "c"
+    )
     invoke("export", chain / "run", "--out", tmp_path / "export", "--quiet")
     assert "| text |" in (tmp_path / "export" / "README.md").read_text()
 

@@ -27,13 +27,16 @@ from pipeline.encoders.views import VIEWS, first_view
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part, Plan, feature_bytes
 from pipeline.extraction.verify import encode_again
-from pipeline.posts.manifest import LABELS, write_manifest
+from pipeline.posts.manifest import write_manifest
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import invoke, refused
 from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
 from tests.helpers.tiny_encoders import TinyImage, TinyText
-from tests.helpers.toy import FINGERPRINT, write_cache
+from tests.helpers.toy import FINGERPRINT, MVSA_NAMES, write_cache
 from tests.helpers.training import CPU, lines_of, run_of, trained
 from tests.helpers.transforms import Mirrors
+
+NAMES = {"label": LABELS}
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +256,7 @@ def test_the_first_view_alone_is_a_cache_of_one_view_to_the_last_bit(cache, tmp_
     tokens, ids = ([read(row) for row in range(len(cache))] for read in (cache.tokens, cache.input_ids))
     features = hdf5.ShardFeatures(cache.records, patches, patches.mean(axis=1), tokens, ids)
     hdf5.write_shard(one / hdf5.shard_name(0), features, FINGERPRINT)
-    hdf5.write_index(one, {0: posts}, FINGERPRINT)
+    hdf5.write_index(one, {0: posts}, FINGERPRINT, names=MVSA_NAMES)
     runs = [run_of(tmp_path / name, which)[0] for name, which in (("many", cache), ("single", Cache(one)))]
     assert lines_of(runs[0]) == lines_of(runs[1])
     assert (runs[0].folder / "model.safetensors").read_bytes() == (runs[1].folder / "model.safetensors").read_bytes()
@@ -314,7 +317,7 @@ def test_sampling_needs_several_views_and_an_image(tmp_path):
 
 @pytest.mark.parametrize("views", ["sample", "first"])
 def test_a_raw_post_gets_the_answer_that_it_gets_from_the_cache(views, two_views, text_encoder, drawn_posts, tmp_path):
-    extract(drawn_posts, tmp_path / "cache", two_views, text_encoder, workers=1, quiet=True)
+    extract(drawn_posts, tmp_path / "cache", two_views, text_encoder, names=NAMES, workers=1, quiet=True)
     cache = Cache(tmp_path / "cache")
     run = trained(cache, tmp_path / "run", f"views={views}")
     predictor = Predictor(run, run.load_model(CPU), two_views, text_encoder, CPU)
@@ -332,7 +335,7 @@ def test_a_raw_post_gets_the_answer_that_it_gets_from_the_cache(views, two_views
 
 
 def test_the_commands_go_the_whole_way_with_views(drawn_posts, tmp_path):
-    write_manifest(tmp_path / "m.jsonl", drawn_posts)
+    write_manifest(tmp_path / "m.jsonl", drawn_posts, NAMES)
     output = invoke("extract", tmp_path / "m.jsonl", "--out", tmp_path / "c", "--encoders", "packaged", "--views", "3")
     assert "(3 views of 49 x 1280)" in output
     settings = ("width=16", "heads=2", "layers=1", "epochs=1", "mlm=false", "views=sample")
@@ -340,7 +343,7 @@ def test_the_commands_go_the_whole_way_with_views(drawn_posts, tmp_path):
     invoke("train", tmp_path / "c", "--out", tmp_path / "run", *options, "--quiet")
     invoke("evaluate", tmp_path / "run", "--quiet")
     post = drawn_posts[0]
-    (tmp_path / "posts.jsonl").write_text((tmp_path / "m.jsonl").read_text().splitlines()[0] + "\n")
+    (tmp_path / "posts.jsonl").write_text("".join((tmp_path / "m.jsonl").read_text().splitlines(keepends=True)[:2]))
     invoke("predict", tmp_path / "run", tmp_path / "posts.jsonl", "--out", tmp_path / "out.jsonl", "--quiet")
     options = ("--image", post.image, "--text", post.text, "--json", tmp_path / "one.json", "--quiet")
     invoke("predict", tmp_path / "run", *options)

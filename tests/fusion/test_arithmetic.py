@@ -13,7 +13,7 @@ from tests.helpers.fast import encode
 from tests.helpers.toy import VOCABULARY, random_batch
 
 SMALL = ("width=6", "heads=2", "layers=2", "feedforward=11", "mask_rate=0.5")
-DIMENSIONS = Dimensions(channels=7, text_width=5, vocabulary=31)
+DIMENSIONS = Dimensions(channels=7, text_width=5, vocabulary=31, classes=3)
 
 
 def total(products):
@@ -67,13 +67,13 @@ def test_the_fast_path_does_what_is_counted(setting):
     config = load_config(
         settings=(*SMALL, "width=26", "feedforward=104", setting)
     )  # dropout: attention that is counted
-    model = FusionModel(config, Dimensions(channels=13, text_width=7, vocabulary=VOCABULARY)).train()
+    model = FusionModel(config, Dimensions(channels=13, text_width=7, vocabulary=VOCABULARY, classes=3)).train()
     lengths = [8] * 5
     batch = random_batch(lengths, m=11, channels=13, width=7, dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         losses = fast.losses(model, batch, (lambda *given: encode(*given).float()) if config.mlm else None)
         losses.total.backward()
-    counted = total(step_products(config, Dimensions(13, 7, VOCABULARY), lengths, 11))
+    counted = total(step_products(config, Dimensions(13, 7, VOCABULARY, classes=3), lengths, 11))
     # torch misses products into a given tensor, of which the word loss has one; eq 18 is too small to list; one layer
     # alone projects the common rows twice
     assert 0.998 < counter.get_total_flops() / counted < (1.25 if setting == "layers=1" else 1.001)

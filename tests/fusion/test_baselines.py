@@ -37,7 +37,7 @@ from tests.helpers.toy import write_cache
 
 BASELINES = baselines()
 CPU = torch.device("cpu")
-DIMENSIONS = Dimensions(CHANNELS, TEXT_WIDTH, vocabulary=0, patches=PATCHES)
+DIMENSIONS = Dimensions(CHANNELS, TEXT_WIDTH, vocabulary=0, classes=3, patches=PATCHES)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "baselines.md"
 
 
@@ -374,7 +374,7 @@ def test_the_interaction_graph_of_two_short_texts():
 
 def test_the_documents_parameter_counts_are_the_models():
     """The table of docs/baselines.md: packaged encoders and preset."""
-    dimensions = Dimensions(channels=1280, text_width=384, vocabulary=0, patches=49)
+    dimensions = Dimensions(channels=1280, text_width=384, vocabulary=0, classes=3, patches=49)
     rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d,]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(name for name, _ in rows) == BASELINES
     for name, written in rows:

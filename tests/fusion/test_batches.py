@@ -33,7 +33,9 @@ def test_a_batch_holds_the_posts_asked_for_padded_to_one_length(cache):
         np.testing.assert_array_equal(batch.patches[i], cache.patches(row))
         np.testing.assert_array_equal(batch.pooled[i], cache.pooled(row))
         assert batch.labels[i] == cache.labels[row]
-        assert batch.modality_labels[i].tolist() == [cache.text_labels[row], cache.image_labels[row]]
+        assert batch.modality_labels[i].tolist() == [
+            cache.labels_of(name).codes[row] for name in ("text_label", "image_label")
+        ]
 
 
 def test_images_can_come_from_other_posts(cache):

@@ -34,7 +34,7 @@ def test_scores_as_worked_out_by_hand():
     truth = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 2, 0])
     # F1: class 0 2*2/(3+3) = 2/3; class 1 2*1/(2+2) = 1/2; class 2 0
-    scores = score(truth, predicted)
+    scores = score(truth, predicted, 3)
     assert scores["accuracy"] == pytest.approx(3 / 6)
     assert scores["weighted_f1"] == pytest.approx((3 * 2 / 3 + 2 * 1 / 2 + 0) / 6)
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 3)
@@ -46,7 +46,7 @@ def test_resampled_scores_are_scikit_learns():
     draws = random.integers(0, 23, (40, 23))
     draws[0] = np.flatnonzero(truth == truth[0])[0]  # one class only
     counts = np.stack([confusion_matrix(truth[draw], predicted[draw], labels=[0, 1, 2]) for draw in draws])
-    values = scores_of_counts(counts)
+    values = scores_of_counts(counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1))
     for number, draw in enumerate(draws):
         t, p = truth[draw], predicted[draw]
         assert values["accuracy"][number] == pytest.approx(accuracy_score(t, p))
@@ -58,7 +58,7 @@ def test_resampled_scores_are_scikit_learns():
 def test_the_accuracy_interval_is_about_two_standard_errors_either_way():
     truth = np.zeros(450, np.int64)
     predicted = (np.arange(450) >= 342).astype(np.int64)  # accuracy 0.76, standard error 2.0 points
-    low, high = bootstrap(truth, predicted)["accuracy"]
+    low, high = bootstrap(truth, predicted, 3)["accuracy"]
     assert low == pytest.approx(0.76 - 1.96 * 0.0201, abs=0.004)
     assert high == pytest.approx(0.76 + 1.96 * 0.0201, abs=0.004)
 
@@ -67,9 +67,9 @@ def test_an_interval_of_few_posts_is_not_sure_of_what_all_of_them_say():
     """Of 6 posts none is right, or all are: every resample is alike. Wilson's limit is z^2 / (n + z^2), z = 1.96."""
     truth = np.arange(6) % 3
     most = 1.96**2 / (6 + 1.96**2)
-    assert bootstrap(truth, (truth + 1) % 3)["accuracy"] == [0, 0]
-    assert intervals(truth, (truth + 1) % 3)["accuracy"] == pytest.approx([0, most], abs=1e-4)
-    assert intervals(truth, truth)["accuracy"] == pytest.approx([1 - most, 1], abs=1e-4)
+    assert bootstrap(truth, (truth + 1) % 3, 3)["accuracy"] == [0, 0]
+    assert intervals(truth, (truth + 1) % 3, 3)["accuracy"] == pytest.approx([0, most], abs=1e-4)
+    assert intervals(truth, truth, 3)["accuracy"] == pytest.approx([1 - most, 1], abs=1e-4)
 
 
 def test_a_difference_of_few_posts_is_not_sure_of_zero():
@@ -84,7 +84,7 @@ def test_a_difference_of_few_posts_is_not_sure_of_zero():
 def test_a_paired_difference_with_itself_is_exactly_zero():
     random = np.random.default_rng(1)
     truth, predicted = random.integers(0, 3, 50), random.integers(0, 3, 50)
-    assert bootstrap(truth, predicted, predicted)["weighted_f1"] == [0.0, 0.0]
+    assert bootstrap(truth, predicted, 3, predicted)["weighted_f1"] == [0.0, 0.0]
 
 
 def test_the_result_has_what_scripts_read(finished):
@@ -200,7 +200,7 @@ def test_the_interval_of_many_posts_needs_little_memory(monkeypatch):
     monkeypatch.setattr(metrics, "RESAMPLES", 700)
     truth = np.arange(100_000) % 3
     tracemalloc.start()
-    low, high = bootstrap(truth, np.zeros_like(truth))["accuracy"]
+    low, high = bootstrap(truth, np.zeros_like(truth), 3)["accuracy"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 600 << 20

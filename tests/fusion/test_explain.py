@@ -17,6 +17,7 @@ from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
 from fusion.report.heatmap import STOPS, colours, crop_box, overlay
 from pipeline.common.errors import InputError
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import refused
 from tests.helpers.hostile_pictures import endless_jpeg, thin_png
 from tests.helpers.toy import write_cache
@@ -136,7 +137,7 @@ def toy(tmp_path_factory):
     cache = write_cache(tmp_path_factory.mktemp("explain") / "cache", m=4)
     config = load_config(settings=("width=8", "heads=2", "layers=2", "mlm=false"))
     torch.manual_seed(3)
-    return cache, FusionModel(config, Dimensions(11, 7, 31)).eval()
+    return cache, FusionModel(config, Dimensions(11, 7, 31, classes=3)).eval()
 
 
 def word_spans(text, lengths):
@@ -156,9 +157,9 @@ def test_explanations_lie_within_0_and_1_and_depend_on_their_own_post_alone(toy,
     def spans(text):
         return word_spans(text, lengths)
 
-    together = explain_features(model, posts, texts, spans, method=method)
+    together = explain_features(model, posts, texts, spans, LABELS, method=method)
     for post, text, explanation in zip(posts, texts, together, strict=True):
-        (alone,) = explain_features(model, [post], [text], spans, method=method)
+        (alone,) = explain_features(model, [post], [text], spans, LABELS, method=method)
         assert alone.summary() == explanation.summary()
         weights = [weight for _, weight in explanation.words]
         assert min(weights) >= 0
@@ -178,7 +179,7 @@ def test_patches_are_laid_out_row_by_row(toy):
     patches = torch.zeros(4, 11)
     patches[1] = 9.0
     (explanation,) = explain_features(
-        model, [PostFeatures(patches, patches.mean(dim=0), post.tokens)], [None], lambda _: [], method="rollout"
+        model, [PostFeatures(patches, patches.mean(dim=0), post.tokens)], [None], lambda _: [], LABELS, method="rollout"
     )
     same = [explanation.heat[0, 0], explanation.heat[1, 0], explanation.heat[1, 1]]
     assert same == pytest.approx([same[0]] * 3)
@@ -189,12 +190,12 @@ def test_an_image_alone_has_heat_and_no_words_and_a_text_alone_words_and_no_heat
     cache, model = toy
     post = cached_features(cache, 1, CPU)
     length = len(post.tokens)
-    (image,) = explain_features(model, [PostFeatures(post.patches, post.pooled, None)], [None], lambda _: [])
+    (image,) = explain_features(model, [PostFeatures(post.patches, post.pooled, None)], [None], lambda _: [], LABELS)
     assert (image.words, image.text_share) == ([], 0)
     assert image.heat.shape == (2, 2)
     text = " ".join("abcdefghi"[: length - 2])
     (alone,) = explain_features(
-        model, [PostFeatures(None, None, post.tokens)], [text], lambda given: word_spans(given, {text: length})
+        model, [PostFeatures(None, None, post.tokens)], [text], lambda given: word_spans(given, {text: length}), LABELS
     )
     assert alone.heat is None
     assert alone.text_share == 1
@@ -204,8 +205,8 @@ def test_raw_posts_are_explained_with_the_answers_that_predict_gives(image_encod
     """And each as by itself: which posts are encoded together changes rounding only."""
     config = load_config(settings=("width=8", "heads=2", "layers=1", "mlm=false", "modality_dropout=0.1"))
     torch.manual_seed(5)
-    model = FusionModel(config, Dimensions(image_encoder.patches_shape[1], text_encoder.width, 0)).eval()
-    run = SimpleNamespace(metadata={"fingerprint": {"stored_dtype": "float16"}})
+    model = FusionModel(config, Dimensions(image_encoder.patches_shape[1], text_encoder.width, 0, classes=3)).eval()
+    run = SimpleNamespace(metadata={"fingerprint": {"stored_dtype": "float16"}, "labels": list(LABELS)})
     predictor = Predictor(run, model, image_encoder, text_encoder, CPU)
     photo = io.BytesIO()
     Image.effect_noise((90, 60), 80).convert("RGB").save(photo, "PNG")
@@ -232,9 +233,11 @@ def test_unknown_methods_and_crooked_grids_are_refused(toy, tmp_path):
     cache, model = toy
     post = cached_features(cache, 0, CPU)
     with pytest.raises(InputError, match="no such method; known are attention, rollout, gradient"):
-        explain_features(model, [post], [None], lambda _: [], method="magic")
+        explain_features(model, [post], [None], lambda _: [], LABELS, method="magic")
     with pytest.raises(InputError, match="no square grid"):
-        explain_features(model, [PostFeatures(post.patches[:3], post.pooled, post.tokens)], [None], lambda _: [])
+        explain_features(
+            model, [PostFeatures(post.patches[:3], post.pooled, post.tokens)], [None], lambda _: [], LABELS
+        )
 
 
 def test_a_picture_of_ones_own_is_decoded_within_the_limits_of_extraction(tiny_run, tmp_path, monkeypatch):

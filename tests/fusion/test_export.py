@@ -22,7 +22,7 @@ from fusion.run import Run
 from fusion.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import invoke, refused
 from tests.helpers.predictions import raw, values
 from tests.helpers.toy import FINGERPRINT, ToyText, random_batch, write_cache
@@ -90,7 +90,7 @@ def test_the_card_counts_what_was_trained_on_and_names_what_is_there(masking_run
     (run / "splits.csv").write_text("\n".join(lines) + "\n")
     export(Run(run), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| train | 11 | 12 | 12 |" in card
+    assert "| positive | 11 | 4 | 4 |" in card
     assert "The masked-language head" in card
     cache = Cache(Path(masking_run.metadata["cache"]))
     train(cache, load_config(settings=(*SMALL, "model=dnn-lr")), Run(tmp_path / "other"), CPU, quiet=True)
@@ -101,7 +101,7 @@ def test_the_card_counts_what_was_trained_on_and_names_what_is_there(masking_run
 def test_the_card_tells_the_data_the_scores_and_the_settings(masking_run, tmp_path):
     export(masking_run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| train | 12 | 12 | 12 |" in card  # of 60 posts, three fifths, in equal parts
+    assert "| positive | 12 | 4 | 4 |" in card  # of 60 posts, three fifths, in equal parts
     assert "was not evaluated" in card
     assert f"weighted F1\n{masking_run.metadata['validation']['weighted_f1']:.1%}" in card
     assert "mlm: true" in card  # the training's own settings, not the export's
@@ -135,9 +135,12 @@ def test_runs_are_never_overwritten_by_exports(masking_run, tiny_run, tmp_path):
 )
 def test_onnx_gives_the_same_logits_at_sizes_of_its_own(settings, tmp_path):
     torch.manual_seed(0)
-    model = FusionModel(load_config(settings=(*SMALL, "mlm=false", *settings)), Dimensions(CHANNELS, WIDTH, 0)).eval()
-    assert write_onnx(model, CHANNELS, WIDTH, tmp_path / "model.onnx") < 1e-4
+    model = FusionModel(
+        load_config(settings=(*SMALL, "mlm=false", *settings)), Dimensions(CHANNELS, WIDTH, 0, classes=3)
+    ).eval()
+    assert write_onnx(model, CHANNELS, WIDTH, tmp_path / "model.onnx", ["sad", "<glad>", "ça"]) < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == ["sad", "<glad>", "ça"]
     names = {one.name for one in session.get_inputs()}
     assert "tokens" in names
     batch = random_batch([4, 13, 2, 7, 1], m=17, channels=CHANNELS, width=WIDTH, dtype=torch.float32)

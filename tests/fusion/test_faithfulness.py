@@ -42,7 +42,7 @@ def planted(*settings):
     The bias in dimension 1 is what a row's norm, which takes its scale away, measures dimension 0 against.
     """
     config = load_config(settings=(f"width={WIDTH}", "heads=2", "layers=1", "mlm=false", *settings))
-    model = FusionModel(config, Dimensions(WIDTH, WIDTH, 31)).eval()
+    model = FusionModel(config, Dimensions(WIDTH, WIDTH, 31, classes=3)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("transformer.layers.0.norm"):

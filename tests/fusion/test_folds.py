@@ -13,7 +13,7 @@ from fusion.data.folds import fold_files, write_folds
 from pipeline.cache import hdf5
 from pipeline.common.errors import InputError
 from pipeline.posts.duplicates import duplicate_groups
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import invoke, refused
 from tests.helpers.toy import write_cache
 

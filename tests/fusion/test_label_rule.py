@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies
 
 from fusion.config import load_config
+from fusion.data.batches import modality_labels_of
 from fusion.evaluation.predict import predict_rows
 from fusion.explanation.attribution import METHODS, head_weights, trace
 from fusion.models import fast_losses as fast
@@ -15,9 +16,9 @@ from fusion.models.label_rule import auxiliary_loss, known_labels, merged_label,
 from fusion.run import Run
 from fusion.training.epoch import drop_modalities
 from fusion.training.train import ExecutionOptions, train
+from pipeline.cache.targets import Target
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS
-from pipeline.posts.mvsa import merge_labels
+from pipeline.posts.mvsa import LABELS, MODALITY_TARGETS, merge_labels
 from tests.helpers.commands import SMALL
 from tests.helpers.fast import assert_equals_the_clear_path, encode
 from tests.helpers.models import BASE, EXACT, LENGTHS, batch_of, features_of, model_of, select
@@ -201,14 +202,15 @@ def test_only_the_training_posts_labels_are_learnt_from(tmp_path, cache):
     rows = np.concatenate([cache.rows("val"), cache.rows("test")])
     usual, _ = run_of(tmp_path / "usual", cache, "label_rule=true", "mlm=false")
     other = write_cache(tmp_path / "cache")
-    for labels in (other.text_labels, other.image_labels):
-        labels[rows] = (labels[rows] + 1) % 3
+    for name in MODALITY_TARGETS:
+        codes = other.index.targets[name].codes
+        codes[rows] = (codes[rows] + 1) % 3
     changed, _ = run_of(tmp_path / "changed", other, "label_rule=true", "mlm=false")
     assert lines_of(changed) == lines_of(usual)
 
 
 def test_known_labels_are_counted_by_post(cache):
-    assert (cache.text_labels[[0, 1]].tolist(), cache.image_labels[[0, 1]].tolist()) == ([-1, 1], [0, 1])
+    assert modality_labels_of(cache, np.array([0, 1])).tolist() == [[-1, 0], [1, 1]]
     assert known_labels(cache)[:2].tolist() == [1, 2]
 
 
@@ -220,7 +222,7 @@ def test_a_cache_without_the_labels_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     assert str(bare.folder) in str(caught.value)
     assert not (tmp_path / "run").exists()
-    bare.text_labels[:] = 1
+    bare.index.targets["text_label"] = Target(LABELS, np.ones(len(bare), np.int16))
     with pytest.raises(InputError, match="image_label is unknown of all training posts"):
         train(bare, config, Run(tmp_path / "run"), CPU, quiet=True)
 

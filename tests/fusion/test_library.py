@@ -42,8 +42,9 @@ from pipeline.common.errors import InputError, as_command, option, switch
 from pipeline.common.files import write_json, write_text
 from pipeline.extraction.extract import extract
 from pipeline.posts.manifest import read_manifest, write_manifest
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import ROOT, invoke, refused
-from tests.helpers.toy import write_cache
+from tests.helpers.toy import relabelled, write_cache
 from tests.helpers.training import CPU, TINY, Pooled, lines_of
 
 WIDTH, CHANNELS = 7, 11
@@ -105,7 +106,7 @@ def test_a_module_is_trained_as_the_same_model_that_ships_and_its_table_is_that_
     """The module is a baseline that says nothing of being one: the numbers must be the baseline's, to the last bit."""
     config = load_config(settings=(*TINY, "model=dnn-lr", "epochs=2"))
     torch.manual_seed(config.seed)
-    inner = build_model(config, Dimensions(CHANNELS, WIDTH, 0, patches=5))
+    inner = build_model(config, Dimensions(CHANNELS, WIDTH, 0, classes=3, patches=5))
 
     class Disguised(nn.Module):
         def __init__(self) -> None:
@@ -388,7 +389,7 @@ def test_an_explanation_is_of_the_words_that_the_module_reads(tmp_path):
     length = int(cache.lengths[row])
     expected = model(read_batch(cache, [row], CPU))[0, :]
     torch.testing.assert_close(model(batch_of(model, post))[0], expected)
-    (explained,) = explain_features(model, [post], ["a " * length], lambda text: [(0, 0)] * length)
+    (explained,) = explain_features(model, [post], ["a " * length], lambda text: [(0, 0)] * length, LABELS)
     assert explained.method == "gradient"
     np.testing.assert_allclose(list(explained.probabilities.values()), expected.detach().softmax(0), atol=1e-6)
 
@@ -396,7 +397,9 @@ def test_an_explanation_is_of_the_words_that_the_module_reads(tmp_path):
 def test_settings_that_a_module_cannot_have_are_refused(cache, tmp_path):
     with pytest.raises(InputError, match="config, label_rule: only the fusion model has it, not own; leave it out"):
         train(cache, mine(), tmp_path / "run", CPU, config=Config(label_rule=True), quiet=True)
-    model = build_model(load_config(settings=(*TINY, "model=dnn-lr")), Dimensions(CHANNELS, WIDTH, 0, patches=5))
+    model = build_model(
+        load_config(settings=(*TINY, "model=dnn-lr")), Dimensions(CHANNELS, WIDTH, 0, classes=3, patches=5)
+    )
     with pytest.raises(InputError, match="config: a model of this library has its own; leave it out"):
         evaluate_model(model, cache, CPU, config=SETTINGS)
 
@@ -492,10 +495,15 @@ def test_the_example_of_the_document_trains_a_module_and_prints_the_table(exampl
     titles = [line[:20].strip() for line in lines]
     for title in ("this model", "95 % interval", "image shuffled", "linear probe, both", "model - probe"):
         assert title in titles
-    names: dict[str, object] = {"cache": Cache("artifacts/demo/cache")}
+    drawn = Cache("artifacts/demo/cache")
+    labels = [
+        {"label": drawn.label_names[code], "scene": ("city", "sea", "home")[row % 3]}
+        for row, code in enumerate(drawn.labels)
+    ]
+    names: dict[str, object] = {"cache": relabelled(drawn, labels, {"label": drawn.label_names})}
     (preset := tmp_path / "demo.yaml").write_text("width: 16\nheads: 2\nepochs: 1\nlr: 1e-3\n")
     monkeypatch.setattr("fusion.config.presets", lambda: {"demo": preset})
-    for example in examples[1:3]:  # the others need encoders: test_raw_posts
+    for example in examples[1:4]:  # the others need encoders: test_raw_posts
         exec(example, names | {"model": mine()})
 
 
@@ -518,7 +526,7 @@ def test_raw_posts_are_predicted_and_explained_by_a_run_of_ones_own(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"model": model}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        for example in examples[3:]:
+        for example in examples[4:]:
             exec(example, names)
     assert printed.getvalue().count("positive") >= 2
 
@@ -527,8 +535,9 @@ def test_paths_may_be_text_wherever_a_file_or_a_folder_is_given(drawn_posts, ima
     """The whole way from a manifest to a report and an export."""
     here = str(tmp_path)
     write_manifest(f"{here}/posts.jsonl", drawn_posts)
-    posts = read_manifest(f"{here}/posts.jsonl")
-    extract(posts, f"{here}/cache", image_encoder, text_encoder, workers=1, quiet=True)
+    manifest = read_manifest(f"{here}/posts.jsonl")
+    posts, names = manifest.posts, manifest.names
+    extract(posts, f"{here}/cache", image_encoder, text_encoder, names=names, workers=1, quiet=True)
     cache = Cache(f"{here}/cache")
     write_folds(cache, f"{here}/folds", folds=3)
     cache = cache.with_splits(f"{here}/folds/fold_1.csv")

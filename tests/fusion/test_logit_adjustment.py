@@ -85,13 +85,13 @@ def test_a_run_with_it_resumes_to_the_same_bits(tmp_path, cache):
 
 
 def test_a_loss_without_its_prior_is_no_loss():
-    model = FusionModel(load_config(settings=(*BASE, "logit_adjustment=1")), Dimensions(13, 7, 31)).double()
-    with pytest.raises(ValueError, match="needs the classes' log prior"):
+    model = FusionModel(load_config(settings=(*BASE, "logit_adjustment=1")), Dimensions(13, 7, 31, classes=3)).double()
+    with pytest.raises(ValueError, match="the loss needs the objective of the training posts"):
         model.losses(batch_of(LENGTHS), TEXT)
 
 
 def test_baselines_and_negative_values_are_refused():
-    with pytest.raises(InputError, match="logit_adjustment: only the fusion model has it, not clmlf"):
+    with pytest.raises(InputError, match="logit_adjustment: the baseline clmlf has a loss of its own"):
         load_config(settings=("logit_adjustment=1", "model=clmlf"))
     with pytest.raises(InputError, match=r"logit_adjustment.*greater than or equal to 0"):
         load_config(settings=("logit_adjustment=-0.1",))

@@ -167,7 +167,7 @@ def test_sharing_the_transformer_saves_one():
 def test_the_literal_eq_21_needs_equal_widths():
     config = load_config(settings=(*BASE, "mask_projection=false"))
     with pytest.raises(ValueError, match="needs width 7, the text encoder's, not 14"):
-        FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY))
+        FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY, classes=3))
 
 
 def test_dropout_acts_in_training_only():
@@ -181,7 +181,7 @@ def test_dropout_acts_in_training_only():
 def test_segment_vectors_begin_far_smaller_than_the_rows_they_are_added_to():
     torch.manual_seed(0)
     config = load_config(settings=(*BASE, "segment_embeddings=true", "width=64"))
-    model = FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY, patches=PATCHES))
+    model = FusionModel(config, Dimensions(CHANNELS, TEXT_WIDTH, VOCABULARY, classes=3, patches=PATCHES))
     rows, _ = model.embed(random_batch(LENGTHS, m=PATCHES, channels=CHANNELS, width=TEXT_WIDTH, dtype=torch.float32))
     assert 0.01 < model.segments.weight.std() < 0.03
     assert model.segments.weight.std() < rows.std() / 5

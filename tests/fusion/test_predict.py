@@ -16,7 +16,7 @@ from fusion.inference.predictor import Predictor, RawPost
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.weights import package_folder
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import invoke, refused
 from tests.helpers.predictions import TOLERANCE, raw, values
 from tests.helpers.training import CPU, trained

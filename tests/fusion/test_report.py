@@ -20,7 +20,7 @@ from fusion.report.plots import reliability_diagram
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import invoke, refused
 from tests.helpers.reported_run import ToyTokenizer, make_run
 
@@ -105,7 +105,7 @@ def test_every_section_is_there_and_reachable(reported):
     assert [attributes["id"] for tag, attributes in parsed.tags if tag == "h2"] == anchors
     drawings = [attributes["aria-label"] for tag, attributes in parsed.tags if tag == "svg"]
     assert drawings == [
-        "Validation scores", "Sentiment loss (nats)", "Masked-language loss (nats)", "Reliability diagram"
+        "Validation scores", "Classification loss (nats)", "Masked-language loss (nats)", "Reliability diagram"
     ]  # fmt: skip
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len([one for one in ids if one in anchors]) == len(anchors)

@@ -12,6 +12,7 @@ import pytest
 
 from fusion.config import load_config
 from fusion.evaluation.evaluate import derangement, evaluate
+from fusion.evaluation.metrics import SCORES
 from fusion.evaluation.predict import predict_rows
 from fusion.experiments.reproduce import TableSpec
 from fusion.experiments.tables.markdown import lines_of, markdown
@@ -20,7 +21,7 @@ from fusion.experiments.tables.rows import FULL, TABLES, rows_of
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import NO_IMAGES
-from pipeline.posts.manifest import read_splits
+from pipeline.posts.split_file import read_splits
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.processes import wait_until
 from tests.helpers.toy import FINGERPRINT, write_cache
@@ -119,7 +120,8 @@ def test_answers_are_the_runs_own_and_those_of_evaluate(cache, whole):
         assert repeat["validation"] == run.metadata["validation"]
         assert run.config.seed == seed
     probed = lines_of(result)[[row["key"] for row in result["rows"]].index("probe-both")]
-    assert probed.scores[0] == pytest.approx(scored["versus_probe"]["probe"])
+    probe = scored["versus_probe"]["probe"]
+    assert probed.scores[0] == pytest.approx({name: probe[name] for name in SCORES})
 
 
 def test_the_shuffled_rows_are_the_full_models_answers_to_swapped_posts(cache, whole):
@@ -276,7 +278,9 @@ def planted(full, other, labels, **row):
         repeats = [{"seed": seed, "predicted": codes, **facts} for seed, codes in enumerate(given)]
         rows.append({"key": key, "title": title, "group": "the paper's", "kind": "trained", "settings": {}})
         rows[-1].update({"published": {}, "repeats": repeats, **(row if key == "other" else {})})
-    return {"table": "4", "published": "mvsa-single", "made_of": {}, "labels": labels, "ids": [], "rows": rows}
+    classes = ["positive", "neutral", "negative"]
+    facts = {"table": "4", "published": "mvsa-single", "made_of": {}, "classes": classes}
+    return {**facts, "labels": labels, "ids": [], "rows": rows}
 
 
 def test_the_sentences_say_what_is_shown_and_what_is_not():

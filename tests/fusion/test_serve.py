@@ -21,7 +21,7 @@ from fusion.serving.handler import RequestHandler
 from fusion.serving.limits import Limits, Refusal
 from pipeline.common.errors import InputError
 from pipeline.common.worker import Worker
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.mvsa import LABELS
 from tests.helpers import hostile_pictures
 from tests.helpers.predictions import raw
 from tests.helpers.processes import wait_until

@@ -66,9 +66,17 @@ def test_a_line_that_is_no_post_gets_the_reason_in_its_place(tmp_path):
     report = predict_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", batch_size=2, quiet=True)
     records = answers_of(tmp_path / "out.jsonl")
     assert [record for record in records if "reason" not in record] == expected(3)
-    assert [record["id"] for record in records] == ["0", None, "a", "b", "c", None, "1", None, "f", "g", None, "2"]
+    assert [record["id"] for record in records] == ["0", None, "a", "b", "c", "d", "1", None, "f", "g", None, "2"]
     reasons = [record.get("reason", "") for record in records]
-    parts = ["", "line 3: not JSON", "neither text nor image", "No such file", "text: none", "line 7, field text", ""]
+    parts = [
+        "",
+        "line 3: not JSON",
+        "neither text nor image",
+        "No such file",
+        "text: none",
+        "text: must be a string, not 5",
+        "",
+    ]
     parts += ["line 9: not UTF-8", "NUL", "text: no UTF-8", "line 12: not a JSON object", ""]
     for reason, part in zip(reasons, parts, strict=True):
         assert part in reason
@@ -83,6 +91,18 @@ def test_labels_of_other_classes_are_no_matter_of_a_prediction(tmp_path):
     posts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     predict_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", quiet=True)
     assert answers_of(tmp_path / "out.jsonl") == expected(2)
+
+
+@pytest.mark.parametrize("before", ["", "\n \n", "\ufeff"])
+def test_the_label_names_of_a_manifest_are_no_post(before, tmp_path):
+    posts = write_posts(tmp_path, 2)
+    names = json.dumps({"labels": {"label": ["sarcastic", "not"]}}) + "\n"
+    posts.write_text(before + names + posts.read_text(), encoding="utf-8")
+    report = predict_file(Toy(tmp_path), posts, tmp_path / "out.jsonl", quiet=True)
+    assert answers_of(tmp_path / "out.jsonl") == expected(2)
+    assert (report.posts, report.failed) == (2, 0)
+    posts.write_text(posts.read_text(encoding="utf-8") + names, encoding="utf-8")  # not in the first line
+    assert predict_file(Toy(tmp_path), posts, tmp_path / "again.jsonl", quiet=True).failed == 1
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"id": "2", "lab', b'{"id": "2", "label": "positive"}', b"\0\0\0\0\n", b"5\n"])

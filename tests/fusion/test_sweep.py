@@ -167,7 +167,7 @@ def planted(cache, space_file, out, monkeypatch, scores, trials):
 
     monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(
-        "fusion.training.validate.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(given[now[0]])}
+        "fusion.training.validate.score", lambda *_: {"accuracy": 0.0, "weighted_f1": next(given[now[0]])}
     )
     spec = sweeping.SweepSpec(cache.folder, out, BASE, "cpu")
     return sweeping.sweep(spec, read_space(space_file, BASE), trials)

@@ -102,9 +102,7 @@ def test_a_killed_command_resumes_to_the_same_numbers(tmp_path):
 
 def test_the_kept_model_is_the_best_epochs_and_training_stops_early(tmp_path, cache, monkeypatch):
     scores = iter([0.3, 0.5, 0.4, 0.45, 0.2, 0.9])
-    monkeypatch.setattr(
-        "fusion.training.validate.score", lambda truth, predicted: {"accuracy": 0.0, "weighted_f1": next(scores)}
-    )
+    monkeypatch.setattr("fusion.training.validate.score", lambda *_: {"accuracy": 0.0, "weighted_f1": next(scores)})
     run, result = run_of(tmp_path, cache, "epochs=9", "patience=3", "mlm=false")
     assert (result.best_epoch, result.epochs) == (2, 5)
     assert result.validation["weighted_f1"] == 0.5
@@ -132,13 +130,20 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_posts(tmp_path, cache):
 
 def test_a_class_absent_from_training_is_named(tmp_path, cache):
     splits = tmp_path / "splits.csv"
-    rows = [
-        f"{id_},{'positive' if row % 2 else 'negative'},{'train' if row < 40 else 'val'}\n"
-        for row, id_ in enumerate(cache.ids)
-    ]
-    splits.write_text("id,label,split\n" + "".join(rows))
+    labels = ["positive" if row % 2 else "negative" for row in range(len(cache))]
+    labels[-1] = "neutral"
+
+    def with_labels():
+        parts = ("train" if row < 40 else "val" for row in range(len(cache)))
+        rows = zip(cache.ids, labels, parts, strict=True)
+        splits.write_text("id,label,split\n" + "".join(",".join(row) + "\n" for row in rows))
+        return cache.with_splits(splits)
+
     with pytest.raises(InputError, match="no training post is labelled neutral"):
-        run_of(tmp_path / "run", cache.with_splits(splits))
+        run_of(tmp_path / "run", with_labels())
+    labels[-1] = "negative"  # a class that no split has is none to learn
+    run, _ = run_of(tmp_path / "run", with_labels(), "mlm=false", "epochs=1")
+    assert run.metadata["labels"] == ["positive", "negative"]
 
 
 def test_an_unfinished_run_goes_on_only_as_it_began(tmp_path, cache, monkeypatch):

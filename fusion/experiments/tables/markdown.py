@@ -32,7 +32,7 @@ class Line:
 
 def lines_of(result: dict[str, Any]) -> list[Line]:
     """The rows with predictions, each with its scores and its difference to the full model's for the same seeds."""
-    truth = _codes(result["labels"])
+    truth, classes = _codes(result["labels"]), len(result["classes"])
     full = {repeat["seed"]: repeat for row in result["rows"] if row["key"] == FULL for repeat in row["repeats"]}
     lines = []
     for row in result["rows"]:
@@ -43,8 +43,9 @@ def lines_of(result: dict[str, Any]) -> list[Line]:
         difference = None
         if seeds and row["key"] != FULL:
             ours = [predictions[seed] if seed in predictions else predictions[None] for seed in seeds]
-            difference = compare(truth, np.array(ours), np.array([_codes(full[seed]["predicted"]) for seed in seeds]))
-        lines.append(Line(row, [score(truth, codes) for codes in predictions.values()], difference))
+            theirs = [_codes(full[seed]["predicted"]) for seed in seeds]
+            difference = compare(truth, np.array(ours), np.array(theirs), classes)
+        lines.append(Line(row, [score(truth, codes, classes) for codes in predictions.values()], difference))
     return lines
 
 

@@ -7,18 +7,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from fusion.experiments.tables.rows import DATA_SETS, FULL, TABLES
-from fusion.run_files import Epoch, Parameters, Sha256, own_labels
+from fusion.run_files import Epoch, LabelNames, Parameters, Sha256
 from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, one_line, read_json
-from pipeline.posts.manifest import LABELS
+from pipeline.posts.labels import MOST_NAMES
+from pipeline.posts.mvsa import LABELS
 
 MOST_POSTS = 50_000
 _MOST_COMPARED = 2_000_000  # rows times posts: each row's interval resamples all posts
 
 
-def _codes(digits: str) -> str:
-    if not digits.isascii() or not digits.isdecimal() or int(max(digits)) >= len(LABELS):
-        raise ValueError(f"must be class codes of 0 to {len(LABELS) - 1}, a digit a post")
-    return digits
+def _codes(codes: str | list[int]) -> str | list[int]:
+    if isinstance(codes, str) and not (codes.isascii() and codes.isdecimal()):
+        raise ValueError("must be class codes, a digit a post")
+    return codes
 
 
 def _known_table(name: str) -> str:
@@ -33,7 +34,12 @@ def _known_data(published: dict[str, list[float]]) -> dict[str, list[float]]:
     return published
 
 
-Codes = Annotated[str, Field(min_length=1, max_length=MOST_POSTS), AfterValidator(_codes)]
+# Class codes, one a post: a digit each, or numbers where there are over ten classes.
+Codes = Annotated[
+    Annotated[str, Field(min_length=1, max_length=MOST_POSTS)]
+    | Annotated[list[Annotated[int, Field(ge=0, lt=MOST_NAMES)]], Field(min_length=1, max_length=MOST_POSTS)],
+    AfterValidator(_codes),
+]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Published = Annotated[
@@ -92,7 +98,7 @@ class Table(Document):
     table: Annotated[str, AfterValidator(_known_table)]
     published: Literal["mvsa-single", "mvsa-multiple", "none"]
     made_of: Annotated[dict[str, Any], PLAIN]
-    classes: Annotated[list[str], AfterValidator(own_labels)] = Field(default=list(LABELS))
+    classes: LabelNames = Field(default=list(LABELS))
     ids: Annotated[list[Post], Field(max_length=MOST_POSTS)] = Field(default=[])
     labels: Codes
     rows: Annotated[list[RowFacts], Field(min_length=1, max_length=100)]
@@ -107,6 +113,9 @@ class Table(Document):
             raise ValueError(f"rows: there is no row {FULL}")
         if any(len(repeat.predicted) != len(self.labels) for row in self.rows for repeat in row.repeats):
             raise ValueError("rows: a repeat has not one prediction for each label")
+        for codes in (self.labels, *(repeat.predicted for row in self.rows for repeat in row.repeats)):
+            if max(map(int, codes)) >= len(self.classes):
+                raise ValueError(f"class codes go up to {len(self.classes) - 1}")
         if not any(row.repeats for row in self.rows):
             raise ValueError("rows: none has repeats")
         if len(self.rows) * len(self.labels) > _MOST_COMPARED:
