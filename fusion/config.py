@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fusion.names import FUSION, OWN, model_modules, presets
+from fusion.names import FUSION, OWN, baselines, model_modules, pooled_models, presets
 from pipeline.common.documents import parse_yaml
 from pipeline.common.documents import read_yaml as read_plain_yaml
 from pipeline.common.errors import InputError, option
@@ -25,6 +25,7 @@ _FUSION_ONLY = (
     "label_rule",
     "auxiliary_weight",
 )
+_NOT_POOLED = tuple(name for name in _FUSION_ONLY if name not in ("label_rule", "auxiliary_weight"))
 # Settings of models that minimise cross-entropy: the baselines have losses of their own.
 _CROSS_ENTROPY_ONLY = ("logit_adjustment", "class_weights", "label_smoothing")
 
@@ -50,7 +51,8 @@ class Config(BaseModel):
     heads: Annotated[int, Field(ge=1, le=1 << 10)] = 12
     layers: Annotated[int, Field(ge=1, le=256)] = 3
     feedforward: Annotated[int, Field(ge=1, le=1 << 17)] | None = None  # None: 4 x width
-    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.1  # in the Transformer only
+    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.1  # of the fusion model, in the Transformer only
+    input_dropout: Fraction = 0.0  # of the vectors that a pooled model reads
     modalities: Literal["both", "text", "image"] = "both"
     cross_attention: bool = True  # eqs 7-11; without them pass 1 is [T; I]
     share_transformer: bool = True  # one T for eqs 12 and 22
@@ -102,14 +104,18 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.model != FUSION:
-            for name in _FUSION_ONLY:
+            for name in _FUSION_ONLY if self.model not in pooled_models() else _NOT_POOLED:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only the fusion model has it, not {self.model}; leave it out")
-        if self.model not in (FUSION, OWN):
+        if self.model in baselines():
             for name in _CROSS_ENTROPY_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: the baseline {self.model} has a loss of its own; leave it out")
-        if self.width % self.heads:
+        if self.input_dropout and self.model not in pooled_models():
+            raise ValueError(
+                f"input_dropout: only {', '.join(pooled_models())} have it, not {self.model}; leave it out"
+            )
+        if self.width % self.heads and self.model not in pooled_models():
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.modalities == "image" and self.mlm:
             raise ValueError("mlm: there are no words to mask when modalities is image; set mlm to false")

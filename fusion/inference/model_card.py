@@ -10,7 +10,7 @@ import yaml
 
 from fusion.evaluation.display import format_scores
 from fusion.models.registry import model_class
-from fusion.names import FUSION
+from fusion.names import FUSION, baselines
 from fusion.run import Run
 from fusion.run_posts import read_posts
 from pipeline.common.markup import escaped, fenced
@@ -64,7 +64,8 @@ def _model(name: str) -> str:
         return "A fusion model in the manner of Liu, Bai, Cheng and Gui (Computer Science 51(9), 2024)."
     kind = model_class(name)
     document = sys.modules[kind.__module__].__doc__ or f"{kind.title}."
-    return f"The model `{name}`, as reconstructed in this library: {document.splitlines()[0]}"
+    made = "as reconstructed in this library" if name in baselines() else "of this library"
+    return f"The model `{name}`, {made}: {document.splitlines()[0]}"
 
 
 def _use() -> str:

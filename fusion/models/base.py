@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
+from pipeline.cache.reader import Cache
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ class Model(nn.Module):
     def kept(self) -> nn.Module:
         """The module whose weights are kept."""
         return self
+
+    def fit(self, cache: Cache) -> None:
+        """Take what the model needs of the training posts before it learns; most need nothing."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, classes)."""

@@ -8,7 +8,7 @@ from fusion.config import Config
 from fusion.data.batches import Batch
 from fusion.models.attention import cross_attention
 from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term
-from fusion.models.label_rule import LabelRule, auxiliary_loss, post_logits
+from fusion.models.label_rule import LabelRule, rule_losses
 from fusion.models.masking import image_guidance, maskable_tokens, masked_ids, top_k_mask
 from fusion.models.transformer import Transformer
 
@@ -142,17 +142,10 @@ class FusionModel(Model):
 
     def sentiment_losses(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
         """The losses of pass 1, in which no word is masked: eq 16, and beyond the paper what else is minimised."""
-        pooled, head, auxiliary = self.pool(fused, mask), self.sentiment_head, None
+        pooled, head = self.pool(fused, mask), self.sentiment_head
         if isinstance(head, LabelRule):
-            modality_logits = head.modality_logits(pooled)
-            logits, auxiliary = post_logits(modality_logits), auxiliary_loss(modality_logits, batch.modality_labels)
-        else:
-            logits = head(pooled)  # eq 15
-        losses = self.label_losses(batch, logits)
-        if auxiliary is None:
-            return losses
-        known = int((batch.modality_labels >= 0).sum())
-        return Losses((*losses.terms, Term("auxiliary", auxiliary, known, self.config.auxiliary_weight)))
+            return rule_losses(self, head, pooled, batch)
+        return self.label_losses(batch, head(pooled))  # eq 15
 
     def choose_masked(self, batch: Batch, emb_text: Tensor, emb_image: Tensor | None) -> Tensor:
         """Which word pieces to mask, (B, n) bool: the closest to the image, or random ones (eqs 18-19)."""

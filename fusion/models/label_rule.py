@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.data.batches import modality_labels_of
+from fusion.data.batches import Batch, modality_labels_of
 from fusion.models.attention import full_precision
+from fusion.models.base import Losses, Model, Term
 from pipeline.cache.reader import Cache
 from pipeline.posts.mvsa import LABELS
 
@@ -76,6 +77,15 @@ def auxiliary_loss(modality_logits: Tensor, labels: Tensor) -> Tensor:
     """
     total = F.cross_entropy(modality_logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
+
+
+def rule_losses(model: Model, head: LabelRule, pooled: Tensor, batch: Batch) -> Losses:
+    """The loss of the posts' labels, and that of the labels of text and image, for the head's rows (B, d)."""
+    modality_logits = head.modality_logits(pooled)
+    losses = model.label_losses(batch, post_logits(modality_logits))
+    known = int((batch.modality_labels >= 0).sum())
+    auxiliary = auxiliary_loss(modality_logits, batch.modality_labels)
+    return Losses((*losses.terms, Term("auxiliary", auxiliary, known, model.config.auxiliary_weight)))
 
 
 def known_labels(cache: Cache) -> np.ndarray:

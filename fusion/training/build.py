@@ -47,6 +47,7 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
         model = build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
+    model.fit(cache)
     for module in model.modules():
         if isinstance(module, Transformer):
             module.checkpointing = checkpointing

@@ -9,7 +9,7 @@ from fusion.explanation.explain import explain_cached
 from fusion.explanation.faithfulness import of_run
 from fusion.inference.export import export
 from fusion.inference.predictor import Predictor
-from fusion.names import FUSION, baselines, model_modules
+from fusion.names import FUSION, baselines, model_modules, pooled_models
 from fusion.report import run_report
 from fusion.run import Run
 from fusion.serving.app import build_app
@@ -22,7 +22,7 @@ from tests.helpers.requests import HOME, LIMITS, ask
 from tests.helpers.training import CPU, trained
 
 MODELS = sorted(model_modules())
-QUICK_ONNX = (FUSION, "fenet")  # torch takes seconds to export a graph
+QUICK_ONNX = (FUSION, "fenet", "concat-product")  # torch takes seconds to export a graph
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_export(run, predictor, model, image_encoder, text_encoder, drawn_posts,
     assert values(there.predict(posts)).tolist() == values(predictor.predict(posts)).tolist()
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("in the manner of Liu, Bai, Cheng and Gui" in card) == (model == FUSION)
-    assert (f"The model `{model}`, as reconstructed in this library: " in card) == (model != FUSION)
+    assert (f"The model `{model}`, as reconstructed in this library: " in card) == (model in baselines())
+    assert (f"The model `{model}`, of this library: " in card) == (model in pooled_models())
 
 
 @pytest.mark.parametrize(
@@ -128,4 +129,4 @@ def test_serve(predictor, drawn_posts):
 
 
 def test_a_run_of_every_model_is_in_the_matrix():
-    assert set(MODELS) == {FUSION, *baselines()}
+    assert set(MODELS) == {FUSION, *baselines(), *pooled_models()}

@@ -1,0 +1,146 @@
+"""The models on pooled vectors: against NumPy written out post by post, standardised as on the training posts."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.config import load_config
+from fusion.models.base import Dimensions
+from fusion.models.label_rule import PAIRS
+from fusion.models.registry import build_model
+from fusion.names import pooled_models
+from fusion.run import Run
+from fusion.training.build import new_model
+from fusion.training.train import train
+from pipeline.common.errors import InputError
+from tests.helpers.models import CHANNELS, LENGTHS, PATCHES, TEXT_WIDTH, batch_of
+from tests.helpers.toy import write_cache
+
+MODELS = ("concat", "concat-product", "product")
+DIMENSIONS = Dimensions(CHANNELS, TEXT_WIDTH, vocabulary=0, classes=3, patches=PATCHES)
+CPU = torch.device("cpu")
+BASE = ("width=13", "dropout=0.0", "batch_size=8", "epochs=2", "lr=1e-2")
+
+
+def gelu(values):
+    return np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in values])
+
+
+def linear(model, name, values):
+    weights = {key: value.detach().numpy() for key, value in model.state_dict().items()}
+    return weights[f"{name}.weight"] @ values + weights[f"{name}.bias"]
+
+
+def log_softmax(values):
+    return values - np.log(np.exp(values).sum())
+
+
+def expected_logits(model, name, tokens, pooled):
+    """One post: tokens (n, D) without padding, pooled (C,)."""
+    state = {key: value.detach().numpy() for key, value in model.state_dict().items()}
+    text = (tokens.mean(axis=0) - state["text_vector.mean"]) / state["text_vector.deviation"]
+    image = (pooled - state["image_vector.mean"]) / state["image_vector.deviation"]
+    if name == "concat":
+        features = np.concatenate([text, image])
+    else:
+        text, image = gelu(linear(model, "text_block.linear", text)), gelu(linear(model, "image_block.linear", image))
+        features = text * image if name == "product" else np.concatenate([text, image, text * image])
+    for number in range(len(model.hidden)):
+        features = gelu(linear(model, f"hidden.{number}.linear", features))
+    if not model.config.label_rule:
+        return linear(model, "head", features)
+    of_text = log_softmax(linear(model, "head.text_head", features))
+    of_image = log_softmax(linear(model, "head.image_head", features))
+    return np.array([np.log(sum(np.exp(of_text[t] + of_image[i]) for t, i in pairs)) for pairs in PAIRS])
+
+
+def random_model(name, *settings):
+    model = build_model(load_config(settings=(*BASE, f"model={name}", *settings)), DIMENSIONS).double().eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            value.copy_(0.4 * torch.randn(value.shape, generator=generator, dtype=torch.float64).abs() + 0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("settings", [("layers=1",), ("layers=3",), ("layers=1", "label_rule=true")])
+def test_logits_are_those_of_each_post_written_out(name, settings):
+    model, batch = random_model(name, *settings), batch_of(LENGTHS)
+    for number, length in enumerate(LENGTHS):
+        tokens, pooled = batch.tokens[number, :length].numpy(), batch.pooled[number].numpy()
+        np.testing.assert_allclose(
+            model(batch)[number].detach().numpy(), expected_logits(model, name, tokens, pooled), rtol=1e-9
+        )
+
+
+def test_these_are_all():
+    assert sorted(pooled_models()) == sorted(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_modality_that_is_left_out_counts_as_the_mean_of_the_training_posts(name):
+    model, batch = random_model(name, "layers=2"), batch_of(LENGTHS)
+    no = torch.zeros(len(LENGTHS), dtype=torch.bool)
+    mean = model.image_vector.mean.expand(len(LENGTHS), -1)
+    torch.testing.assert_close(model(replace(batch, has_image=no)), model(replace(batch, pooled=mean)))
+    mean = model.text_vector.mean.expand(*batch.tokens.shape)
+    torch.testing.assert_close(model(replace(batch, has_text=no)), model(replace(batch, tokens=mean)))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_mean_and_deviation_are_those_of_the_training_posts_and_stay_with_the_run(views, tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=75, views=views)
+    settings = (*BASE, "model=concat", "layers=1", *(("views=sample",) if views > 1 else ()))
+    model = new_model(cache, load_config(settings=settings), None)
+    rows = cache.rows("train")
+    texts = np.stack([cache.tokens(row).astype(np.float64).mean(axis=0) for row in rows])
+    images = np.concatenate([cache.gather_images(rows, views=np.full(len(rows), view))[1] for view in range(views)])
+    for vector, there in ((model.text_vector, texts), (model.image_vector, images.astype(np.float64))):
+        np.testing.assert_allclose(vector.mean.numpy(), there.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(vector.deviation.numpy(), there.std(axis=0), rtol=1e-4)
+    train(cache, load_config(settings=settings), tmp_path / "run", CPU, quiet=True)
+    kept = Run(tmp_path / "run").load_model(CPU)
+    assert torch.equal(kept.image_vector.mean, model.image_vector.mean)
+    assert torch.equal(kept.text_vector.deviation, model.text_vector.deviation)
+
+
+def test_a_feature_that_is_always_the_same_is_left_at_zero(tmp_path):
+    model = random_model("concat", "layers=1")
+    model.image_vector.fit(np.full((5, CHANNELS), 7.0, np.float32))
+    assert torch.equal(model.image_vector(torch.full((2, CHANNELS), 7.0)), torch.zeros(2, CHANNELS).double())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_learns_what_both_modalities_tell(name, tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=150, strength=3.0)
+    settings = (*BASE, f"model={name}", "layers=1", "epochs=12", "label_smoothing=0.1", "class_weights=balanced")
+    result = train(cache, load_config(settings=settings), tmp_path / "run", CPU, quiet=True)
+    assert result.validation["accuracy"] > 0.8
+
+
+def test_the_label_rule_has_the_loss_of_both_modalities_labels(tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=75)
+    settings = (*BASE, "model=concat-product", "layers=1", "label_rule=true", "auxiliary_weight=0.7")
+    train(cache, load_config(settings=settings), tmp_path / "run", CPU, quiet=True)
+    assert all(line["loss_auxiliary"] > 0 for line in Run(tmp_path / "run").metrics())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("model=concat", "cross_attention=false"), "cross_attention: only the fusion model has it, not concat"),
+        (("model=fusion", "input_dropout=0.3"), "input_dropout: only concat, concat-product, product have it"),
+        (("model=dnn-lr", "label_rule=true"), "label_rule: only the fusion model has it, not dnn-lr"),
+    ],
+)
+def test_settings_of_other_models_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        load_config(settings=settings)
+
+
+def test_a_width_need_not_be_a_multiple_of_heads():
+    assert load_config(settings=("model=product", "width=13")).width == 13
