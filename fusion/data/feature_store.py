@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,16 @@ from pipeline.common.machine import free_memory
 Location = Literal["auto", "map", "ram", "device"]
 FRACTION_OF_FREE = 0.5  # of the free memory that features may take
 PREFETCH = 2  # batches read while one is worked on
+
+
+class Features(Protocol):
+    """What training and validation need of a store. `waited`: seconds that the caller of `batches` waited for data."""
+
+    waited: float
+    reason: str
+
+    def batches(self, batches_of_rows: Iterable[np.ndarray], views: np.ndarray | None = None) -> Iterator[Batch]:
+        """A batch for each of the row lists, with these views of the posts' images, (posts of the cache,)."""
 
 
 class FeatureStore:

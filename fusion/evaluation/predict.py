@@ -9,7 +9,7 @@ from torch import nn
 
 from fusion.config import Config
 from fusion.data.batches import chunks, read_batch
-from fusion.data.feature_store import FeatureStore
+from fusion.data.feature_store import Features, FeatureStore
 from fusion.models.base import Model
 from fusion.models.own import as_model
 from fusion.models.precision import precision
@@ -27,7 +27,7 @@ def predict_rows(
     config: Config | None = None,
     batch_size: int = 64,
     image_rows: np.ndarray | None = None,
-    features: FeatureStore | None = None,
+    features: Features | None = None,
 ) -> np.ndarray:
     """Class probabilities of cached posts (len(rows), classes) float64, by a model or a module of one's own.
 
@@ -61,7 +61,7 @@ def log_probabilities(
     *,
     batch_size: int = 64,
     image_rows: np.ndarray | None = None,
-    features: FeatureStore | None = None,
+    features: Features | None = None,
 ) -> np.ndarray:
     """Logarithms of class probabilities (len(rows), classes) float64; with `image_rows`, each text is paired with the
     image of another post. Raises Diverged naming a post for which the model's output is not finite.

@@ -85,6 +85,8 @@ class Model(nn.Module):
     title: ClassVar[str]  # for tables; of a baseline, also which part of its source is left out
     fixed_grid: ClassVar[bool] = False  # whether the number of patches is built into the weights
 
+    pooled_alone: ClassVar[bool] = False  # whether it reads pooled vectors alone
+
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__()
         self.config = config

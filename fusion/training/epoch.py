@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.data.batches import Batch, length_bucketed_batches, sampled_views
-from fusion.data.feature_store import FeatureStore
+from fusion.data.feature_store import Features
 from fusion.models import fast_losses as fast
 from fusion.models.base import Losses, Model
 from fusion.models.fusion import FusionModel
@@ -48,7 +48,7 @@ class Epoch:
         model: Model,
         optimizer: torch.optim.Optimizer,
         cache: Cache,
-        features: FeatureStore,
+        features: Features,
         reencoder: Reencoder | None,
         ranks: Ranks,
         *,

@@ -20,7 +20,8 @@ from torch import nn
 
 from fusion.config import Config
 from fusion.data.batches import read_batch
-from fusion.data.feature_store import FeatureStore, Location
+from fusion.data.feature_store import Features, FeatureStore, Location
+from fusion.data.pooled_store import PooledStore
 from fusion.data.requirements import require_trainable
 from fusion.models.base import Model
 from fusion.models.objective import objective_of
@@ -167,7 +168,11 @@ def _train(
     optimizer = new_optimizer(model, config)
     views = cache.views if config.views == "sample" else 1
     rows = np.concatenate([train_rows, val_rows])
-    features = FeatureStore(cache, rows, device, execution.cache_in, views=views)
+    features: Features
+    if model.pooled_alone:
+        features = PooledStore(cache, rows, device, views=views)
+    else:
+        features = FeatureStore(cache, rows, device, execution.cache_in, views=views)
     for split, counts in cache.class_counts().items():
         say(f"{split}: {sum(counts.values())} posts ({', '.join(f'{name}: {n}' for name, n in counts.items())})")
     say(f"features: {features.reason}")

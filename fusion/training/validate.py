@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fusion.data.batches import chunks
-from fusion.data.feature_store import FeatureStore
+from fusion.data.feature_store import Features
 from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import log_probabilities
 from fusion.evaluation.threshold import best_threshold
@@ -18,7 +18,7 @@ from pipeline.encoders.load import TextEncoder
 def validate(
     model: Model,
     cache: Cache,
-    features: FeatureStore,
+    features: Features,
     rows: np.ndarray,
     text_encoder: TextEncoder | None,
     ranks: Ranks,
@@ -43,7 +43,7 @@ def validate(
 
 
 @torch.no_grad()
-def _mlm_loss(model: Model, features: FeatureStore, rows: np.ndarray, text_encoder: TextEncoder) -> float:
+def _mlm_loss(model: Model, features: Features, rows: np.ndarray, text_encoder: TextEncoder) -> float:
     """The mean over all masked words."""
     total, count = 0.0, 0
     for batch in features.batches(chunks(rows, model.config.batch_size)):

@@ -124,6 +124,23 @@ class Cache(Labelled):
             to_pooled[place * b : (place + 1) * b] = from_pooled[local * b : (local + 1) * b]
         return patches, pooled
 
+    def gather_pooled(self, rows: np.ndarray, *, views: np.ndarray | None = None) -> np.ndarray:
+        """Pooled (len(rows), C) of many posts, as `gather_images` gives it, without a look at the patches."""
+        _require_within(rows, len(self), "row")
+        shown = np.zeros(len(rows), np.int64) if views is None else views
+        _require_within(shown, self.views, "view")
+        pooled = np.empty((len(rows), self.patches_shape[1]), self.fingerprint["stored_dtype"])
+        if not pooled.size:
+            return pooled
+        to_pooled = flat_bytes(pooled)
+        size = len(to_pooled) // len(rows)
+        numbers = np.searchsorted(self._shards.first_row, rows, side="right") - 1
+        for place, (row, number, view) in enumerate(zip(rows.tolist(), numbers.tolist(), shown.tolist(), strict=True)):
+            local = (row - self._firsts[number]) * self.views + view
+            _, stored = self._shards.image_bytes(number)
+            to_pooled[place * size : (place + 1) * size] = stored[local * size : (local + 1) * size]
+        return pooled
+
     def tokens(self, row: int) -> np.ndarray:
         """(n, D), the post's tokens with [CLS] and [SEP], unpadded."""
         return self._ragged("tokens", row)

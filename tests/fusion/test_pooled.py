@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from fusion.config import load_config
+from fusion.data.feature_store import FeatureStore
+from fusion.data.pooled_store import PooledStore
 from fusion.models.base import Dimensions
 from fusion.models.label_rule import PAIRS
 from fusion.models.registry import build_model
@@ -144,3 +146,47 @@ def test_settings_of_other_models_are_refused(settings, message):
 
 def test_a_width_need_not_be_a_multiple_of_heads():
     assert load_config(settings=("model=product", "width=13")).width == 13
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_vectors_held_in_memory_give_the_logits_of_the_words_themselves(name, tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=75, views=2)
+    model = new_model(cache, load_config(settings=(*BASE, f"model={name}", "layers=2", "views=sample")), None).eval()
+    rows, views = np.array([74, 3, 17, 3, 0]), np.arange(75) % 2
+    (held,) = PooledStore(cache, np.arange(75), CPU, views=2).batches([rows], views)
+    (read,) = FeatureStore(cache, np.arange(75), CPU, "map", views=2).batches([rows], views)
+    torch.testing.assert_close(model(held), model(read), rtol=1e-5, atol=1e-6)
+    for field in ("labels", "modality_labels", "has_text", "has_image"):
+        assert torch.equal(getattr(held, field), getattr(read, field))
+
+
+def test_a_row_or_a_view_that_is_not_held_is_an_error(tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=20)
+    store = PooledStore(cache, np.array([5, 7]), CPU)
+    for rows, views in (([6], None), ([-1], None), ([5], np.ones(20, np.int64))):
+        with pytest.raises(IndexError, match=f"row {rows[0]}: it, or its view, is not held"):
+            list(store.batches([np.array(rows)], views))
+
+
+def test_pooled_vectors_of_a_cache_are_those_beside_the_patches(tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=300, views=3)
+    rows, views = np.array([299, 0, 256, 17]), np.array([2, 0, 1, 1])
+    assert np.array_equal(cache.gather_pooled(rows, views=views), cache.gather_images(rows, views=views)[1])
+    assert np.array_equal(cache.gather_pooled(rows), cache.gather_images(rows)[1])
+    for wrong in (np.array([300]), np.array([-1])):
+        with pytest.raises(IndexError):
+            cache.gather_pooled(wrong)
+
+
+def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path):
+    cache, config = write_cache(tmp_path / "cache", posts=75), load_config(settings=(*BASE, "model=product"))
+    train(cache, config, tmp_path / "whole", CPU, quiet=True)
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, config, tmp_path / "run", CPU, quiet=True, on_epoch=interrupt)
+    train(cache, config, tmp_path / "run", CPU, quiet=True)
+    whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "run"))
+    assert whole.read_bytes() == resumed.read_bytes()

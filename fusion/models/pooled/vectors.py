@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
+from fusion.data.pooled_store import text_vectors
 from fusion.models import base
 from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.label_rule import LabelRule, rule_losses
@@ -49,6 +50,8 @@ class PooledModel(base.Model):
     `label_rule` and the settings of the loss.
     """
 
+    pooled_alone = True
+
     def __init__(self, config: Config, dimensions: Dimensions, *, mixed: int, layers: int) -> None:
         """`mixed`: the width of what `mix` gives; `layers`: how many hidden layers follow."""
         super().__init__(config, dimensions)
@@ -66,9 +69,9 @@ class PooledModel(base.Model):
     def fit(self, cache: Cache) -> None:
         """Take mean and deviation of both vectors from the training posts, of all views that training shows."""
         rows = cache.rows("train")
-        self.text_vector.fit(np.stack([cache.tokens(row).mean(axis=0, dtype=np.float32) for row in rows]))
+        self.text_vector.fit(text_vectors(cache, rows))
         views = range(cache.views if self.config.views == "sample" else 1)
-        pooled = [cache.gather_images(rows, views=np.full(len(rows), view))[1] for view in views]
+        pooled = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in views]
         self.image_vector.fit(np.concatenate(pooled).astype(np.float32))
 
     def features(self, batch: Batch) -> Tensor:

@@ -1,0 +1,72 @@
+"""Serves batches to models that read pooled vectors alone: no word and no patch is read twice."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from fusion.data.batches import Batch, modality_labels_of
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError
+from pipeline.common.machine import free_memory
+
+
+def text_vectors(cache: Cache, rows: np.ndarray) -> np.ndarray:
+    """The mean of each text's tokens, [CLS] and [SEP] among them: (len(rows), D) float32."""
+    vectors = np.empty((len(rows), cache.text_width), np.float32)
+    for at, row in enumerate(rows):
+        cache.tokens(row).mean(axis=0, dtype=np.float32, out=vectors[at])
+    return vectors
+
+
+class PooledStore:
+    """The pooled vectors of some rows of a cache, on the device. A batch has each text's vector as its one token, and
+    no patches.
+    """
+
+    def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device, *, views: int = 1) -> None:
+        """views: how many views of each image to hold. Raises InputError if they do not fit into memory."""
+        self.bytes = len(rows) * (cache.text_width + views * cache.patches_shape[1]) * 4
+        if self.bytes > free_memory() // 2:
+            raise InputError(f"{cache.folder}: {self.bytes / 2**20:.0f} MiB of pooled vectors do not fit into memory")
+        self.waited = 0.0  # nothing is read while a model works
+        self.reason = f"{self.bytes / 2**20:.1f} MiB of pooled vectors in memory"
+        self._place_of = np.full(len(cache), -1)
+        self._place_of[rows] = np.arange(len(rows))
+        images = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in range(views)]
+        held = (
+            text_vectors(cache, rows),
+            np.stack(images).astype(np.float32),
+            cache.labels[rows].astype(np.int64),
+            modality_labels_of(cache, rows),
+        )
+        self._text, self._images, self._labels, self._modality_labels = (torch.from_numpy(a).to(device) for a in held)
+
+    def batches(self, batches_of_rows: Iterable[np.ndarray], views: np.ndarray | None = None) -> Iterator[Batch]:
+        """A batch for each of the row lists. views (posts of the cache,): which view of each post's image; without it
+        the first. Raises IndexError on rows or views that are not held.
+        """
+        for rows in batches_of_rows:
+            yield self._batch(rows, np.zeros(len(rows), np.int64) if views is None else views[rows])
+
+    def _batch(self, rows: np.ndarray, shown: np.ndarray) -> Batch:
+        places = self._place_of[rows]
+        if (absent := (places < 0) | (shown < 0) | (shown >= len(self._images))).any():
+            raise IndexError(f"row {rows[absent][0]}: it, or its view, is not held")
+        here = self._labels.device
+        at, view = torch.from_numpy(places).to(here), torch.from_numpy(shown).to(here)
+        everyone = torch.ones(len(rows), dtype=torch.bool, device=here)
+        pooled = self._images[view, at]
+        return Batch(
+            rows=rows,
+            patches=pooled.new_zeros(len(rows), 0, pooled.shape[1]),
+            pooled=pooled,
+            tokens=self._text[at][:, None],
+            input_ids=torch.zeros(len(rows), 1, dtype=torch.int64, device=here),
+            text_mask=everyone[:, None],
+            labels=self._labels[at],
+            modality_labels=self._modality_labels[at],
+            has_text=everyone,
+            has_image=everyone,
+            num_maskable=np.zeros(len(rows), np.int64),
+        )
