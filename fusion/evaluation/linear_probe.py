@@ -14,6 +14,7 @@ from pipeline.cache.reader import Cache
 
 MODALITIES = ("text", "image", "both")
 C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
+_WIDER = tuple(10**exponent for exponent in np.arange(-0.5, 4.25, 0.5))  # and on from there while validation improves
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Probe:
 def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | None = None) -> Probe:
     """Fit standardised logistic regression on training, choose C on validation accuracy, score the test posts once.
 
-    test: the cache and the rows to score, if not the test split of the cache.
+    C goes up until validation no longer improves. test: the cache and the rows to score, if not the test split of the
+    cache.
     """
     from sklearn.exceptions import ConvergenceWarning  # here: it takes a second, which training does not need
     from sklearn.linear_model import LogisticRegression
@@ -56,12 +58,20 @@ def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | Non
     train, val = cache.rows("train"), cache.rows("val")
     tested, rows = test or (cache, cache.rows("test"))
     features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
-    best, best_accuracy, best_c = None, -1.0, 0.0
-    for c in C_GRID:
+    best, best_accuracy, best_c, last = None, -1.0, 0.0, 0.0
+    for c in (*C_GRID, *_WIDER):
+        if c > C_GRID[-1] and best_c < last:
+            break
+        last = c
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)  # an unconverged baseline would be misleading
-            classifier.fit(features["train"], cache.labels[train])
+            try:
+                classifier.fit(features["train"], cache.labels[train])
+            except ConvergenceWarning:
+                if c <= C_GRID[-1]:
+                    raise
+                break
         accuracy = score(cache.labels[val], classifier.predict(features["val"]), classes)["accuracy"]
         if accuracy > best_accuracy:
             best, best_accuracy, best_c = classifier, accuracy, float(c)

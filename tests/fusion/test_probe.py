@@ -24,6 +24,33 @@ def test_strengths_are_half_decades_from_a_ten_thousandth_to_a_tenth():
     np.testing.assert_allclose(C_GRID, [1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
 
 
+def test_strengths_go_on_while_validation_improves(cache, monkeypatch):
+    """Each further strength is right once more often, up to 1; then none is tried any more."""
+    tried = []
+
+    class Scripted:
+        def __init__(self, C, max_iter):  # noqa: N803 - scikit-learn's
+            self.c = C
+
+        def fit(self, features, labels):
+            tried.append(self.c)
+            self.classes_ = np.unique(labels)
+
+        def predict(self, features):
+            truth = cache.labels[cache.rows("val")]
+            right = min(self.c, 1.0) >= (np.arange(len(truth)) + 1) / len(truth)
+            return np.where(right, truth, (truth + 1) % 3)
+
+        def predict_proba(self, features):
+            return np.full((len(features), 3), 1 / 3)
+
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Scripted)
+    monkeypatch.setattr("sklearn.pipeline.make_pipeline", lambda _, classifier: classifier)
+    test = cache, cache.rows("val")
+    assert probe(cache, "image", test=test).c == pytest.approx(1.0)
+    np.testing.assert_allclose(tried, [*C_GRID, 10**-0.5, 1.0, 10**0.5])
+
+
 def test_the_modality_that_tells_more_scores_more(cache):
     """In the toy cache the image tells all three classes apart, the text one of them."""
     scores = {kind: probe(cache, kind).test_accuracy for kind in ("text", "image", "both")}
