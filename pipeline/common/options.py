@@ -60,7 +60,7 @@ encoder_options = all_of(  # the fields of pipeline.encoders.load.EncoderChoice
     click.option(
         "--encoders",
         "preset",
-        type=click.Choice(["paper", "packaged"]),
+        type=click.Choice(["paper", "packaged", "packaged-lite2"]),
         default="paper",
         help="Preset pair of encoders.",
     ),

