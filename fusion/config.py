@@ -103,8 +103,9 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        pooled = pooled_models()
         if self.model != FUSION:
-            for name in _FUSION_ONLY if self.model not in pooled_models() else _NOT_POOLED:
+            for name in _NOT_POOLED if self.model in pooled else _FUSION_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only the fusion model has it, not {self.model}; leave it out")
         if self.model in baselines():
@@ -115,7 +116,7 @@ class Config(BaseModel):
             raise ValueError(
                 f"input_dropout: only {', '.join(pooled_models())} have it, not {self.model}; leave it out"
             )
-        if self.width % self.heads and self.model not in pooled_models():
+        if self.width % self.heads and self.model not in pooled:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.modalities == "image" and self.mlm:
             raise ValueError("mlm: there are no words to mask when modalities is image; set mlm to false")

@@ -1,6 +1,5 @@
 """The names that a configuration may give: models and presets, each found by its file."""
 
-from functools import cache
 from pathlib import Path
 
 from pipeline.common.discovery import files_of, offered
@@ -25,7 +24,6 @@ def pooled_models() -> list[str]:
     return list(_models_of("fusion.models.pooled"))
 
 
-@cache
 def _models_of(package: str) -> dict[str, str]:
     """A model is a file that defines a class `...(Model)` or `...(PooledModel)`."""
     return offered(package, r"^class \w+\((?:Pooled)?Model\)")

@@ -14,6 +14,7 @@ from fusion.commands.options import (
 )
 from fusion.names import model_modules
 from pipeline.common.console import Console, refuse_finished
+from pipeline.common.errors import InputError
 from pipeline.common.options import (
     PATH,
     SPLIT,
@@ -32,18 +33,31 @@ if TYPE_CHECKING:
 @click.argument("cache_dir", metavar="CACHE", type=PATH)
 @target_option
 @splits_options
+@click.option("--kinds", default="logistic", help="Kinds of classifiers: logistic,mlp,svm,knn, or some of them.")
 @result_options
-def probe(cache_dir: Path, target: str, splits: Path | None, allow_unmatched: bool, console: Console) -> None:
-    """Linear-probe baseline: logistic regression on mean-pooled features of text, image and both."""
-    from fusion.evaluation import linear_probe
+def probe(
+    cache_dir: Path, target: str, splits: Path | None, allow_unmatched: bool, kinds: str, console: Console
+) -> None:
+    """Baselines without fusion: plain classifiers on mean-pooled features of text, image and both."""
+    from fusion.evaluation.linear_probe import KINDS, probed_modalities
+    from fusion.evaluation.linear_probe import probe as fit
 
     cache = open_with_splits(cache_dir, target, splits, allow_unmatched, console)
-    rows = {kind: linear_probe.probe(cache, kind).summary() for kind in linear_probe.probed_modalities(cache)}
-    console.save(rows)
-    console.say(f"{'':8}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}{'C':>10}")
-    for kind, row in rows.items():
-        scores = f"{row['val_accuracy']:>14.4f}{row['test_accuracy']:>15.4f}{row['test_weighted_f1']:>18.4f}"
-        console.say(f"{kind:8}{scores}{row['strength']:>10.2g}")
+    chosen = [kind.strip() for kind in kinds.split(",")]
+    if unknown := [kind for kind in chosen if kind not in KINDS]:
+        raise InputError(f"--kinds {kinds}: no such kind of probe {unknown[0]!r}; known are {', '.join(KINDS)}")
+    head = f"{'':15}{'val accuracy':>14}{'test accuracy':>15}{'test weighted F1':>18}"
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for kind in chosen:
+        result[kind] = {}
+        for modality in probed_modalities(cache):
+            row = result[kind][modality] = fit(cache, modality, kind=kind).summary()
+            if head:  # once a probe could be fitted
+                console.say(head)
+                head = ""
+            scores = f"{row['val_accuracy']:>14.4f}{row['test_accuracy']:>15.4f}{row['test_weighted_f1']:>18.4f}"
+            console.say(f"{kind:9}{modality:6}{scores}  {KINDS[kind].setting} {row['setting']:.2g}")
+    console.save(result)
 
 
 @click.command()

@@ -240,6 +240,7 @@ def versus_probe(
     """The paired difference, model minus the linear probe of all modalities of the cache, on the rows of `test`."""
     modalities = probed_modalities(cache)[-1]
     linear = probe(cache, modalities, test=(test, rows))
+    assert linear.test_probabilities is not None  # logistic regression has them
     predicted, classes = probabilities.argmax(axis=1), len(cache.label_names)
     right, probe_right = predicted == truth, linear.test_predictions == truth
     only_ours, only_probe = int((right & ~probe_right).sum()), int((~right & probe_right).sum())

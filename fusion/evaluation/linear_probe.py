@@ -1,93 +1,149 @@
-"""The linear probe: logistic regression on mean-pooled features of text, image and both, as a baseline.
+"""Probes: plain classifiers on mean-pooled features of text, image and both, as baselines.
 
-A fusion model that does not clearly beat `both` has learned nothing from fusion.
+The linear probe, logistic regression, is the one that evaluations compare with: a fusion model that does not clearly
+beat it on `both` has learned nothing from fusion. The other kinds say how much of what is left needs no fusion either.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fusion.data.requirements import require_all_classes
 from fusion.evaluation.metrics import score
 from pipeline.cache.reader import Cache
+from pipeline.common.errors import InputError, option
 
 MODALITIES = ("text", "image", "both")
 C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
-_WIDER = tuple(10**exponent for exponent in np.arange(-0.5, 4.25, 0.5))  # and on from there while validation improves
+_WIDER = tuple(10**exponent for exponent in np.arange(-0.5, 4.25, 0.5))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of classifier: what makes it of a setting, the settings to choose from, the plainest first, and those that
+    follow while validation improves. `setting`: what scikit-learn calls it.
+    """
+
+    make: Callable[[Any], Any]
+    setting: str
+    settings: tuple[float, ...]
+    wider: tuple[float, ...] = ()
+
+
+def _logistic(c: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=2000)
+
+
+def _mlp(alpha: float) -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier((256,), alpha=alpha, max_iter=20, random_state=0)
+
+
+def _svm(c: float) -> Any:
+    from sklearn.svm import SVC
+
+    return SVC(C=c)
+
+
+def _knn(k: int) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(k, metric="cosine")
+
+
+LOGISTIC = "logistic"
+KINDS = {
+    LOGISTIC: Kind(_logistic, "C", C_GRID, _WIDER),  # a larger C regularises less
+    "mlp": Kind(_mlp, "alpha", (100.0, 10.0, 1.0, 0.1, 0.01)),  # one hidden layer; a larger alpha regularises more
+    "svm": Kind(_svm, "C", C_GRID[2:], _WIDER),  # with an RBF kernel
+    "knn": Kind(_knn, "n_neighbors", (100, 30, 10, 3, 1)),  # by cosine
+}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The best classifier of these modalities by validation accuracy, with its predictions on the test rows.
+    """The best classifier of a kind on these modalities by validation accuracy, with its predictions on the test rows.
 
-    test_probabilities (rows, classes). c: scikit-learn's C, the inverse of the regularisation's strength.
+    setting: the chosen one of `Kind.settings`. test_probabilities (rows, classes); None of a kind that has none.
     """
 
     modalities: str
-    c: float
+    setting: float
     val_accuracy: float
     test_accuracy: float
     test_weighted_f1: float
     test_rows: np.ndarray
     test_predictions: np.ndarray
-    test_probabilities: np.ndarray
+    test_probabilities: np.ndarray | None
 
     def summary(self) -> dict[str, float]:
         return {
-            "strength": self.c,
+            "setting": self.setting,
             "val_accuracy": self.val_accuracy,
             "test_accuracy": self.test_accuracy,
             "test_weighted_f1": self.test_weighted_f1,
         }
 
 
-def probe(cache: Cache, modalities: str, *, test: tuple[Cache, np.ndarray] | None = None) -> Probe:
-    """Fit standardised logistic regression on training, choose C on validation accuracy, score the test posts once.
+def probe(
+    cache: Cache, modalities: str, *, kind: str = LOGISTIC, test: tuple[Cache, np.ndarray] | None = None
+) -> Probe:
+    """Fit a classifier of standardised features on training, choose its setting on validation accuracy, score the test
+    posts once.
 
     C goes up until validation no longer improves. test: the cache and the rows to score, if not the test split of the
-    cache.
+    cache. Raises InputError for a kind that there is not.
     """
     from sklearn.exceptions import ConvergenceWarning  # here: it takes a second, which training does not need
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if kind not in KINDS:
+        raise InputError(f"{option('kinds', kind)}: no such kind of probe; known are {', '.join(KINDS)}")
     require_all_classes(cache)
-    classes = len(cache.label_names)
+    classes, of = len(cache.label_names), KINDS[kind]
     train, val = cache.rows("train"), cache.rows("val")
     tested, rows = test or (cache, cache.rows("test"))
     features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
-    best, best_accuracy, best_c, last = None, -1.0, 0.0, 0.0
-    for c in (*C_GRID, *_WIDER):
-        if c > C_GRID[-1] and best_c < last:
+    best, best_accuracy, best_setting, last = None, -1.0, 0.0, 0.0
+    for setting in (*of.settings, *of.wider):
+        if setting in of.wider and best_setting != last:
             break
-        last = c
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+        if kind == "knn" and setting > len(train):
+            continue  # there are not so many neighbours
+        last = setting
+        classifier = make_pipeline(StandardScaler(), of.make(setting))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)  # an unconverged baseline would be misleading
+            # An unconverged linear probe would be misleading. The hidden layer has its number of passes.
+            warnings.simplefilter("ignore" if kind == "mlp" else "error", ConvergenceWarning)
             try:
                 classifier.fit(features["train"], cache.labels[train])
             except ConvergenceWarning:
-                if c <= C_GRID[-1]:
+                if setting in of.settings:
                     raise
                 break
         accuracy = score(cache.labels[val], classifier.predict(features["val"]), classes)["accuracy"]
         if accuracy > best_accuracy:
-            best, best_accuracy, best_c = classifier, accuracy, float(c)
+            best, best_accuracy, best_setting = classifier, accuracy, setting
     assert best is not None
     features_tested = features_of(tested, rows, modalities)
     predictions = best.predict(features_tested)
     scores = score(tested.labels[rows], predictions, classes)
     return Probe(
         modalities=modalities,
-        c=best_c,
+        setting=float(best_setting),
         val_accuracy=best_accuracy,
         test_accuracy=scores["accuracy"],
         test_weighted_f1=scores["weighted_f1"],
         test_rows=rows,
         test_predictions=predictions,
-        test_probabilities=best.predict_proba(features_tested),
+        test_probabilities=best.predict_proba(features_tested) if hasattr(best, "predict_proba") else None,
     )
 
 

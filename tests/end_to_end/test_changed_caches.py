@@ -427,7 +427,7 @@ def test_corrected_labels_are_scored_for_model_and_probe_alike(changed, kept):
     changed_labels = sum(now[post["id"]] != post["label"] for post in before.evaluation["posts"])
     assert changed_labels == 3
     done("probe", changed.cache, "--json", changed.folder / "probe.json")
-    probe = json.loads((changed.folder / "probe.json").read_text())["both"]
+    probe = json.loads((changed.folder / "probe.json").read_text())["logistic"]["both"]
     assert result["versus_probe"]["probe"]["accuracy"] == probe["test_accuracy"]
 
 

@@ -92,7 +92,7 @@ def test_splits_of_ones_own_go_into_the_run_and_its_evaluation(cache, tmp_path):
 
 def test_probe_and_inspect(cache, tmp_path):
     invoke("probe", cache.folder, "--json", tmp_path / "probe.json")
-    scores = json.loads((tmp_path / "probe.json").read_text())
+    scores = json.loads((tmp_path / "probe.json").read_text())["logistic"]
     assert set(scores) == {"text", "image", "both"}
     assert {"val_accuracy", "test_accuracy", "test_weighted_f1"} <= scores["both"].keys()
     output = invoke("inspect", cache.folder, "--verify", "--json", tmp_path / "inspect.json")

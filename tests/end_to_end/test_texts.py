@@ -236,7 +236,7 @@ def chain(tmp_path_factory):
 
 
 def test_the_whole_way_gives_what_texts_can_give(chain):
-    assert json.loads((chain / "probe.json").read_text()).keys() == {"text"}
+    assert json.loads((chain / "probe.json").read_text())["logistic"].keys() == {"text"}
     result = json.loads((chain / "scores.json").read_text())
     assert result["posts_used"] == 7
     assert result["controls"].keys() == {"text_shuffled"}

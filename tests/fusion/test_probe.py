@@ -1,10 +1,13 @@
 """The linear floor: what it sees, how it chooses, and that the test split has no say."""
 
+import json
+
 import numpy as np
 import pytest
 
-from fusion.evaluation.linear_probe import C_GRID, features_of, probe
+from fusion.evaluation.linear_probe import C_GRID, KINDS, features_of, probe
 from pipeline.common.errors import InputError
+from tests.helpers.commands import invoke, refused
 from tests.helpers.toy import write_cache
 
 
@@ -47,7 +50,7 @@ def test_strengths_go_on_while_validation_improves(cache, monkeypatch):
     monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Scripted)
     monkeypatch.setattr("sklearn.pipeline.make_pipeline", lambda _, classifier: classifier)
     test = cache, cache.rows("val")
-    assert probe(cache, "image", test=test).c == pytest.approx(1.0)
+    assert probe(cache, "image", test=test).setting == pytest.approx(1.0)
     np.testing.assert_allclose(tried, [*C_GRID, 10**-0.5, 1.0, 10**0.5])
 
 
@@ -68,7 +71,7 @@ def test_test_labels_change_the_score_but_not_the_choice(cache, tmp_path):
         lines.append(f"{id_},{names[(cache.labels[row] + turn) % 3]},{('train', 'val', 'test')[cache.splits[row]]}\n")
     splits.write_text("id,label,split\n" + "".join(lines))
     honest, wronged = probe(cache, "image"), probe(cache.with_splits(splits), "image")
-    assert (honest.c, honest.val_accuracy) == (wronged.c, wronged.val_accuracy)
+    assert (honest.setting, honest.val_accuracy) == (wronged.setting, wronged.val_accuracy)
     np.testing.assert_array_equal(honest.test_predictions, wronged.test_predictions)
     assert wronged.test_accuracy < 0.2 < honest.test_accuracy
 
@@ -79,3 +82,23 @@ def test_a_cache_without_a_split_is_refused(cache, tmp_path):
     splits.write_text("id,split\n" + "".join(rows))
     with pytest.raises(InputError, match="no post of split 'val'"):
         probe(cache.with_splits(splits), "text")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_learns_and_has_one_of_its_settings(kind, cache):
+    found = probe(cache, "image", kind=kind)
+    assert found.test_accuracy > 0.6  # a third is chance
+    assert found.setting in (*KINDS[kind].settings, *KINDS[kind].wider)
+    assert found.test_predictions.shape == cache.rows("test").shape
+
+
+def test_kinds_side_by_side_are_those_of_each_alone(cache, tmp_path):
+    printed = invoke("probe", cache.folder, "--kinds", "knn, logistic", "--json", tmp_path / "both.json")
+    invoke("probe", cache.folder, "--json", tmp_path / "one.json")
+    both, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("both", "one"))
+    assert list(both) == ["knn", "logistic"]
+    assert both["logistic"] == one["logistic"]
+    assert "n_neighbors" in printed
+    assert "no such kind of probe 'tree'; known are logistic, mlp, svm, knn" in refused(
+        "probe", cache.folder, "--kinds", "knn,tree"
+    )
