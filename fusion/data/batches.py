@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.cache.reader import Cache
 from pipeline.cache.targets import NONE, Target, recoded
-from pipeline.posts.mvsa import MODALITY_TARGETS
+from pipeline.posts.labels import MODALITY_TARGETS
 
 WINDOW_BATCHES = 16
 # Texts are padded to a multiple of this, which bounds the number of shapes: the allocator keeps memory for each.

@@ -6,7 +6,8 @@ from fusion.names import OWN
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import require_images
-from pipeline.posts.mvsa import LABELS, MODALITY_TARGETS
+from pipeline.posts.labels import MODALITY_TARGETS
+from pipeline.posts.mvsa import LABELS
 
 
 def require_trainable(cache: Cache, config: Config) -> None:

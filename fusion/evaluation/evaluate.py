@@ -140,13 +140,7 @@ def _scored(
         "posts_failed": cache.failed(split),
         **score(truth, predicted, classes),
         **ranking(truth, probabilities),
-        "interval": {
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            "accuracy_by": "Wilson",
-            **intervals(truth, predicted, classes),
-            **ranking_intervals(truth, probabilities),
-        },
+        "interval": {**_intervals(truth, predicted, classes), **ranking_intervals(truth, probabilities)},
         "at_threshold": _at_threshold(threshold, truth, probabilities, names) if threshold is not None else None,
         "per_class": {
             label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
@@ -186,12 +180,16 @@ def _at_threshold(
         "label": names[1],
         "threshold": threshold,
         **score(truth, predicted, 2),
-        "interval": {
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            "accuracy_by": "Wilson",
-            **intervals(truth, predicted, 2),
-        },
+        "interval": _intervals(truth, predicted, 2),
+    }
+
+
+def _intervals(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, Any]:
+    return {
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "accuracy_by": "Wilson",
+        **intervals(truth, predicted, classes),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion.data.pooled_store import text_vectors
 from fusion.data.requirements import require_all_classes
 from fusion.evaluation.metrics import score
 from pipeline.cache.reader import Cache
@@ -158,7 +159,7 @@ def features_of(cache: Cache, rows: np.ndarray, modalities: str) -> np.ndarray:
     """
     parts = []
     if modalities != "image":
-        parts.append(np.stack([cache.tokens(row).astype(np.float32).mean(axis=0) for row in rows]))
+        parts.append(text_vectors(cache, rows))
     if modalities != "text":
-        parts.append(np.stack([cache.pooled(row).astype(np.float32) for row in rows]))
+        parts.append(cache.gather_pooled(rows).astype(np.float32))
     return np.concatenate(parts, axis=1)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
-from pipeline.posts.labels import LABEL
+from pipeline.posts.labels import LABEL, MODALITY_TARGETS
 from pipeline.posts.manifest import Post
 from pipeline.posts.rows import ImageFolder, Rows, label_in
 from pipeline.posts.source_files import fields_of, table_rows
@@ -61,7 +61,7 @@ def read(source: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
     }
     for files in more:
         rows.posts, facts[files.task] = _with_target(rows.posts, files, source, root)
-    targets = (LABEL, "text_label", "image_label")
+    targets = (LABEL, *MODALITY_TARGETS)
     used = {label for post in rows.posts for target in targets if (label := post.label_of(target)) is not None}
     how = f"the files of {first.task} of {source}: {', '.join(first.paths)}"
     return rows.data_set(dict.fromkeys(targets, tuple(sorted(used))), how, facts)

@@ -11,6 +11,7 @@ from pipeline.common.errors import InputError
 from pipeline.posts.shown import shown
 
 LABEL = "label"  # the target that a post's `label` belongs to
+MODALITY_TARGETS = ("text_label", "image_label")  # the labels of a post's text and of its image alone
 SINGLE = "single"  # the kind of a target: a post has at most one of its labels
 MOST_NAMES = 1000
 MOST_TARGETS = 100

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_text, write_text
-from pipeline.posts.labels import LABEL, label_of, ordered, require_names, target_problem
+from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_of, ordered, require_names, target_problem
 from pipeline.posts.shown import shown
 
 SPLITS = ("train", "val", "test")
@@ -25,7 +25,6 @@ SPLITS = ("train", "val", "test")
 _MOST_LINES = 20_000_000
 _FIELDS = ("id", "text", "image", "label", "split", "targets", "problem")
 NAMES = "labels"  # the one field of a manifest's first line that is no post: the label names of each target, in order
-_OLD_TARGETS = ("text_label", "image_label")  # fields of a post in manifests of older versions
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def read_manifest(path: str | Path, *, images: bool = True) -> Manifest:
         if id_ in first_line:
             raise InputError(f"{where}, field id: {shown(id_)} already occurs in line {first_line[id_]}")
         first_line[id_] = number
-        ignored.update(dict.fromkeys(name for name in record if name not in (*_FIELDS, *_OLD_TARGETS)))
+        ignored.update(dict.fromkeys(name for name in record if name not in (*_FIELDS, *MODALITY_TARGETS)))
         posts.append(_post(record, path.parent.absolute(), where, faults))
     if images and posts:
         if all(post.image is None for post in posts):
@@ -258,7 +257,8 @@ def _post(record: dict[str, Any], folder: Path, where: str, faults: list[str]) -
     if not isinstance(others, dict):
         faults.append(f"{where}, field targets: must be an object, not {shown(others)}")
         others = {}
-    others = {**others, **{name: record[name] for name in _OLD_TARGETS if name in record}}
+    # Manifests of older versions have these two as fields of their own.
+    others = {**others, **{name: record[name] for name in MODALITY_TARGETS if name in record}}
     for problem in filter(None, map(target_problem, others)):
         faults.append(f"{where}, field targets: {problem}")
     others = {name: value for name, value in others.items() if not target_problem(name)}

@@ -14,10 +14,9 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
-from pipeline.posts.manifest import read_lines
 from pipeline.posts.rows import FIELDS, NOT_JSON, NoPost, Rows, id_in, known_label
 from pipeline.posts.shown import shown
-from pipeline.posts.source_files import read_json, require_files, require_folder
+from pipeline.posts.source_files import lines_of, read_json, require_files, require_folder
 
 NAMES = {0: "not-sarcastic", 1: "sarcastic"}
 IMAGES = "dataset_image"
@@ -92,11 +91,7 @@ def _read_hfm(root: Path) -> DataSet:
     rows = Rows(root)
     dropped, differ = 0, Counter[str]()
     for split, name in HFM_FILES.items():
-        path = texts / name
-        for number, line in enumerate(read_lines(path), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
+        for where, line in lines_of(texts / name):
             with rows.row():
                 values = _literal_list(line, where)
                 if split == "train" and isinstance(values[1], str) and not LEAKED.isdisjoint(values[1].split()):

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_bytes
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
-from pipeline.posts.labels import LABEL
+from pipeline.posts.labels import LABEL, MODALITY_TARGETS
 from pipeline.posts.manifest import Post, read_lines, require_name
 from pipeline.posts.rows import NoPost, Rows, is_below, is_file, is_link
 from pipeline.posts.shown import shown
@@ -24,7 +24,6 @@ from pipeline.posts.spelling import respelled, spelling_facts, spellings
 from pipeline.posts.targets_file import read_targets
 
 LABELS = ("positive", "neutral", "negative")
-MODALITY_TARGETS = ("text_label", "image_label")  # the labels of a post's text and of its image
 ENCODING = "gb18030"  # of the texts that were published; never guessed
 FORMS = {1: "single", 3: "multiple"}
 _MOST_TEXT_BYTES = 1 << 20  # of a post; a tweet has a few hundred

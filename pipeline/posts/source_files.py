@@ -67,6 +67,13 @@ def table_rows(path: Path, needed: Sequence[str], *, tabs: bool = False) -> Iter
             yield number, where, dict(zip(columns, map(str.strip, cells), strict=True))
 
 
+def lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Where each line is that is not blank, and the line."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
 def _lines_of_cells(path: Path, tabs: bool) -> Iterator[tuple[int, list[str]]]:
     """The cells of each line, and the number of the line that they begin in: a cell in quotes may hold line breaks."""
     if tabs:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError, option
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
-from pipeline.posts.labels import LABEL, label_problem, target_problem
+from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_problem, target_problem
 from pipeline.posts.manifest import Post, require_name
 from pipeline.posts.rows import is_file
 from pipeline.posts.shown import shown
@@ -27,10 +27,9 @@ from pipeline.posts.table_text import delimited_table, json_table
 _JSON = (".json", ".jsonl", ".ndjson")
 _BINARY = (".parquet", ".xlsx")
 _SUFFIXES = (".csv", ".tsv", *_JSON, *_BINARY)
-_OWN_TARGETS = ("text_label", "image_label")  # fields of a manifest
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_SHOWN = 20  # of a list of names
-_MANIFEST = ("targets", "problem", *_OWN_TARGETS)
+_MANIFEST = ("targets", "problem", *MODALITY_TARGETS)
 
 
 def reads(source: Path) -> bool:
@@ -61,7 +60,7 @@ def read(source: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
     reading = _Reading(source, table, chosen, images)
     for row in bounded(table.rows(used), source):
         reading.add(row)
-    posts, facts = reading.finished("split" in chosen.guessed)
+    posts, facts = reading.finished()
     if options.image_pattern is not None:
         facts["images"] = options.image_pattern
     ignored = [shown(name) for name in table.columns if name not in used]
@@ -201,7 +200,7 @@ class _Reading:
     def _targets(self, row: Row) -> dict[str, str]:
         cells = {target: row.cells.get(column) for target, column in self.chosen.targets.items()}
         if self.table.is_json:
-            cells |= {name: row.cells[name] for name in _OWN_TARGETS if name in row.cells}
+            cells |= {name: row.cells[name] for name in MODALITY_TARGETS if name in row.cells}
             given = row.cells.get("targets")
             if given is not None and not isinstance(given, dict):
                 raise _Rejected("targets is no object", shown(given))
@@ -211,7 +210,7 @@ class _Reading:
         labels = {target: self._label(value, target) for target, value in cells.items()}
         return {target: label for target, label in labels.items() if label is not None}
 
-    def finished(self, guessed_split: bool) -> tuple[list[Post], dict[str, Any]]:
+    def finished(self) -> tuple[list[Post], dict[str, Any]]:
         """The posts with one spelling of each label and their splits, and what to report."""
         facts: dict[str, Any] = {"form": self.table.form, **self.chosen.facts(), **self.table.notes}
         posts = [post for post, _ in self._posts.values()]
@@ -220,7 +219,7 @@ class _Reading:
         if self.chosen.split and len(unknown) == len(self._splits):
             what = f"{self.source}: the column {shown(self.chosen.split)} holds no train, val or test"
             held = f" but {', '.join(map(shown, list(unknown)[:5]))}" if unknown else ""
-            if not guessed_split:
+            if "split" not in self.chosen.guessed:
                 raise InputError(f"{what}{held}; correct {option('columns')}")
             facts["split_column"] = f"{self.chosen.split} is not used: it holds no train, val or test{held}"
         elif unknown:

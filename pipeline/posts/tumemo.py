@@ -12,10 +12,10 @@ from typing import Any
 from pipeline.common.errors import InputError
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
 from pipeline.posts.labels import LABEL, require_names
-from pipeline.posts.manifest import SPLITS, read_lines
+from pipeline.posts.manifest import SPLITS
 from pipeline.posts.rows import Rows, id_in, json_object, known_label
 from pipeline.posts.shown import shown
-from pipeline.posts.source_files import read_json, require_files, require_folder
+from pipeline.posts.source_files import lines_of, read_json, require_files, require_folder
 
 LABELS = ("angry", "bored", "calm", "fear", "happy", "love", "sad")
 FILES = {split: f"{split}_all_anno.json" for split in SPLITS}
@@ -43,11 +43,7 @@ def read(source: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
     known: dict[Any, str] = {**names, **{name: name for name in names.values()}}
     rows = Rows(source)
     for split, name in FILES.items():
-        path = folder / name
-        for number, line in enumerate(read_lines(path), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
+        for where, line in lines_of(folder / name):
             with rows.row():
                 record = json_object(line, where)
                 label = known_label(record.get("label"), known, where)

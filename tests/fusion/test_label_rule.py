@@ -18,7 +18,8 @@ from fusion.training.epoch import drop_modalities
 from fusion.training.train import ExecutionOptions, train
 from pipeline.cache.targets import Target
 from pipeline.common.errors import InputError
-from pipeline.posts.mvsa import LABELS, MODALITY_TARGETS, merge_labels
+from pipeline.posts.labels import MODALITY_TARGETS
+from pipeline.posts.mvsa import LABELS, merge_labels
 from tests.helpers.commands import SMALL
 from tests.helpers.fast import assert_equals_the_clear_path, encode
 from tests.helpers.models import BASE, EXACT, LENGTHS, batch_of, features_of, model_of, select
