@@ -4,15 +4,12 @@ The test split is never read here. An epoch depends on the config, the cache and
 killed and resumed ends with the same numbers, on a CPU to the last bit.
 """
 
-import math
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +27,12 @@ from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
 from fusion.run import Run
 from fusion.run_files import TrainingState
-from fusion.training.build import masking_encoder, new_model, trainable_of
+from fusion.training.build import masking_encoder, new_model
 from fusion.training.display import Display, EpochMetrics
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step
 from fusion.training.optimizer import new_optimizer
+from fusion.training.record import TrainResult, finish_run, result_of, start_run
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
 from pipeline.common.device import resolve_device
@@ -58,21 +56,6 @@ class ExecutionOptions:
     micro_batch: int | None = None
     checkpointing: bool = False
     tensorboard: bool = False
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The best epoch by validation weighted F1, and what the run took."""
-
-    best_epoch: int
-    epochs: int
-    validation: dict[str, float]
-    trainable_parameters: int
-    frozen_parameters: int
-    seconds: float
-
-    def summary(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def train(
@@ -223,34 +206,13 @@ def _train(
 
     # Finish.
     ranks.barrier()  # the main rank has written all
-    lines = run.metrics()
-    best_line = lines[state.best_epoch - 1]
-    result = TrainResult(
-        best_epoch=state.best_epoch,
-        epochs=state.epoch,
-        validation=_validation(best_line),
-        trainable_parameters=trainable_of(model),
-        frozen_parameters=text_encoder.parameters if text_encoder else 0,
-        seconds=sum(line["seconds"] for line in lines),
-    )
+    result = result_of(model, state, run.metrics(), frozen=text_encoder.parameters if text_encoder else 0)
     if ranks.is_main:
-        scores = {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": result.validation}
-        scores["state"] = "finished" if result.epochs == config.epochs else "stopped early"
-        wall = time.perf_counter() - started
-        run.finish({**scores, "train_seconds": result.seconds, "wall_seconds_of_last_start": wall})
+        finish_run(run, model, result, time.perf_counter() - started)
     ranks.barrier()  # the weights are those of the finished run
     if own is not None:
         run.load_model(device, own)
     return result
-
-
-def _validation(line: EpochMetrics) -> dict[str, float]:
-    """What an epoch measured on validation; not a loss that is infinite, as older versions computed: JSON has none."""
-    return {
-        name.removeprefix("val_"): value
-        for name, value in line.items()
-        if name.startswith("val_") and math.isfinite(value)
-    }
 
 
 def _step(display: Display, run: Run, state: TrainingState, stop: StopRequest | None, step: Step) -> None:
@@ -276,21 +238,7 @@ def _resume_or_start(
     device = next(model.parameters()).device
     ranks.require_same((state.epoch if state else 0) if run.started else -1, run.folder, device)
     if not run.started and ranks.is_main:
-        run.start(
-            model.config,
-            cache,
-            model.dimensions,
-            {
-                "device": str(device),
-                **({} if model.kept is model else {"module": type(model.kept).__name__}),
-                "precision": resolved(model.config, device),
-                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-                "parameters": {
-                    "trainable": trainable_of(model),
-                    "frozen_in_training": text_encoder.parameters if text_encoder else 0,
-                },
-            },
-        )
+        start_run(run, cache, model, device, frozen=text_encoder.parameters if text_encoder else 0)
     ranks.broadcast(model.state_dict().values())
     state = state or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
     if ranks.is_main:

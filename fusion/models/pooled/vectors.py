@@ -17,6 +17,7 @@ from fusion.data.pooled_store import text_vectors
 from fusion.models import base
 from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.label_rule import LabelRule, rule_losses
+from fusion.models.pooled.dropout import Dropout
 from pipeline.cache.reader import Cache
 
 _LEAST_DEVIATION = 1e-6  # a feature that is the same for all posts stays 0
@@ -57,7 +58,7 @@ class PooledModel(base.Model):
         super().__init__(config, dimensions)
         self.text_vector = Standardised(dimensions.text_width)
         self.image_vector = Standardised(dimensions.channels)
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.text_dropout, self.image_dropout = Dropout(config.input_dropout), Dropout(config.input_dropout)
         self.hidden = blocks(config, mixed, layers)
         width = config.width if layers else mixed
         self.head = LabelRule(width) if config.label_rule else nn.Linear(width, dimensions.classes)
@@ -74,19 +75,26 @@ class PooledModel(base.Model):
         pooled = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in views]
         self.image_vector.fit(np.concatenate(pooled).astype(np.float32))
 
-    def features(self, batch: Batch) -> Tensor:
-        """What the head reads, (B, F). A post's features do not depend on its batch."""
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The standardised vectors of text and image, (B, D) and (B, C); 0, their mean, where a post lacks one."""
         text = self.text_vector(mean_of_words(batch)) * batch.has_text[:, None]
         image = self.image_vector(batch.pooled) * batch.has_image[:, None]
-        features: Tensor = self.hidden(self.mix(self.input_dropout(text), self.input_dropout(image)))
+        return text, image
+
+    def features(self, text: Tensor, image: Tensor) -> Tensor:
+        """What the head reads of the inputs, (B, F). A post's features do not depend on its batch."""
+        features: Tensor = self.hidden(self.mix(self.text_dropout(text), self.image_dropout(image)))
         return features
 
     def forward(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.head(self.features(batch))
+        logits: Tensor = self.head(self.features(*self.inputs(batch)))
         return logits
 
     def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
-        features = self.features(batch)
+        return self.feature_losses(self.features(*self.inputs(batch)), batch)
+
+    def feature_losses(self, features: Tensor, batch: Batch) -> Losses:
+        """The losses of a batch whose features are there."""
         if not isinstance(self.head, LabelRule):
             return self.label_losses(batch, self.head(features))
         return rule_losses(self, self.head, features, batch)
@@ -103,7 +111,7 @@ class Block(nn.Module):
 
     def __init__(self, wide: int, narrow: int, dropout: float) -> None:
         super().__init__()
-        self.linear, self.dropout = nn.Linear(wide, narrow), nn.Dropout(dropout)
+        self.linear, self.dropout = nn.Linear(wide, narrow), Dropout(dropout)
 
     def forward(self, vectors: Tensor) -> Tensor:
         dropped: Tensor = self.dropout(F.gelu(self.linear(vectors)))
