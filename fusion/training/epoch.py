@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusion.config import Config
 from fusion.data.batches import Batch, length_bucketed_batches, sampled_views
 from fusion.data.feature_store import Features
 from fusion.models import fast_losses as fast
@@ -37,6 +38,73 @@ class Step:
     posts: int
 
 
+@dataclass(frozen=True)
+class EpochPlan:
+    """What seed and epoch decide: the batches of rows, which view each post of the cache shows, (posts,), the seed of
+    dropout and of random masks, and the learning rate of each step.
+    """
+
+    batches: list[np.ndarray]
+    views: np.ndarray | None
+    seed: int
+    rates: list[float]
+
+
+def plan_epoch(config: Config, cache: Cache, epoch: int) -> EpochPlan:
+    """The plan of an epoch, which count from 1, over the training posts of a cache."""
+    rows = cache.rows("train")
+    batches = list(length_bucketed_batches(rows, cache.lengths[rows], config.batch_size, config.seed, epoch))
+    steps = range((epoch - 1) * len(batches), epoch * len(batches))
+    return EpochPlan(
+        batches=batches,
+        views=sampled_views(len(cache), cache.views, config.seed, epoch) if config.views == "sample" else None,
+        seed=int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0]),
+        rates=[learning_rate(config, step, config.epochs * len(batches)) for step in steps],
+    )
+
+
+def reported(config: Config) -> tuple[str, ...]:
+    """The losses that an epoch reports."""
+    return ("sentiment", "mlm", *(["auxiliary"] if config.label_rule else []))
+
+
+class EpochLosses:
+    """The mean losses of an epoch: sentiment by post, MLM by masked position, the label rule's by known label."""
+
+    def __init__(self, config: Config, cache: Cache, epoch: int) -> None:
+        self._config, self._cache, self._epoch = config, cache, epoch
+        self.names = reported(config)
+        self._sums: dict[str, float] = Counter()  # of each loss over what it is a mean of
+        self._counted: dict[str, int] = Counter()
+
+    def add(self, number: int, rows: np.ndarray, means: list[float], counts: dict[str, int]) -> dict[str, float]:
+        """Add the losses of step `number`, in the order of `names`; returns them by name. Raises Diverged on one that
+        is not finite.
+        """
+        if not math.isfinite(sum(means)):
+            posts = ", ".join(self._cache.ids[row] for row in rows[:5])
+            where, loss = f"epoch {self._epoch}, step {number + 1}", " + ".join(map(str, means))
+            raise Diverged(
+                f"training stopped in {where}: the loss is {loss} (posts {posts}, ...); lower lr or set clip_norm"
+            )
+        for name, mean in zip(self.names, means, strict=True):
+            self._sums[name] += mean * counts[name]
+            self._counted[name] += counts[name]
+        return dict(zip(self.names, means, strict=True))
+
+    def line(self, lr: float) -> dict[str, float]:
+        """The epoch's line of metrics, as far as training goes."""
+        config = self._config
+        losses = {name: self._sums[name] / max(self._counted[name], 1) for name in self.names}
+        auxiliary = losses.get("auxiliary", 0.0)
+        return {
+            "loss": losses["sentiment"] + config.mlm_weight * losses["mlm"] + config.auxiliary_weight * auxiliary,
+            **{f"loss_{name}": mean for name, mean in losses.items()},
+            "hidden": self._counted["mlm"],
+            "lr": lr,
+        }
+
+
 class Epoch:
     """One pass over the training posts, in batches that seed and epoch alone decide.
 
@@ -58,50 +126,32 @@ class Epoch:
         self._config = model.config
         self._cache, self._features, self._ranks = cache, features, ranks
         self._micro_batch = micro_batch or self._config.batch_size
-        self._rows, self._known = cache.rows("train"), known_labels(cache)
-        self._reported = ("sentiment", "mlm", *(["auxiliary"] if self._config.label_rule else []))
+        self._known = known_labels(cache)
+        self._reported = reported(self._config)
         self._device = next(model.parameters()).device
-        self.steps = math.ceil(len(self._rows) / self._config.batch_size)
+        self.steps = math.ceil(len(cache.rows("train")) / self._config.batch_size)
 
     def run(self, epoch: int, on_step: Callable[[Step], None] = lambda step: None) -> dict[str, float]:
-        """Train over all posts once; epochs count from 1. Returns the mean losses: sentiment by post, MLM by masked
-        position, the label rule's by known label. Raises InputError on a loss that is not finite.
+        """Train over all posts once; epochs count from 1. Returns the line of metrics.
+
+        Raises Diverged on a loss that is not finite.
         """
-        config, rows = self._config, self._rows
-        seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
-        draws = torch.Generator().manual_seed(seed)  # what all ranks must agree on
-        torch.manual_seed(seed + self._ranks.rank)  # dropout and random masks
+        plan, losses = plan_epoch(self._config, self._cache, epoch), EpochLosses(self._config, self._cache, epoch)
+        draws = torch.Generator().manual_seed(plan.seed)  # what all ranks must agree on
+        torch.manual_seed(plan.seed + self._ranks.rank)  # dropout and random masks
         self._model.train()
-        batches = list(length_bucketed_batches(rows, self._cache.lengths[rows], config.batch_size, config.seed, epoch))
-        shards = [self._ranks.shard_rows(batch) for batch in batches]
-        sums, counted = Counter[str](), Counter[str]()  # of each loss over what it is a mean of, and of this
+        shards = [self._ranks.shard_rows(batch) for batch in plan.batches]
         unread: list[tuple[int, Tensor, dict[str, int]]] = []
-        lr = config.lr
-        views = None
-        if config.views == "sample":
-            views = sampled_views(len(self._cache), self._cache.views, config.seed, epoch)
-        for number, (batch, shard) in enumerate(zip(batches, self._batches(shards, views), strict=True)):
-            lr = learning_rate(config, (epoch - 1) * self.steps + number, config.epochs * self.steps)
+        for number, (batch, shard) in enumerate(zip(plan.batches, self._batches(shards, plan.views), strict=True)):
             for group in self._optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = plan.rates[number]
             unread.append((number, *self._step(batch, shard, draws)))
             if self._device.type == "cpu" or number % SYNC_EVERY == SYNC_EVERY - 1 or number == self.steps - 1:
                 for step, values, counts in unread:
-                    means = dict(zip(self._reported, values.tolist(), strict=True))
-                    self._require_finite(epoch, step, list(means.values()), batches[step])
-                    for name, mean in means.items():
-                        sums[name] += mean * counts[name]
-                        counted[name] += counts[name]
+                    means = losses.add(step, plan.batches[step], values.tolist(), counts)
                     on_step(Step(step, means["sentiment"], means["mlm"], counts["sentiment"]))
                 unread.clear()
-        losses = {name: sums[name] / max(counted[name], 1) for name in self._reported}
-        auxiliary = losses.get("auxiliary", 0.0)
-        return {
-            "loss": losses["sentiment"] + config.mlm_weight * losses["mlm"] + config.auxiliary_weight * auxiliary,
-            **{f"loss_{name}": mean for name, mean in losses.items()},
-            "hidden": counted["mlm"],
-            "lr": lr,
-        }
+        return losses.line(plan.rates[-1])
 
     def _batches(self, shards: list[np.ndarray], views: np.ndarray | None) -> Any:
         """This rank's batches; None where a small last batch leaves it without a post."""
@@ -144,14 +194,6 @@ class Epoch:
         if isinstance(self._model, FusionModel):
             return fast.losses(self._model, batch, self._reencoder)
         return self._model.losses(batch, None)
-
-    def _require_finite(self, epoch: int, step: int, losses: list[float], rows: np.ndarray) -> None:
-        if not math.isfinite(sum(losses)):
-            posts = ", ".join(self._cache.ids[row] for row in rows[:5])
-            raise Diverged(
-                f"training stopped in epoch {epoch}, step {step + 1}: the loss is {' + '.join(map(str, losses))} "
-                f"(posts {posts}, ...); lower lr or set clip_norm"
-            )
 
 
 def keeps_text(chance: Tensor, probability: float) -> Tensor:

@@ -24,10 +24,12 @@ class Dropout(nn.Module):
         self.given = None
 
     def forward(self, features: Tensor) -> Tensor:
-        if not self.training or not self.probability:
+        if not self.training:
             return features
         if self.given is not None:
             return features * self.given
+        if not self.probability:
+            return features
         return features * mask(features.shape, self.probability).to(features.device)
 
 

@@ -1,0 +1,307 @@
+"""Trains several models on pooled vectors at once: the hidden layers of all are one batched product.
+
+Each has its own posts, order, dropout masks, settings and losses, and ends with what `train` makes of it alone, up to
+the rounding of sums. A kill loses the trainings in hand, which take seconds: no state is written between epochs.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusion.config import Config
+from fusion.data.batches import Batch
+from fusion.data.pooled_store import PooledStore
+from fusion.data.requirements import require_trainable
+from fusion.models.label_rule import known_labels
+from fusion.models.objective import objective_of
+from fusion.models.pooled.dropout import Dropout, mask
+from fusion.models.pooled.vectors import PooledModel
+from fusion.models.precision import precision
+from fusion.names import pooled_models
+from fusion.run import Run
+from fusion.run_files import TrainingState
+from fusion.training.build import new_model
+from fusion.training.display import EpochMetrics
+from fusion.training.distributed import Ranks
+from fusion.training.epoch import EpochLosses, EpochPlan, plan_epoch, reported
+from fusion.training.optimizer import new_optimizer
+from fusion.training.record import TrainResult, finish_run, result_of, start_run
+from fusion.training.validate import validate
+from pipeline.cache.reader import Cache
+from pipeline.common.errors import Diverged
+from pipeline.common.signals import StopRequest
+
+# What members of a batch share, since it decides the sizes of their layers and of their batches of posts.
+_SHARED = ("model", "width", "layers", "label_rule", "batch_size", "views", "precision")
+
+
+def shared_by(config: Config) -> tuple[Any, ...] | None:
+    """What configurations must have alike to be trained at once; None for one that is trained alone."""
+    if config.model not in pooled_models():
+        return None
+    return tuple(getattr(config, name) for name in _SHARED)
+
+
+@dataclass
+class Member:
+    """One training of a batch. on_epoch gets each epoch's line of metrics; what it raises ends this training, and is
+    its `end`. `end` is the result, or what ended the training without one.
+    """
+
+    cache: Cache
+    config: Config
+    run: Run
+    on_epoch: Callable[[EpochMetrics], None] = lambda line: None
+    end: TrainResult | Exception | None = None
+
+
+def train_together(
+    members: Sequence[Member], store: PooledStore, device: torch.device, stop: StopRequest | None = None
+) -> None:
+    """Train the members, which have `shared_by` alike, into their run folders; each gets its `end`.
+
+    store: holds the training and validation posts of all, and their views. Raises InputError on a cache that can't be
+    trained on, and Stopped after the step in hand.
+    """
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        training = [_Training(member, device) for member in members]
+        while training:
+            stack = _Stack([one.model for one in training])
+            for one in training:
+                one.begin_epoch()
+            for step in range(max(len(one.plan.batches) for one in training)):
+                if stop:
+                    stop.check()
+                _step(stack, training, step, store, device)
+            for one in training:
+                one.end_epoch(store, shares=len(training))
+            for one in training:
+                if one.ended:
+                    one.finish(time.perf_counter() - started)
+            training = [one for one in training if not one.ended]
+
+
+@dataclass
+class _Training:
+    """A member as it is trained."""
+
+    member: Member
+    device: torch.device
+    state: TrainingState = field(
+        default_factory=lambda: TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
+    )
+    lines: list[EpochMetrics] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cache, config = self.member.cache, self.member.config
+        require_trainable(cache, config)
+        model = new_model(cache, config, None)
+        assert isinstance(model, PooledModel)
+        self.model = model.to(self.device).train()
+        if config.has_objective:
+            self.model.objective = objective_of(cache, config).to(self.device)
+        self.optimizer = new_optimizer(self.model, config)
+        self.known, self.val_rows = known_labels(cache), cache.rows("val")
+        self.member.run.clear()
+        start_run(self.member.run, cache, self.model, self.device)
+
+    @property
+    def ended(self) -> bool:
+        epochs, patience = self.member.config.epochs, self.member.config.patience
+        done = self.state.epoch >= epochs or self.state.epoch - self.state.best_epoch >= patience
+        return done or self.member.end is not None
+
+    def begin_epoch(self) -> None:
+        config, cache, epoch = self.member.config, self.member.cache, self.state.epoch + 1
+        self.plan: EpochPlan = plan_epoch(config, cache, epoch)
+        self.losses = EpochLosses(config, cache, epoch)
+        self.draws = torch.Generator().manual_seed(self.plan.seed)
+        self.begun = time.perf_counter()
+        self.model.train()
+
+    def counts(self, rows: np.ndarray) -> dict[str, int]:
+        return {"sentiment": len(rows), "mlm": 0, "auxiliary": int(self.known[rows].sum())}
+
+    def update(self, step: int, means: list[float]) -> None:
+        """The optimiser's step, and what the losses were."""
+        config, rows = self.member.config, self.plan.batches[step]
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rates[step]
+        self.optimizer.step()
+        try:
+            self.losses.add(step, rows, means, self.counts(rows))
+        except Diverged as error:
+            self.member.end = self.member.end or error  # its numbers reach no other member; it goes at the epoch's end
+
+    def end_epoch(self, store: PooledStore, shares: int) -> None:
+        """Validate, and keep the weights of the best epoch."""
+        if self.member.end is not None:
+            return
+        trained = time.perf_counter()
+        line: EpochMetrics = {"epoch": self.state.epoch + 1, **self.losses.line(self.plan.rates[-1])}
+        line.update(validate(self.model, self.member.cache, store, self.val_rows, None, Ranks()))
+        validated = time.perf_counter() - trained
+        training = (trained - self.begun) / shares
+        line["seconds"] = training + validated
+        posts = sum(map(len, self.plan.batches))
+        line["speed"] = {
+            "posts_per_second": posts / training,
+            "validation_seconds": validated,
+            "waiting_share": 0.0,
+        }
+        better = line["val_weighted_f1"] > self.state.best_score
+        found = {"best_epoch": line["epoch"], "best_score": line["val_weighted_f1"]} if better else {}
+        self.state = self.state.model_copy(update={"epoch": line["epoch"], **found})
+        self.lines.append(line)
+        if better:
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        try:
+            self.member.on_epoch(line)
+        except Exception as error:  # such as the end of a trial that promises little
+            self.member.end = error
+
+    def finish(self, wall: float) -> None:
+        """Write the run."""
+        run = self.member.run
+        for line in self.lines:
+            run.metrics_file.append(line)
+        if self.best:
+            self.model.load_state_dict(self.best)
+            run.save_model(self.model, self.state)
+        if isinstance(self.member.end, Diverged):
+            run.note_end("failed", str(self.member.end))
+        if self.member.end is None:
+            self.member.end = result_of(self.model, self.state, self.lines)
+            finish_run(run, self.model, self.member.end, wall)
+
+
+def _step(stack: "_Stack", training: list[_Training], step: int, store: PooledStore, device: torch.device) -> None:
+    """One optimiser step of every member that has one left in this epoch."""
+    acting = [(at, one) for at, one in enumerate(training) if step < len(one.plan.batches)]
+    batches: list[Batch | None] = [None] * len(training)
+    for at, one in acting:
+        batches[at] = next(store.batches([one.plan.batches[step]], one.plan.views))
+        one.optimizer.zero_grad()
+    with precision(training[0].member.config, device):
+        features = stack.features(batches, [one.draws for one in training])
+        losses = [
+            one.model.feature_losses(features[at, : len(batch)], batch) for at, one in acting if (batch := batches[at])
+        ]
+    counts = [one.counts(one.plan.batches[step]) for _, one in acting]
+    totals = [loss.scaled_total(count, count["sentiment"]) for loss, count in zip(losses, counts, strict=True)]
+    torch.stack(totals).sum().backward()
+    stack.hand_out_gradients()
+    names = reported(training[0].member.config)
+    means = torch.stack([torch.stack([loss.mean(name).detach() for name in names]) for loss in losses]).tolist()
+    for (_, one), values in zip(acting, means, strict=True):
+        one.update(step, values)
+
+
+class _Features(nn.Module):
+    """A model's features as its `forward`, which torch.func calls."""
+
+    def __init__(self, model: PooledModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        return self.model.features(text, image)
+
+
+class _Stack:
+    """The hidden layers of several models as one, whose weights are those of the models: (models, ...) in memory."""
+
+    def __init__(self, models: Sequence[PooledModel]) -> None:
+        self._models = models
+        self._template = _Features(copy.deepcopy(models[0])).train()
+        self._parameters = [
+            {name: value for name, value in model.named_parameters() if not name.startswith("head.")}
+            for model in models
+        ]
+        self._stacked = {
+            name: torch.stack([parameters[name].detach() for parameters in self._parameters]).requires_grad_()
+            for name in self._parameters[0]
+        }
+        for at, parameters in enumerate(self._parameters):
+            for name, parameter in parameters.items():
+                parameter.data = self._stacked[name].data[at]
+        self._dropouts = self._in_order()
+
+    def _in_order(self) -> list[tuple[Dropout, list[float], int]]:
+        """Each dropout in the order of the calls, which is that of the draws: with its probability in each model, and
+        its width.
+        """
+        names = {module: name for name, module in self._template.model.named_modules() if isinstance(module, Dropout)}
+        found: list[tuple[Dropout, list[float], int]] = []
+
+        def note(module: nn.Module, arguments: tuple[Tensor]) -> None:
+            assert isinstance(module, Dropout)
+            each = [model.get_submodule(names[module]) for model in self._models]
+            found.append((module, [one.probability for one in each if isinstance(one, Dropout)], arguments[0].shape[1]))
+
+        hooks = [module.register_forward_pre_hook(note) for module in names]
+        sizes = self._models[0].dimensions
+        some = next(self._models[0].parameters())
+        with torch.no_grad():
+            self._template.eval()(some.new_zeros(1, sizes.text_width), some.new_zeros(1, sizes.channels))
+        for hook in hooks:
+            hook.remove()
+        self._template.train()
+        return found
+
+    def features(self, batches: Sequence[Batch | None], draws: Sequence[torch.Generator]) -> Tensor:
+        """The features of each model's batch, (models, longest, F); rows beyond a batch are of no post.
+
+        draws: of each model, from which its masks come.
+        """
+        inputs = [model.inputs(batch) if batch else None for model, batch in zip(self._models, batches, strict=True)]
+        lengths = [len(batch) if batch else 0 for batch in batches]
+        first = next(pair for pair in inputs if pair)
+        texts, images = (one.new_zeros(len(inputs), max(lengths), one.shape[1]) for one in first)
+        for at, pair in enumerate(inputs):
+            if pair:
+                texts[at, : lengths[at]], images[at, : lengths[at]] = pair
+        masks = [
+            self._masks(probabilities, lengths, width, draws).to(texts.device)
+            for _, probabilities, width in self._dropouts
+        ]
+        of_one = torch.func.vmap(self._features_of_one)
+        features: Tensor = of_one(
+            {f"model.{name}": value for name, value in self._stacked.items()}, masks, texts, images
+        )
+        return features
+
+    def _features_of_one(
+        self, parameters: dict[str, Tensor], masks: list[Tensor], text: Tensor, image: Tensor
+    ) -> Tensor:
+        for (dropout, _, _), given in zip(self._dropouts, masks, strict=True):
+            dropout.given = given
+        features: Tensor = torch.func.functional_call(self._template, parameters, (text, image))
+        return features
+
+    @staticmethod
+    def _masks(probabilities: list[float], lengths: list[int], width: int, draws: Sequence[torch.Generator]) -> Tensor:
+        """A dropout's masks, (models, longest, width), each drawn as its model alone would draw it."""
+        masks = torch.ones(len(lengths), max(lengths), width)
+        for at, (probability, length) in enumerate(zip(probabilities, lengths, strict=True)):
+            if probability and length:
+                masks[at, :length] = mask((length, width), probability, draws[at])
+        return masks
+
+    def hand_out_gradients(self) -> None:
+        """Give each model's weights their part of the gradient."""
+        for at, parameters in enumerate(self._parameters):
+            for name, parameter in parameters.items():
+                parameter.grad = self._stacked[name].grad[at]  # type: ignore[index]
+        for value in self._stacked.values():
+            value.grad = None
