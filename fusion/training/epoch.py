@@ -1,7 +1,6 @@
 """Trains over all posts once: batches, losses, gradients over micro-batches and ranks, and the learning rate."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,8 +73,8 @@ class EpochLosses:
     def __init__(self, config: Config, cache: Cache, epoch: int) -> None:
         self._config, self._cache, self._epoch = config, cache, epoch
         self.names = reported(config)
-        self._sums: dict[str, float] = Counter()  # of each loss over what it is a mean of
-        self._counted: dict[str, int] = Counter()
+        self._sums = dict.fromkeys(self.names, 0.0)  # of each loss over what it is a mean of
+        self._counted = dict.fromkeys(self.names, 0)
 
     def add(self, number: int, rows: np.ndarray, means: list[float], counts: dict[str, int]) -> dict[str, float]:
         """Add the losses of step `number`, in the order of `names`; returns them by name. Raises Diverged on one that

@@ -114,7 +114,10 @@ class Block(nn.Module):
         self.linear, self.dropout = nn.Linear(wide, narrow), Dropout(dropout)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        dropped: Tensor = self.dropout(F.gelu(self.linear(vectors)))
+        # Not F.linear: of this product the gradient of the weights comes as they lie in memory. With several models at
+        # once a step takes two thirds of the time.
+        projected = (self.linear.weight @ vectors.T).T + self.linear.bias
+        dropped: Tensor = self.dropout(F.gelu(projected))
         return dropped
 
 
