@@ -14,13 +14,21 @@ from pipeline.cache.reader import Cache
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes."""
+    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes, and the
+    width D_p of the texts' vectors: None for D, as in runs of earlier versions.
+    """
 
     channels: int
     text_width: int
     vocabulary: int
     classes: int
     patches: int = 49
+    text_pooled: int | None = None
+
+    @property
+    def vector_width(self) -> int:
+        """D_p."""
+        return self.text_width if self.text_pooled is None else self.text_pooled
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,29 @@ encoder_options = all_of(  # the fields of pipeline.encoders.load.EncoderChoice
         default=1,
         help="Number of views of each image: centre crop, mirrored, corners.",
     ),
-    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family model."),
+    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family, CLIP or SigLIP model."),
     click.option(
         "--text-layers",
         type=click.IntRange(1),
         default=1,
         help="Use the mean of the text encoder's last K layers as tokens.",
     ),
-    click.option("--max-tokens", default=128, help="Longer texts are truncated by the tokenizer."),
+    click.option(
+        "--text-pooled",
+        type=click.Choice(["mean", "cls", "eos", "model"]),
+        default="mean",
+        help="A text's one vector: mean of its tokens, first or last token, or the model's own pooling and projection.",
+    ),
+    click.option(
+        "--text-normalize",
+        type=click.Choice(["none", "tweet"]),
+        default="none",
+        help="tweet: mentions become @user and links http, as models of tweets expect.",
+    ),
+    click.option("--text-prefix", default="", help="Put before every text, like 'query: ' for E5."),
+    click.option(
+        "--max-tokens", type=int, help="Longer texts are truncated; by default 128, or as many as the encoder takes."
+    ),
 )
 text_encoder_option = click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one.")
 local_encoder_options = all_of(

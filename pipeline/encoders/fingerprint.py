@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.common.errors import InputError, option
 
 NO_IMAGES = "none"  # in place of an image encoder's name
+CLIP, SIGLIP = "clip", "siglip"  # families of text towers; see pipeline.encoders.towers
 
 
 def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
@@ -20,6 +21,11 @@ def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], pref
         elif a != b:
             return f"{prefix}{key}: {a}, not {b}"
     return None
+
+
+def has_mask_token(fingerprint: Mapping[str, Any]) -> bool:
+    """Whether the text encoder of a fingerprint is of a family that has a mask token."""
+    return "family" not in fingerprint["text"]
 
 
 def require_images(fingerprint: Mapping[str, Any], owner: object, what: str) -> None:

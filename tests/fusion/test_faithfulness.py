@@ -17,6 +17,7 @@ class PlantedText:
     """Every id has its own vector; only SIGNAL's has anything in dimension 0. [MASK] says nothing."""
 
     mask_id = MASK
+    pooled = "mean"
 
     def encode(self, input_ids, mask):
         tokens = torch.zeros(*input_ids.shape, WIDTH)

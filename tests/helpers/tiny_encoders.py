@@ -23,7 +23,8 @@ class TinyImage:
 class TinyText:
     """Tokens that are the text's first bytes."""
 
-    width = 1
+    width = pooled_width = 1
+    pooled = "mean"
     fingerprint = {"name": "tiny"}  # noqa: RUF012
 
     def tokenize(self, texts):

@@ -56,7 +56,7 @@ class PooledModel(base.Model):
     def __init__(self, config: Config, dimensions: Dimensions, *, mixed: int, layers: int) -> None:
         """`mixed`: the width of what `mix` gives; `layers`: how many hidden layers follow."""
         super().__init__(config, dimensions)
-        self.text_vector = Standardised(dimensions.text_width)
+        self.text_vector = Standardised(dimensions.vector_width)
         self.image_vector = Standardised(dimensions.channels)
         self.text_dropout, self.image_dropout = Dropout(config.input_dropout), Dropout(config.input_dropout)
         self.hidden = blocks(config, mixed, layers)
@@ -64,7 +64,7 @@ class PooledModel(base.Model):
         self.head = LabelRule(width) if config.label_rule else nn.Linear(width, dimensions.classes)
 
     def mix(self, text: Tensor, image: Tensor) -> Tensor:
-        """The standardised vectors (B, D) and (B, C) to features of the post, (B, mixed)."""
+        """The standardised vectors (B, D_p) and (B, C) to features of the post, (B, mixed)."""
         raise NotImplementedError
 
     def fit(self, cache: Cache) -> None:
@@ -77,7 +77,7 @@ class PooledModel(base.Model):
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The standardised vectors of text and image, (B, D) and (B, C); 0, their mean, where a post lacks one."""
-        text = self.text_vector(mean_of_words(batch)) * batch.has_text[:, None]
+        text = self.text_vector(batch.text_pooled) * batch.has_text[:, None]
         image = self.image_vector(batch.pooled) * batch.has_image[:, None]
         return text, image
 
@@ -98,12 +98,6 @@ class PooledModel(base.Model):
         if not isinstance(self.head, LabelRule):
             return self.label_losses(batch, self.head(features))
         return rule_losses(self, self.head, features, batch)
-
-
-def mean_of_words(batch: Batch) -> Tensor:
-    """The mean of each text's tokens, [CLS] and [SEP] among them: (B, D)."""
-    real = batch.text_mask[:, :, None]
-    return (batch.tokens * real).sum(dim=1) / real.sum(dim=1)
 
 
 class Block(nn.Module):
