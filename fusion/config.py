@@ -21,6 +21,8 @@ _FUSION_ONLY = (
     "share_transformer",
     "attention_scale",
     "segment_embeddings",
+    "standardise",
+    "pooled_product",
     "modality_dropout",
     "label_rule",
     "auxiliary_weight",
@@ -51,13 +53,16 @@ class Config(BaseModel):
     heads: Annotated[int, Field(ge=1, le=1 << 10)] = 12
     layers: Annotated[int, Field(ge=1, le=256)] = 3
     feedforward: Annotated[int, Field(ge=1, le=1 << 17)] | None = None  # None: 4 x width
-    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.1  # of the fusion model, in the Transformer only
-    input_dropout: Fraction = 0.0  # of the vectors that a pooled model reads
+    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.1  # of the fusion model, in T and in `pooled_product`
+    input_dropout: Fraction = 0.0  # of the encoders' features, before eqs 4 and 6; of the vectors of a pooled model
+    # Beyond the paper: the encoders' features as deviations from the training posts; pooled models always do so
+    standardise: bool = False
     modalities: Literal["both", "text", "image"] = "both"
     cross_attention: bool = True  # eqs 7-11; without them pass 1 is [T; I]
     share_transformer: bool = True  # one T for eqs 12 and 22
     attention_scale: bool = False  # beyond the paper: eq 7 divided by sqrt(width)
     segment_embeddings: bool = False  # beyond the paper: a learned vector for each of the four blocks
+    pooled_product: bool = False  # beyond the paper: eq 15 also reads the product of text and image (fusion.py)
     # Not in the paper: probability that a training post loses one modality; one that loses its image still has the
     # words to mask chosen by it
     modality_dropout: Fraction = 0.0
@@ -112,10 +117,8 @@ class Config(BaseModel):
             for name in _CROSS_ENTROPY_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: the baseline {self.model} has a loss of its own; leave it out")
-        if self.input_dropout and self.model not in pooled_models():
-            raise ValueError(
-                f"input_dropout: only {', '.join(pooled_models())} have it, not {self.model}; leave it out"
-            )
+        if self.input_dropout and self.model not in (known := (FUSION, *pooled)):
+            raise ValueError(f"input_dropout: only {', '.join(known)} have it, not {self.model}; leave it out")
         if self.width % self.heads and self.model not in pooled:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.modalities == "image" and self.mlm:
@@ -128,8 +131,9 @@ class Config(BaseModel):
             raise ValueError("views: no image to see when modalities is text; leave it at first")
         if self.modalities != "both" and self.modality_dropout:
             raise ValueError("modality_dropout: needs modalities both")
-        if self.modalities != "both" and self.label_rule:
-            raise ValueError("label_rule: needs modalities both")
+        for name in ("label_rule", "pooled_product"):
+            if self.modalities != "both" and getattr(self, name):
+                raise ValueError(f"{name}: needs modalities both")
         return self
 
     @property

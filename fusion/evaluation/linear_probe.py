@@ -6,6 +6,7 @@ beat it on `both` has learned nothing from fusion. The other kinds say how much 
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +20,21 @@ from pipeline.common.errors import InputError, option
 
 MODALITIES = ("text", "image", "both")
 C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
-_WIDER = tuple(10**exponent for exponent in np.arange(-0.5, 4.25, 0.5))
+_ABOVE = tuple(10**exponent for exponent in np.arange(-0.5, 4.25, 0.5))
+_BELOW = tuple(10**exponent for exponent in np.arange(-4.5, -8.25, -0.5))
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of classifier: what makes it of a setting, the settings to choose from, the plainest first, and those that
-    follow while validation improves. `setting`: what scikit-learn calls it.
+    follow at the last one, or at the first one, while validation improves. `setting`: what scikit-learn calls it.
     """
 
     make: Callable[[Any], Any]
     setting: str
     settings: tuple[float, ...]
-    wider: tuple[float, ...] = ()
+    after_last: tuple[float, ...] = ()
+    before_first: tuple[float, ...] = ()
 
 
 def _logistic(c: float) -> Any:
@@ -60,9 +63,9 @@ def _knn(k: int) -> Any:
 
 LOGISTIC = "logistic"
 KINDS = {
-    LOGISTIC: Kind(_logistic, "C", C_GRID, _WIDER),  # a larger C regularises less
+    LOGISTIC: Kind(_logistic, "C", C_GRID, _ABOVE, _BELOW),  # a larger C regularises less
     "mlp": Kind(_mlp, "alpha", (100.0, 10.0, 1.0, 0.1, 0.01)),  # one hidden layer; a larger alpha regularises more
-    "svm": Kind(_svm, "C", C_GRID[2:], _WIDER),  # with an RBF kernel
+    "svm": Kind(_svm, "C", C_GRID[2:], _ABOVE, (*C_GRID[1::-1], *_BELOW)),  # with an RBF kernel
     "knn": Kind(_knn, "n_neighbors", (100, 30, 10, 3, 1)),  # by cosine
 }
 
@@ -98,8 +101,8 @@ def probe(
     """Fit a classifier of standardised features on training, choose its setting on validation accuracy, score the test
     posts once.
 
-    C goes up until validation no longer improves. test: the cache and the rows to score, if not the test split of the
-    cache. Raises InputError for a kind that there is not.
+    C goes up or down until validation no longer improves. test: the cache and the rows to score, if not the test split
+    of the cache. Raises InputError for a kind that there is not.
     """
     from sklearn.exceptions import ConvergenceWarning  # here: it takes a second, which training does not need
     from sklearn.pipeline import make_pipeline
@@ -112,27 +115,31 @@ def probe(
     train, val = cache.rows("train"), cache.rows("val")
     tested, rows = test or (cache, cache.rows("test"))
     features = {"train": features_of(cache, train, modalities), "val": features_of(cache, val, modalities)}
-    best, best_accuracy, best_setting, last = None, -1.0, 0.0, 0.0
-    for setting in (*of.settings, *of.wider):
-        if setting in of.wider and best_setting != last:
-            break
-        if kind == "knn" and setting > len(train):
-            continue  # there are not so many neighbours
-        last = setting
+    best: Any = None
+    best_accuracy, best_setting = -1.0, 0.0
+
+    def improves(setting: float) -> bool:
+        """Whether a classifier of this setting is better on validation than all before; it is then the best."""
+        nonlocal best, best_accuracy, best_setting
         classifier = make_pipeline(StandardScaler(), of.make(setting))
         with warnings.catch_warnings():
             # An unconverged linear probe would be misleading. The hidden layer has its number of passes.
             warnings.simplefilter("ignore" if kind == "mlp" else "error", ConvergenceWarning)
-            try:
-                classifier.fit(features["train"], cache.labels[train])
-            except ConvergenceWarning:
-                if setting in of.settings:
-                    raise
-                break
+            classifier.fit(features["train"], cache.labels[train])
         accuracy = score(cache.labels[val], classifier.predict(features["val"]), classes)["accuracy"]
-        if accuracy > best_accuracy:
-            best, best_accuracy, best_setting = classifier, accuracy, setting
-    assert best is not None
+        if accuracy <= best_accuracy:
+            return False
+        best, best_accuracy, best_setting = classifier, accuracy, setting
+        return True
+
+    settings = [setting for setting in of.settings if kind != "knn" or setting <= len(train)]  # neighbours there are
+    for setting in settings:
+        improves(setting)
+    more = of.after_last if best_setting == settings[-1] else of.before_first if best_setting == settings[0] else ()
+    with suppress(ConvergenceWarning):
+        for setting in more:
+            if not improves(setting):
+                break
     features_tested = features_of(tested, rows, modalities)
     predictions = best.predict(features_tested)
     scores = score(tested.labels[rows], predictions, classes)

@@ -46,7 +46,8 @@ class Pass:
 
     text_to_image (n, 1+m) and image_to_text (1+m, n): eqs 8 and 10, None where there is no cross-modal attention.
     blocks: which of text, text_seen, image_seen, image are there, and their slice of the r rows. attention: a layer's
-    (heads, r, r) each. rows (r, d): the shared Transformer's output. logits (classes,).
+    (heads, r, r) each. rows (r, d): the shared Transformer's output. features: what eq 15 reads, (d,), or with
+    `pooled_product` (2d,), the product behind the maximum. logits (classes,).
     """
 
     text_to_image: Tensor | None
@@ -54,6 +55,7 @@ class Pass:
     blocks: dict[str, slice]
     attention: list[Tensor]
     rows: Tensor
+    features: Tensor
     logits: Tensor
 
 
@@ -73,9 +75,11 @@ def trace(model: FusionModel, post: PostFeatures) -> Pass:
     config = model.config
     emb_text = emb_image = text_to_image = image_to_text = None
     if post.tokens is not None and config.modalities != "image":
-        emb_text = F.gelu(model.text_projection(post.tokens))  # eq 6
+        text = model.text_features(post.tokens)
+        emb_text = F.gelu(model.text_projection(text))  # eq 6
     if post.patches is not None and post.pooled is not None and config.modalities != "text":
-        emb_image = F.gelu(model.image_projection(torch.cat([post.pooled[None], post.patches])))  # eqs 3-4
+        image = model.image_features(torch.cat([post.pooled[None], post.patches]))  # eq 3
+        emb_image = F.gelu(model.image_projection(image))  # eq 4
     blocks: dict[str, Tensor] = {}
     if emb_text is not None:
         blocks["text"] = emb_text
@@ -99,8 +103,13 @@ def trace(model: FusionModel, post: PostFeatures) -> Pass:
         assert isinstance(layer, EncoderLayer)
         x, weights = encoder_layer(layer, x, config.heads)  # eq 12
         attention.append(weights)
-    logits = model.sentiment_head(x.amax(dim=0))  # eqs 14-15
-    return Pass(text_to_image, image_to_text, slices, attention, x, logits)
+    features = x.amax(dim=0)  # eq 14
+    if config.pooled_product:
+        product = torch.zeros_like(features)
+        if emb_text is not None and emb_image is not None:
+            product = F.gelu(model.product_text(text.mean(dim=0))) * F.gelu(model.product_image(image[0]))
+        features = torch.cat([features, product])
+    return Pass(text_to_image, image_to_text, slices, attention, x, features, model.sentiment_head(features))  # eq 15
 
 
 def encoder_layer(layer: EncoderLayer, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
@@ -132,38 +141,51 @@ def attention_rollout(model: FusionModel, post: PostFeatures, predicted: int) ->
     """Attention rolled out through the shared Transformer, from the rows that decide, back to words and patches.
 
     Let H be the Transformer's rows, p_k = max_r H[r, k] (eq 14), won by row r_k, and W the head's weights (eq 15), or
-    where there is a label rule the slope of its logits at p.
+    where there is a label rule the slope of its logits at what it reads.
     start       s[r] = sum over k with r_k = r of v_k, v_k = max(0, (W[c, k] - mean over classes of W[., k]) p_k): what
                 dimension k says for the predicted class c. The mean is taken off since it moves no probability.
     rollout     u = s R_L ... R_1 with R_l = (A_l + 1) / 2, A_l the mean over heads of layer l's attention, 1 the
                 residual path (Abnar & Zuidema 2020); each row of R_l sums to 1
     text        words += u[T] + u[I'] softmax_text(scores^T) (eqs 10-11)
     image       image rows += u[I] + u[T'] softmax_image(scores) (eqs 8-9)
+    product     with `pooled_product` the product says for the class what s says of p; half of its share of both goes
+                to all words alike, whose mean it is of, half to the pooled row
     patches     the pooled row is the patches' mean (eq 2): each gets 1/m of its weight
     """
     with torch.no_grad():
         seen = trace(model, post)
-        rolled = roll_out(decisive_rows(seen.rows, head_weights(model, seen.rows), predicted), seen.attention)
+        head, width = head_weights(model, seen.features), model.config.width
+        said = support(head, seen.features, predicted)
+        of_product = float(said[width:].sum() / said.sum().clamp(min=torch.finfo(said.dtype).tiny))
+        start = (1 - of_product) * decisive_rows(seen.rows, head[:, :width], predicted)
+        rolled = roll_out(start, seen.attention)
         none = rolled.new_zeros(0)
         part = {name: rolled[place] for name, place in seen.blocks.items()}
         pieces, image = part.get("text", none), part.get("image", none)
         if seen.text_to_image is not None and seen.image_to_text is not None:
             pieces = pieces + part["image_seen"] @ seen.image_to_text  # back through eqs 10-11
             image = image + part["text_seen"] @ seen.text_to_image  # back through eqs 8-9
+        if of_product:  # a post that lacks a modality has none
+            pieces = pieces + of_product / 2 / len(pieces)
+            image[0] += of_product / 2
         return _normalised(pieces, _patches_of(image))
 
 
-def head_weights(model: FusionModel, rows: Tensor) -> Tensor:
-    """(classes, d): what the sentiment head makes of each dimension of the rows' maximum, rows (r, d)."""
+def head_weights(model: FusionModel, features: Tensor) -> Tensor:
+    """(classes, F): what the sentiment head makes of each of the features (F,) that it reads."""
     head = model.sentiment_head
-    return head.jacobian(rows.amax(dim=0)) if isinstance(head, LabelRule) else head.weight
+    return head.jacobian(features) if isinstance(head, LabelRule) else head.weight
+
+
+def support(head: Tensor, features: Tensor, predicted: int) -> Tensor:
+    """v of `attention_rollout`: what each of the features (F,) says for the class, by the weights (classes, F)."""
+    return ((head[predicted] - head.mean(dim=0)) * features).clamp(min=0)  # eq 15, one dimension at a time
 
 
 def decisive_rows(rows: Tensor, head: Tensor, predicted: int) -> Tensor:
     """s of `attention_rollout`: rows (r, d) and the head's weights (classes, d) to (r,), summing to 1 (or to 0)."""
     largest, winners = rows.max(dim=0)  # eq 14
-    support = ((head[predicted] - head.mean(dim=0)) * largest).clamp(min=0)  # eq 15, one dimension at a time
-    start = rows.new_zeros(len(rows)).index_add_(0, winners, support)
+    start = rows.new_zeros(len(rows)).index_add_(0, winners, support(head, largest, predicted))
     return start / start.sum().clamp(min=torch.finfo(start.dtype).tiny)
 
 

@@ -36,7 +36,7 @@ def losses(model: FusionModel, batch: Batch, reencode: Reencode | None) -> Losse
 
     masked = model.choose_masked(batch, emb_text, emb_image)
     tokens_masked = reencode(batch, masked)  # eqs 20-21
-    emb_masked = model.embed_text(tokens_masked) if model.config.mask_projection else tokens_masked
+    emb_masked = model.embed_masked(tokens_masked)
     cross_masked = model.attend(emb_masked, emb_image, batch) if model.config.mlm_cross == "masked" else None
     blocks1 = model.blocks(emb_text, cross, emb_image, batch)
     blocks2 = model.blocks(emb_masked, cross_masked, None, batch)  # the others are those of pass 1

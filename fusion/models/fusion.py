@@ -1,17 +1,24 @@
 """The paper's model and its two losses (eqs 3-4, 6, 12-16, 20-25)."""
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.config import Config
-from fusion.data.batches import Batch
+from fusion.data.batches import Batch, chunks
 from fusion.models.attention import cross_attention
 from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term
 from fusion.models.label_rule import LabelRule, rule_losses
 from fusion.models.masking import image_guidance, maskable_tokens, masked_ids, top_k_mask
+from fusion.models.pooled.vectors import mean_of_words
+from fusion.models.standardised import Standardised
 from fusion.models.transformer import Transformer
+from pipeline.cache.reader import Cache
 
+_POSTS_AT_ONCE = 64  # whose features are in memory while mean and deviation are taken
 SEGMENT_DEVIATION = 0.02  # BERT's; PyTorch's own, 1, would drown the rows that the vectors are added to
 
 
@@ -41,15 +48,41 @@ class FusionModel(Model):
             self.segments = nn.Embedding(4, config.width)
             nn.init.normal_(self.segments.weight, std=SEGMENT_DEVIATION)
         self.transformer = self._new_transformer()
-        self.sentiment_head = (
-            LabelRule(config.width) if config.label_rule else nn.Linear(config.width, dimensions.classes)
-        )
+        read = 2 * config.width if config.pooled_product else config.width  # by eq 15
+        self.sentiment_head = LabelRule(read) if config.label_rule else nn.Linear(read, dimensions.classes)
         if config.mlm:
             self.mlm_transformer = self.transformer if config.share_transformer else self._new_transformer()
             if config.tie_mlm_head:
                 self.mlm_head: TiedWordHead | nn.Linear = TiedWordHead(config.width, dimensions, word_embeddings)
             else:
                 self.mlm_head = nn.Linear(config.width, dimensions.vocabulary)
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        if config.standardise and config.modalities != "image":
+            self.text_standardised = Standardised(dimensions.text_width)
+        if config.standardise and config.modalities != "text":
+            self.image_standardised = Standardised(dimensions.channels)
+        if config.pooled_product:
+            self.product_text = nn.Linear(dimensions.text_width, config.width)
+            self.product_image = nn.Linear(dimensions.channels, config.width)
+            self.product_dropout = nn.Dropout(config.dropout)
+
+    def fit(self, cache: Cache) -> None:
+        """With `standardise`, take mean and deviation from the training posts: of the text's real tokens, and of the
+        rows of E_I in all views that training shows. Both sets are affine, so that the pooled row stays the patches'
+        mean (eq 2).
+        """
+        if not self.config.standardise:
+            return
+        rows = cache.rows("train")
+        if self.config.modalities != "image":
+            self.text_standardised.fit_parts(
+                np.concatenate([cache.tokens(row) for row in part]) for part in chunks(rows, _POSTS_AT_ONCE)
+            )
+        if self.config.modalities != "text":
+            views = range(cache.views if self.config.views == "sample" else 1)
+            self.image_standardised.fit_parts(
+                part for view in views for part in _image_rows(cache, rows, view, _POSTS_AT_ONCE)
+            )
 
     def _new_transformer(self) -> Transformer:
         config = self.config
@@ -64,9 +97,8 @@ class FusionModel(Model):
     def forward(self, batch: Batch) -> Tensor:
         """Sentiment logits (B, classes): pass 1, eqs 3-4, 6-12, 14-15. A post's logits don't depend on its batch."""
         emb_text, emb_image = self.embed(batch)
-        return self.classify(
-            *self.fuse(self.transformer, emb_text, self.attend(emb_text, emb_image, batch), emb_image, batch)
-        )
+        cross = self.attend(emb_text, emb_image, batch)
+        return self.classify(*self.fuse(self.transformer, emb_text, cross, emb_image, batch), batch)
 
     def losses(self, batch: Batch, text_encoder: FrozenText | None = None) -> Losses:
         """Both losses of a batch with labels. Without `mlm`, or without a text encoder, pass 2 is left out."""
@@ -87,11 +119,27 @@ class FusionModel(Model):
             emb_text = self.embed_text(batch.tokens)
         if self.config.modalities != "text":
             image_rows = torch.cat([batch.pooled[:, None], batch.patches], dim=1)  # eq 3
-            emb_image = F.gelu(self.image_projection(image_rows))  # eq 4
+            emb_image = F.gelu(self.image_projection(self.image_features(image_rows)))  # eq 4
         return emb_text, emb_image
 
     def embed_text(self, tokens: Tensor) -> Tensor:
-        return F.gelu(self.text_projection(tokens))  # eq 6
+        return F.gelu(self.text_projection(self.text_features(tokens)))  # eq 6
+
+    def embed_masked(self, tokens: Tensor) -> Tensor:
+        """Emb_T^m (B, n, d) from the tokens of the masked texts (B, n, D)."""
+        return self.embed_text(tokens) if self.config.mask_projection else self.text_features(tokens)
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """BERT(T), or vectors of its width, as the model reads them: (..., D). Beyond the paper standardised, and with
+        dropout in training.
+        """
+        features: Tensor = self.input_dropout(self.text_standardised(tokens) if self.config.standardise else tokens)
+        return features
+
+    def image_features(self, rows: Tensor) -> Tensor:
+        """Rows of E_I as the model reads them, as `text_features`: (..., C)."""
+        features: Tensor = self.input_dropout(self.image_standardised(rows) if self.config.standardise else rows)
+        return features
 
     def attend(self, emb_text: Tensor | None, emb_image: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Emb_T' and Emb_I' (eqs 7-11), or None where they are switched off or one modality is missing altogether."""
@@ -132,17 +180,30 @@ class FusionModel(Model):
                 blocks.append((block, mask.expand(block.shape[:2])))
         return blocks
 
-    def classify(self, fused: Tensor, mask: Tensor) -> Tensor:
+    def classify(self, fused: Tensor, mask: Tensor, batch: Batch) -> Tensor:
         """Logits from the maximum over the real rows (eqs 14-15; the softmax is in the loss)."""
-        return self.sentiment_head(self.pool(fused, mask))  # eq 15
+        return self.sentiment_head(self.pool(fused, mask, batch))  # eq 15
 
-    def pool(self, fused: Tensor, mask: Tensor) -> Tensor:
-        """The maximum over the real rows, (B, d)."""
-        return fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
+    def pool(self, fused: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+        """What eq 15 reads: the maximum over the real rows, (B, d); with `pooled_product` the product too, (B, 2d)."""
+        largest = fused.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)  # eq 14
+        return torch.cat([largest, self.product(batch)], dim=1) if self.config.pooled_product else largest
+
+    def product(self, batch: Batch) -> Tensor:
+        """The product of both modalities' pooled vectors (B, d), 0 for a post that lacks one. Beyond the paper:
+
+        product = gelu(W_a mean_T + b_a) * gelu(W_b pooled + b_b), element by element, with W_a, b_a, W_b, b_b of its
+        own and dropout after each gelu; mean_T the mean of BERT(T) over the real tokens, pooled the first row of E_I,
+        both standardised and dropped as before eqs 4 and 6.
+        """
+        text = self.product_text(self.text_features(mean_of_words(batch)))
+        image = self.product_image(self.image_features(batch.pooled))
+        both = self.product_dropout(F.gelu(text)) * self.product_dropout(F.gelu(image))
+        return both * (batch.has_text & batch.has_image)[:, None]
 
     def sentiment_losses(self, fused: Tensor, mask: Tensor, batch: Batch) -> Losses:
         """The losses of pass 1, in which no word is masked: eq 16, and beyond the paper what else is minimised."""
-        pooled, head = self.pool(fused, mask), self.sentiment_head
+        pooled, head = self.pool(fused, mask, batch), self.sentiment_head
         if isinstance(head, LabelRule):
             return rule_losses(self, head, pooled, batch)
         return self.label_losses(batch, head(pooled))  # eq 15
@@ -175,13 +236,20 @@ class FusionModel(Model):
             return emb_text.new_zeros(()), 0
         ids = masked_ids(batch.input_ids, masked, text_encoder.mask_id)  # eq 20
         tokens_masked = text_encoder.encode(ids, batch.text_mask)  # eq 21
-        emb_masked = self.embed_text(tokens_masked) if self.config.mask_projection else tokens_masked
+        emb_masked = self.embed_masked(tokens_masked)
         if self.config.mlm_cross == "masked":
             cross = self.attend(emb_masked, emb_image, batch)
         fused, _ = self.fuse(self.mlm_transformer, emb_masked, cross, emb_image, batch)  # eq 22
         words = fused[:, : masked.shape[1]]  # eq 23
         logits = self.mlm_head(words[masked])  # eq 24, at the masked positions only
         return F.cross_entropy(logits, batch.input_ids[masked]), count  # eq 25
+
+
+def _image_rows(cache: Cache, rows: np.ndarray, view: int, posts: int) -> Iterator[np.ndarray]:
+    """The rows of E_I (eq 3) of so many posts at a time, one after the other: ((1+m) x posts, C) each."""
+    for part in chunks(rows, posts):
+        patches, pooled = cache.gather_images(part, views=np.full(len(part), view))
+        yield np.concatenate([pooled, patches.reshape(-1, patches.shape[2])])
 
 
 class TiedWordHead(nn.Module):

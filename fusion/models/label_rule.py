@@ -37,7 +37,7 @@ PAIRS = tuple(tuple((t, i) for t in _CLASSES for i in _CLASSES if merged_label(t
 
 
 class LabelRule(nn.Module):
-    """Two linear heads on the pooled row, and the rule over what they say."""
+    """Two linear heads on what eq 15 reads, (..., d), and the rule over what they say."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -144,7 +144,7 @@ def test_the_slope_that_rollout_starts_from_is_the_derivative_of_the_logits():
     post = features_of(batch, 0)
     with torch.no_grad():
         rows = trace(model, post).rows
-        pooled, weights = rows.amax(dim=0), head_weights(model, rows)
+        pooled, weights = rows.amax(dim=0), head_weights(model, rows.amax(dim=0))
         assert weights.shape == (3, 14)
         for k in range(14):
             step = torch.zeros(14, dtype=torch.float64)

@@ -135,7 +135,7 @@ def test_the_label_rule_has_the_loss_of_both_modalities_labels(tmp_path):
     ("settings", "message"),
     [
         (("model=concat", "cross_attention=false"), "cross_attention: only the fusion model has it, not concat"),
-        (("model=fusion", "input_dropout=0.3"), "input_dropout: only concat, concat-product, product have it"),
+        (("model=dnn-lr", "input_dropout=0.3"), "input_dropout: only fusion, concat, concat-product, product have it"),
         (("model=dnn-lr", "label_rule=true"), "label_rule: only the fusion model has it, not dnn-lr"),
     ],
 )

@@ -27,8 +27,19 @@ def test_strengths_are_half_decades_from_a_ten_thousandth_to_a_tenth():
     np.testing.assert_allclose(C_GRID, [1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
 
 
-def test_strengths_go_on_while_validation_improves(cache, monkeypatch):
-    """Each further strength is right once more often, up to 1; then none is tried any more."""
+@pytest.mark.parametrize(
+    ("optimum", "others"),
+    [
+        (1.0, (10**-0.5, 1.0, 10**0.5)),  # above the grid: up to it and one further
+        (1e-6, (10**-4.5, 1e-5, 10**-5.5, 1e-6, 10**-6.5)),  # below
+        (1e-8, (10**-4.5, 1e-5, 10**-5.5, 1e-6, 10**-6.5, 1e-7, 10**-7.5, 1e-8)),  # where it ends
+        (1e-3, ()),  # inside: none
+        (0.1, (10**-0.5,)),  # at an edge: the next one is no better
+        (1e-4, (10**-4.5,)),
+    ],
+)
+def test_strengths_go_on_at_an_edge_while_validation_improves(optimum, others, cache, monkeypatch):
+    """Each strength nearer to the optimum is right once more often, each further one less often."""
     tried = []
 
     class Scripted:
@@ -41,8 +52,8 @@ def test_strengths_go_on_while_validation_improves(cache, monkeypatch):
 
         def predict(self, features):
             truth = cache.labels[cache.rows("val")]
-            right = min(self.c, 1.0) >= (np.arange(len(truth)) + 1) / len(truth)
-            return np.where(right, truth, (truth + 1) % 3)
+            wrong = np.arange(len(truth)) < round(2 * abs(np.log10(self.c / optimum)))
+            return np.where(wrong, (truth + 1) % 3, truth)
 
         def predict_proba(self, features):
             return np.full((len(features), 3), 1 / 3)
@@ -50,8 +61,24 @@ def test_strengths_go_on_while_validation_improves(cache, monkeypatch):
     monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Scripted)
     monkeypatch.setattr("sklearn.pipeline.make_pipeline", lambda _, classifier: classifier)
     test = cache, cache.rows("val")
-    assert probe(cache, "image", test=test).setting == pytest.approx(1.0)
-    np.testing.assert_allclose(tried, [*C_GRID, 10**-0.5, 1.0, 10**0.5])
+    assert probe(cache, "image", test=test).setting == pytest.approx(optimum)
+    np.testing.assert_allclose(tried, [*C_GRID, *others])
+
+
+def test_strengths_that_do_as_well_leave_the_plainest(cache, monkeypatch):
+    class Constant:
+        def __init__(self, C, max_iter):  # noqa: N803 - scikit-learn's
+            pass
+
+        def fit(self, features, labels):
+            pass
+
+        def predict(self, features):
+            return np.zeros(len(features), int)
+
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Constant)
+    monkeypatch.setattr("sklearn.pipeline.make_pipeline", lambda _, classifier: classifier)
+    assert probe(cache, "text").setting == C_GRID[0]
 
 
 def test_the_modality_that_tells_more_scores_more(cache):
@@ -88,7 +115,8 @@ def test_a_cache_without_a_split_is_refused(cache, tmp_path):
 def test_every_kind_learns_and_has_one_of_its_settings(kind, cache):
     found = probe(cache, "image", kind=kind)
     assert found.test_accuracy > 0.6  # a third is chance
-    assert found.setting in (*KINDS[kind].settings, *KINDS[kind].wider)
+    of = KINDS[kind]
+    assert found.setting in (*of.before_first, *of.settings, *of.after_last)
     assert found.test_predictions.shape == cache.rows("test").shape
 
 

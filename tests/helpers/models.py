@@ -39,6 +39,14 @@ VARIANTS = {
     "label rule": ("label_rule=true", "auxiliary_weight=0.7"),
     "logit adjustment": ("logit_adjustment=1.3",),
     "both of them": ("label_rule=true", "logit_adjustment=0.8", "share_transformer=false"),
+    "label smoothing": ("label_smoothing=0.3",),
+    "label smoothing with the label rule": ("label_smoothing=0.2", "label_rule=true"),
+    "standardised": ("standardise=true",),
+    "standardised text alone": ("standardise=true", "modalities=text", "mlm=false"),
+    "standardised, eq 21 to the letter": ("standardise=true", "mask_projection=false", "width=7", "heads=1"),
+    "product": ("pooled_product=true",),
+    "product with the label rule": ("pooled_product=true", "label_rule=true", "mlm=false"),
+    "all regularisers": ("standardise=true", "pooled_product=true", "label_smoothing=0.1", "input_dropout=0.4"),
     "much at once": ("segment_embeddings=true", "attention_scale=true", "mlm_cross=masked", "share_transformer=false"),
 }
 TEXT = ToyText(TEXT_WIDTH, torch.float64)
@@ -56,6 +64,9 @@ def model_of(config: Config, seed: int = 0) -> FusionModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+        for name, buffer in model.named_buffers():
+            if "standardised" in name:
+                buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.3)
     return model
 
 
@@ -65,9 +76,10 @@ def batch_of(lengths: list[int], seed: int = 0, m: int = PATCHES) -> Batch:
 
 def oracle_of(model: FusionModel, batch: Batch):
     """The oracle's parameters and settings, and the batch's posts without their padding."""
-    names = [field.name for field in fields(oracle.Settings) if field.name != "prior"]
+    names = [field.name for field in fields(oracle.Settings) if field.name in type(model.config).model_fields]
     options = oracle.Settings(**{name: getattr(model.config, name) for name in names}, prior=PRIOR)
     parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    parameters |= dict(model.named_buffers())
     posts = [
         oracle.Post(batch.patches[i], batch.tokens[i, :n], batch.input_ids[i, :n], int(batch.labels[i]), own)
         for i, (n, own) in enumerate(

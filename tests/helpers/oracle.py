@@ -37,7 +37,13 @@ class Settings:
     label_rule: bool = False
     auxiliary_weight: float = 0.5
     logit_adjustment: float = 0.0
+    label_smoothing: float = 0.0
+    standardise: bool = False
+    pooled_product: bool = False
     prior: tuple[float, ...] = ()  # each class's share of the training posts, for logit_adjustment
+    # What dropout leaves of each feature of the encoders: 0, or the scale that makes up for the others
+    text_kept: tuple[float, ...] = ()
+    image_kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,28 @@ class Post:
 def logits(p: Parameters, s: Settings, post: Post) -> Tensor:
     """Sentiment logits (3,): eqs 2-4, 6-12, 14-15 without its softmax; with the label rule, log probabilities."""
     if s.label_rule:
-        return torch.log(torch.stack(rule(*own_probabilities(p, pooled(p, s, post)))))
-    return linear(p, "sentiment_head", pooled(p, s, post))  # eq 15
+        return torch.log(torch.stack(rule(*own_probabilities(p, read(p, s, post)))))
+    return linear(p, "sentiment_head", read(p, s, post))  # eq 15
 
 
-def pooled(p: Parameters, s: Settings, post: Post) -> Tensor:
+def read(p: Parameters, s: Settings, post: Post) -> Tensor:
+    """What eq 15 reads: the maximum over the rows, and behind it the product of the pooled vectors where that is on."""
+    if not s.pooled_product:
+        return largest(p, s, post)
+    mean = torch.zeros_like(post.tokens[0])
+    for token in post.tokens:
+        mean = mean + token / len(post.tokens)
+    a = gelu(linear(p, "product_text", text_features(p, s, mean)))
+    b = gelu(linear(p, "product_image", image_features(p, s, mean_patch(post))))
+    return torch.cat([largest(p, s, post), torch.stack([x * y for x, y in zip(a, b, strict=True)])])
+
+
+def largest(p: Parameters, s: Settings, post: Post) -> Tensor:
     rows = fused(p, s, "transformer", *embeddings(p, s, post), *cross(p, s, *embeddings(p, s, post)))
-    largest = rows[0]
+    found = rows[0]
     for row in rows[1:]:
-        largest = torch.where(row > largest, row, largest)  # eq 14
-    return largest
+        found = torch.where(row > found, row, found)  # eq 14
+    return found
 
 
 def own_probabilities(p: Parameters, row: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -88,7 +106,7 @@ def auxiliary_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
     """Mean cross-entropy over all texts and images whose own label is known; 0 if none is."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for post in posts:
-        guesses = own_probabilities(p, pooled(p, s, post))
+        guesses = own_probabilities(p, read(p, s, post))
         for probabilities, label in zip(guesses, post.own_labels, strict=True):
             if label >= 0:
                 total, count = total - torch.log(probabilities[label]), count + 1
@@ -112,6 +130,17 @@ def adjusted_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
             if other != y:
                 inside = inside + (s.prior[other] / s.prior[y]) ** s.logit_adjustment * torch.exp(f[other] - f[y])
         total = total + torch.log(inside)
+    return total / len(posts)
+
+
+def smoothed_loss(p: Parameters, s: Settings, posts: list[Post]) -> Tensor:
+    """Mean over posts of the cross-entropy to a target that gives the label 1 - e, and e / 3 to each class besides."""
+    total = torch.zeros((), dtype=torch.float64)
+    for post in posts:
+        scores = logits(p, s, post)
+        for label in range(3):
+            share = (1 - s.label_smoothing) * (label == post.label) + s.label_smoothing / 3
+            total = total + share * cross_entropy(scores, label)
     return total / len(posts)
 
 
@@ -143,7 +172,8 @@ def mlm_loss(
         for position in positions:
             ids[position] = mask_id  # eq 20
         encoded = reencode(ids)  # eq 21
-        masked = [gelu(linear(p, "text_projection", token)) if s.mask_projection else token for token in encoded]
+        features = [text_features(p, s, token) for token in encoded]
+        masked = [gelu(linear(p, "text_projection", token)) if s.mask_projection else token for token in features]
         text, image = embeddings(p, s, post)
         seen = cross(p, s, masked if s.mlm_cross == "masked" else text, image)
         which = "transformer" if s.share_transformer else "mlm_transformer"
@@ -164,8 +194,10 @@ def total_loss(
     reencode: Reencode,
     word_embeddings: Tensor | None = None,
 ) -> Tensor:
-    """Eq 13, with logit adjustment and the label rule's own loss where they are on."""
+    """Eq 13, with logit adjustment or label smoothing and the label rule's own loss where they are on."""
     loss = adjusted_loss(p, s, posts) if s.logit_adjustment else sentiment_loss(p, s, posts)
+    if s.label_smoothing:
+        loss = smoothed_loss(p, s, posts)
     if s.label_rule:
         loss = loss + s.auxiliary_weight * auxiliary_loss(p, s, posts)
     return loss + s.mlm_weight * mlm_loss(p, s, posts, mask_id, reencode, word_embeddings) if s.mlm else loss
@@ -176,13 +208,36 @@ def embeddings(p: Parameters, s: Settings, post: Post) -> tuple[Rows, Rows]:
     text: Rows = []
     image: Rows = []
     if s.modalities != "image":
-        text = [gelu(linear(p, "text_projection", token)) for token in post.tokens]  # eq 6
+        text = [gelu(linear(p, "text_projection", text_features(p, s, token))) for token in post.tokens]  # eq 6
     if s.modalities != "text":
-        pooled = torch.zeros_like(post.patches[0])
-        for patch in post.patches:
-            pooled = pooled + patch / len(post.patches)  # eq 2
-        image = [gelu(linear(p, "image_projection", row)) for row in [pooled, *post.patches]]  # eqs 3-4
+        rows = [mean_patch(post), *post.patches]  # eq 3
+        image = [gelu(linear(p, "image_projection", image_features(p, s, row))) for row in rows]  # eq 4
     return text, image
+
+
+def mean_patch(post: Post) -> Tensor:
+    mean = torch.zeros_like(post.patches[0])
+    for patch in post.patches:
+        mean = mean + patch / len(post.patches)  # eq 2
+    return mean
+
+
+def text_features(p: Parameters, s: Settings, token: Tensor) -> Tensor:
+    """A vector of the text encoder, feature by feature: standardised, then what dropout leaves of it."""
+    return features(p, s, "text_standardised", token, s.text_kept)
+
+
+def image_features(p: Parameters, s: Settings, row: Tensor) -> Tensor:
+    return features(p, s, "image_standardised", row, s.image_kept)
+
+
+def features(p: Parameters, s: Settings, name: str, x: Tensor, kept: tuple[float, ...]) -> Tensor:
+    out = []
+    for k, value in enumerate(x):
+        if s.standardise:
+            value = (value - p[f"{name}.mean"][k]) / p[f"{name}.deviation"][k]
+        out.append(value * kept[k] if kept else value)
+    return torch.stack(out)
 
 
 def cross(p: Parameters, s: Settings, text: Rows, image: Rows) -> tuple[Rows, Rows]:

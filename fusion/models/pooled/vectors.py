@@ -7,7 +7,6 @@ words and patches say one by one (docs/results.md).
 from itertools import pairwise
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,30 +17,8 @@ from fusion.models import base
 from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.label_rule import LabelRule, rule_losses
 from fusion.models.pooled.dropout import Dropout
+from fusion.models.standardised import Standardised
 from pipeline.cache.reader import Cache
-
-_LEAST_DEVIATION = 1e-6  # a feature that is the same for all posts stays 0
-
-
-class Standardised(nn.Module):
-    """Vectors (B, F) minus their mean over the training posts, divided by their standard deviation there."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
-
-    def fit(self, vectors: np.ndarray) -> None:
-        """Take mean and deviation from the vectors (N, F)."""
-        deviation = vectors.std(axis=0, dtype=np.float64)
-        self.mean.copy_(torch.from_numpy(vectors.mean(axis=0, dtype=np.float64)))
-        self.deviation.copy_(torch.from_numpy(np.where(deviation > _LEAST_DEVIATION, deviation, 1.0)))
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return (vectors - self.mean) / self.deviation
 
 
 class PooledModel(base.Model):
