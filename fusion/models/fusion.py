@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.config import Config
-from fusion.data.batches import Batch, chunks
+from fusion.data.batches import Batch, chunks, mean_of_tokens
 from fusion.models.attention import cross_attention
 from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term
 from fusion.models.label_rule import LabelRule, rule_losses
 from fusion.models.masking import image_guidance, maskable_tokens, masked_ids, top_k_mask
-from fusion.models.pooled.vectors import mean_of_words
 from fusion.models.standardised import Standardised
 from fusion.models.transformer import Transformer
 from pipeline.cache.reader import Cache
@@ -196,7 +195,7 @@ class FusionModel(Model):
         own and dropout after each gelu; mean_T the mean of BERT(T) over the real tokens, pooled the first row of E_I,
         both standardised and dropped as before eqs 4 and 6.
         """
-        text = self.product_text(self.text_features(mean_of_words(batch)))
+        text = self.product_text(self.text_features(mean_of_tokens(batch.tokens, batch.text_mask)))
         image = self.product_image(self.image_features(batch.pooled))
         both = self.product_dropout(F.gelu(text)) * self.product_dropout(F.gelu(image))
         return both * (batch.has_text & batch.has_image)[:, None]
