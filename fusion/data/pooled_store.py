@@ -19,7 +19,7 @@ def text_vectors(cache: Cache, rows: np.ndarray) -> np.ndarray:
 class PooledStore:
     """The pooled vectors of some rows of a cache, on the device. A batch has neither tokens nor patches."""
 
-    def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device, *, views: int = 1) -> None:
+    def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device | str = "cpu", *, views: int = 1) -> None:
         """views: how many views of each image to hold. Raises InputError if they do not fit into memory."""
         self.bytes = len(rows) * (cache.text_pooled_width + views * cache.patches_shape[1]) * 4
         if self.bytes > free_memory() // 2:
@@ -38,21 +38,40 @@ class PooledStore:
         )
         self._text, self._images, self._labels, self._modality_labels = (torch.from_numpy(a).to(device) for a in held)
 
+    def _held(self, rows: np.ndarray) -> np.ndarray:
+        """Where the rows' vectors are. Raises IndexError on a row that is not held."""
+        places = self._place_of[rows]
+        if (absent := places < 0).any():
+            raise IndexError(f"row {rows[absent][0]}: it is not held")
+        return places
+
+    def vectors(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of the rows' texts (len(rows), D_p) and of all held views of their images, (V, len(rows), C)."""
+        at = torch.from_numpy(self._held(rows)).to(self._text.device)
+        return self._text[at].cpu().numpy(), self._images[:, at].cpu().numpy()
+
     def batches(self, batches_of_rows: Iterable[np.ndarray], views: np.ndarray | None = None) -> Iterator[Batch]:
         """A batch for each of the row lists. views (posts of the cache,): which view of each post's image; without it
         the first. Raises IndexError on rows or views that are not held.
         """
-        for rows in batches_of_rows:
-            yield self._batch(rows, np.zeros(len(rows), np.int64) if views is None else views[rows])
+        return self.pairs(((rows, rows) for rows in batches_of_rows), views)
 
-    def _batch(self, rows: np.ndarray, shown: np.ndarray) -> Batch:
-        places = self._place_of[rows]
-        if (absent := (places < 0) | (shown < 0) | (shown >= len(self._images))).any():
-            raise IndexError(f"row {rows[absent][0]}: it, or its view, is not held")
+    def pairs(
+        self, pairs_of_rows: Iterable[tuple[np.ndarray, np.ndarray]], views: np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        """As `batches`, of pairs of row lists: the texts' rows, and those whose images they are paired with."""
+        for rows, image_rows in pairs_of_rows:
+            yield self._batch(rows, image_rows, np.zeros(len(rows), np.int64) if views is None else views[image_rows])
+
+    def _batch(self, rows: np.ndarray, image_rows: np.ndarray, shown: np.ndarray) -> Batch:
         here = self._labels.device
-        at, view = torch.from_numpy(places).to(here), torch.from_numpy(shown).to(here)
+        at = torch.from_numpy(self._held(rows)).to(here)
+        of_images = at if image_rows is rows else torch.from_numpy(self._held(image_rows)).to(here)
+        if (absent := (shown < 0) | (shown >= len(self._images))).any():
+            raise IndexError(f"row {image_rows[absent][0]}: its view is not held")
+        view = torch.from_numpy(shown).to(here)
         everyone = torch.ones(len(rows), dtype=torch.bool, device=here)
-        pooled = self._images[view, at]
+        pooled = self._images[view, of_images]
         return Batch(
             rows=rows,
             patches=pooled.new_zeros(len(rows), 0, pooled.shape[1]),

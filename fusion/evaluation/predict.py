@@ -10,6 +10,7 @@ from torch import nn
 from fusion.config import Config
 from fusion.data.batches import chunks, read_batch
 from fusion.data.feature_store import Features, FeatureStore
+from fusion.data.pooled_store import PooledStore
 from fusion.models.base import Model
 from fusion.models.own import as_model
 from fusion.models.precision import precision
@@ -25,7 +26,7 @@ def predict_rows(
     device: torch.device | str = "auto",
     *,
     config: Config | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     image_rows: np.ndarray | None = None,
     features: Features | None = None,
 ) -> np.ndarray:
@@ -59,7 +60,7 @@ def log_probabilities(
     rows: np.ndarray,
     device: torch.device,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     image_rows: np.ndarray | None = None,
     features: Features | None = None,
 ) -> np.ndarray:
@@ -68,18 +69,20 @@ def log_probabilities(
 
     A model that was trained on sampled views predicts with the mean over all views.
     Texts of like length share a batch: padding costs time, and a post's prediction does not depend on its neighbours.
-    `features`: a feature store that holds the rows.
+    `features`: a feature store that holds the rows. `batch_size`: as the model says, unless given.
     """
     model.eval()
     order = np.argsort(cache.lengths[rows], kind="stable")
-    batches = list(chunks(order, batch_size))
-    features = features or FeatureStore(cache, rows, device, "map")
+    batches = list(chunks(order, batch_size or model.posts_at_once))
+    features = features or _store(model, cache, rows if image_rows is None else np.union1d(rows, image_rows), device)
     views = cache.views if model.config.views == "sample" else 1
     total = np.full((len(rows), model.dimensions.classes), -np.inf)
     for view in range(views):
         shown = np.full(len(cache), view)
         if image_rows is None:
             read = features.batches((rows[at] for at in batches), shown)
+        elif isinstance(features, PooledStore):
+            read = features.pairs(((rows[at], image_rows[at]) for at in batches), shown)
         else:
             read = (
                 read_batch(cache, rows[at], device, image_rows=image_rows[at], views=shown[rows[at]]) for at in batches
@@ -92,3 +95,10 @@ def log_probabilities(
     if not (finite := np.isfinite(total).all(axis=1)).all():
         raise Diverged(f"post {cache.ids[rows[finite.argmin()]]}: the model's prediction is not finite")
     return total - np.log(views)
+
+
+def _store(model: Model, cache: Cache, rows: np.ndarray, device: torch.device) -> Features:
+    """Where the features of the rows are read from: of a model on pooled vectors, no words and no patches."""
+    if not model.pooled_alone:
+        return FeatureStore(cache, rows, device, "map")
+    return PooledStore(cache, rows, device, views=cache.views if model.config.views == "sample" else 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
+from fusion.data.feature_store import Features
 from pipeline.cache.reader import Cache
 
 
@@ -94,6 +95,7 @@ class Model(nn.Module):
     fixed_grid: ClassVar[bool] = False  # whether the number of patches is built into the weights
 
     pooled_alone: ClassVar[bool] = False  # whether it reads pooled vectors alone
+    posts_at_once: ClassVar[int] = 64  # in prediction
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__()
@@ -106,8 +108,10 @@ class Model(nn.Module):
         """The module whose weights are kept."""
         return self
 
-    def fit(self, cache: Cache) -> None:
-        """Take what the model needs of the training posts before it learns; most need nothing."""
+    def fit(self, cache: Cache, features: Features | None = None) -> None:
+        """Take what the model needs of the training posts before it learns; most need nothing. features: a store that
+        holds them.
+        """
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, classes)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch, chunks, mean_of_tokens
+from fusion.data.feature_store import Features
 from fusion.models.attention import cross_attention
 from fusion.models.base import Dimensions, FrozenText, Losses, Model, Term
 from fusion.models.label_rule import LabelRule, rule_losses
@@ -65,7 +66,7 @@ class FusionModel(Model):
             self.product_image = nn.Linear(dimensions.channels, config.width)
             self.product_dropout = nn.Dropout(config.dropout)
 
-    def fit(self, cache: Cache) -> None:
+    def fit(self, cache: Cache, features: Features | None = None) -> None:
         """With `standardise`, take mean and deviation from the training posts: of the text's real tokens, and of the
         rows of E_I in all views that training shows. Both sets are affine, so that the pooled row stays the patches'
         mean (eq 2).

@@ -3,6 +3,7 @@
 import torch
 
 from fusion.config import Config
+from fusion.data.feature_store import Features
 from fusion.models.base import Dimensions, Model
 from fusion.models.precision import resolved
 from fusion.models.registry import build_model
@@ -39,8 +40,18 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     return encoder.in_precision(resolved(config, device))
 
 
-def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *, checkpointing: bool = False) -> Model:
-    """The model with the weights that the seed draws. Raises InputError if it does not fit into memory."""
+def new_model(
+    cache: Cache,
+    config: Config,
+    text_encoder: TextEncoder | None,
+    *,
+    features: Features | None = None,
+    checkpointing: bool = False,
+) -> Model:
+    """The model with the weights that the seed draws. features: a store of the training posts, if there is one.
+
+    Raises InputError if the model does not fit into memory.
+    """
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0
     sizes = {"classes": len(cache.label_names), "patches": m, "text_pooled": cache.text_pooled_width}
@@ -54,7 +65,7 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
         model = build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
-    model.fit(cache)
+    model.fit(cache, features)
     for module in model.modules():
         if isinstance(module, Transformer):
             module.checkpointing = checkpointing

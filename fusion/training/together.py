@@ -20,7 +20,7 @@ from fusion.data.pooled_store import PooledStore
 from fusion.data.requirements import require_trainable
 from fusion.models.label_rule import known_labels
 from fusion.models.objective import objective_of
-from fusion.models.pooled.dropout import Dropout, mask
+from fusion.models.pooled.dropout import Dropout, fill_mask
 from fusion.models.pooled.vectors import PooledModel
 from fusion.models.precision import precision
 from fusion.names import pooled_models
@@ -71,7 +71,7 @@ def train_together(
     """
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
-        training = [_Training(member, device) for member in members]
+        training = [_Training(member, device, store) for member in members]
         while training:
             stack = _Stack([one.model for one in training])
             for one in training:
@@ -81,7 +81,7 @@ def train_together(
                     stop.check()
                 _step(stack, training, step, store, device)
             for one in training:
-                one.end_epoch(store, shares=len(training))
+                one.end_epoch(shares=len(training))
             for one in training:
                 if one.ended:
                     one.finish(time.perf_counter() - started)
@@ -94,6 +94,7 @@ class _Training:
 
     member: Member
     device: torch.device
+    store: PooledStore
     state: TrainingState = field(
         default_factory=lambda: TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
     )
@@ -103,7 +104,7 @@ class _Training:
     def __post_init__(self) -> None:
         cache, config = self.member.cache, self.member.config
         require_trainable(cache, config)
-        model = new_model(cache, config, None)
+        model = new_model(cache, config, None, features=self.store)
         assert isinstance(model, PooledModel)
         self.model = model.to(self.device).train()
         if config.has_objective:
@@ -143,13 +144,13 @@ class _Training:
         except Diverged as error:
             self.member.end = self.member.end or error  # its numbers reach no other member; it goes at the epoch's end
 
-    def end_epoch(self, store: PooledStore, shares: int) -> None:
+    def end_epoch(self, shares: int) -> None:
         """Validate, and keep the weights of the best epoch."""
         if self.member.end is not None:
             return
         trained = time.perf_counter()
         line: EpochMetrics = {"epoch": self.state.epoch + 1, **self.losses.line(self.plan.rates[-1])}
-        line.update(validate(self.model, self.member.cache, store, self.val_rows, None, Ranks()))
+        line.update(validate(self.model, self.member.cache, self.store, self.val_rows, None, Ranks()))
         validated = time.perf_counter() - trained
         training = (trained - self.begun) / shares
         line["seconds"] = training + validated
@@ -292,10 +293,13 @@ class _Stack:
     @staticmethod
     def _masks(probabilities: list[float], lengths: list[int], width: int, draws: Sequence[torch.Generator]) -> Tensor:
         """A dropout's masks, (models, longest, width), each drawn as its model alone would draw it."""
-        masks = torch.ones(len(lengths), max(lengths), width)
+        masks = torch.empty(len(lengths), max(lengths), width)
         for at, (probability, length) in enumerate(zip(probabilities, lengths, strict=True)):
-            if probability and length:
-                masks[at, :length] = mask((length, width), probability, draws[at])
+            if probability:
+                fill_mask(masks[at, :length], probability, draws[at])
+            else:
+                masks[at, :length] = 1.0
+            masks[at, length:] = 0.0
         return masks
 
     def hand_out_gradients(self) -> None:

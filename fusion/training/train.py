@@ -25,6 +25,7 @@ from fusion.models.objective import objective_of
 from fusion.models.own import as_model, ready
 from fusion.models.precision import resolved
 from fusion.models.reencoding import Reencoder
+from fusion.names import pooled_models
 from fusion.run import Run
 from fusion.run_files import TrainingState
 from fusion.training.build import masking_encoder, new_model
@@ -142,20 +143,21 @@ def _train(
     """The training itself: build, loop, finish."""
     # Build.
     train_rows, val_rows = cache.rows("train"), cache.rows("val")
+    rows, views = np.concatenate([train_rows, val_rows]), cache.views if config.views == "sample" else 1
+    features: Features
+    if config.model in pooled_models():
+        features = PooledStore(cache, rows, device, views=views)
+    else:
+        features = FeatureStore(cache, rows, device, execution.cache_in, views=views)
     if own is None:
-        model = new_model(cache, config, text_encoder, checkpointing=execution.checkpointing).to(device)
+        model = new_model(cache, config, text_encoder, features=features, checkpointing=execution.checkpointing).to(
+            device
+        )
     else:
         model = ready(as_model(own, cache, config).to(device), read_batch(cache, train_rows[:2], device))
     if config.has_objective:
         model.objective = objective_of(cache, config).to(device)
     optimizer = new_optimizer(model, config)
-    views = cache.views if config.views == "sample" else 1
-    rows = np.concatenate([train_rows, val_rows])
-    features: Features
-    if model.pooled_alone:
-        features = PooledStore(cache, rows, device, views=views)
-    else:
-        features = FeatureStore(cache, rows, device, execution.cache_in, views=views)
     for split, counts in cache.class_counts().items():
         say(f"{split}: {sum(counts.values())} posts ({', '.join(f'{name}: {n}' for name, n in counts.items())})")
     say(f"features: {features.reason}")

@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 Keys = frozenset[tuple[str, str]]  # of a post: ("text", hash) of its comparable text and ("image", hash) of its bytes
 
@@ -43,6 +44,7 @@ def duplicate_keys(text: str | None, image_sha256: str) -> Keys:
     return keys_of(comparable_sha256(text), image_sha256)
 
 
+@lru_cache(maxsize=1 << 16)
 def comparable_sha256(text: str | None) -> str:
     """The hash of a text's comparable text, by which a run knows it without keeping it; empty if there is none."""
     comparable = comparable_text(text) if text else None

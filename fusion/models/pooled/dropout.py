@@ -30,13 +30,14 @@ class Dropout(nn.Module):
             return features * self.given
         if not self.probability:
             return features
-        return features * mask(features.shape, self.probability).to(features.device)
+        drawn = fill_mask(torch.empty(features.shape), self.probability)
+        return features * drawn.to(features.device)
 
 
-def mask(shape: tuple[int, ...] | torch.Size, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """A mask of 0 and 1 / (1 - probability), drawn on the host: the same for every device, (shape) float32."""
-    size = torch.Size(shape).numel()
+def fill_mask(mask: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a mask with 0 and 1 / (1 - probability). It is drawn on the host, the same for every device."""
+    size = mask.numel()
     integers = torch.empty(-(-size // _PER_DRAW), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
     least = round(probability * _LEVELS) - _LEVELS // 2  # of signed numbers
-    kept = integers.view(torch.int16)[:size] >= least
-    return kept.view(shape).float().mul_(1 / (0.5 - least / _LEVELS))
+    numbers = integers.view(torch.int16)[:size].view(mask.shape)
+    return torch.ge(numbers, least, out=mask).mul_(1 / (0.5 - least / _LEVELS))

@@ -6,13 +6,13 @@ words and patches say one by one (docs/results.md).
 
 from itertools import pairwise
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
-from fusion.data.pooled_store import text_vectors
+from fusion.data.feature_store import Features
+from fusion.data.pooled_store import PooledStore
 from fusion.models import base
 from fusion.models.base import Dimensions, FrozenText, Losses
 from fusion.models.label_rule import LabelRule, rule_losses
@@ -29,6 +29,7 @@ class PooledModel(base.Model):
     """
 
     pooled_alone = True
+    posts_at_once = 1024
 
     def __init__(self, config: Config, dimensions: Dimensions, *, mixed: int, layers: int) -> None:
         """`mixed`: the width of what `mix` gives; `layers`: how many hidden layers follow."""
@@ -44,13 +45,13 @@ class PooledModel(base.Model):
         """The standardised vectors (B, D_p) and (B, C) to features of the post, (B, mixed)."""
         raise NotImplementedError
 
-    def fit(self, cache: Cache) -> None:
+    def fit(self, cache: Cache, features: Features | None = None) -> None:
         """Take mean and deviation of both vectors from the training posts, of all views that training shows."""
-        rows = cache.rows("train")
-        self.text_vector.fit(text_vectors(cache, rows))
-        views = range(cache.views if self.config.views == "sample" else 1)
-        pooled = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in views]
-        self.image_vector.fit(np.concatenate(pooled).astype(np.float32))
+        rows, views = cache.rows("train"), cache.views if self.config.views == "sample" else 1
+        store = features if isinstance(features, PooledStore) else PooledStore(cache, rows, views=views)
+        texts, images = store.vectors(rows)
+        self.text_vector.fit(texts)
+        self.image_vector.fit(images[:views].reshape(-1, images.shape[2]))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The standardised vectors of text and image, (B, D) and (B, C); 0, their mean, where a post lacks one."""
@@ -85,9 +86,9 @@ class Block(nn.Module):
         self.linear, self.dropout = nn.Linear(wide, narrow), Dropout(dropout)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        # Not F.linear: of this product the gradient of the weights comes as they lie in memory. With several models at
-        # once a step takes two thirds of the time.
-        projected = (self.linear.weight @ vectors.T).T + self.linear.bias
+        # F.linear, written so that what follows and the weights' gradient come as they lie in memory: several models at
+        # once take two thirds of the time.
+        projected = (self.linear.weight @ vectors.T).T.contiguous() + self.linear.bias
         dropped: Tensor = self.dropout(F.gelu(projected))
         return dropped
 
