@@ -1,4 +1,4 @@
-"""sweep, reproduce, table, folds."""
+"""sweep, reproduce, study, table, folds."""
 
 import contextlib
 from pathlib import Path
@@ -65,8 +65,8 @@ def sweep(
     """Search the settings of a space; keep the best by validation. The same command resumes after a kill."""
     from fusion.experiments import sweep as sweeping
     from fusion.experiments.search_space import read_space
-    from fusion.experiments.study import SweepSpec
     from fusion.experiments.sweep_results import BEST, format_trials
+    from fusion.experiments.trials import SweepSpec
     from fusion.training.allocator import keep_memory
     from pipeline.extraction.ray_engine import cluster
 
@@ -134,23 +134,81 @@ def reproduce(
     """Reproduce a table of the paper: train the missing runs, compare on the same posts. The same command resumes after
     a kill.
     """
-    from fusion.experiments import reproduce as reproducing
-    from fusion.experiments.tables.write import write_table
-    from fusion.training.allocator import keep_memory
-
-    keep_memory()
-    spec = reproducing.TableSpec(
+    _make_table(
+        console,
+        device,
         cache=cache_dir.resolve(),
         out=out.resolve(),
         base=source.load(),
-        device=str(console.device(device)),
         folds=folds and folds.resolve(),
         extra=not only_paper,
         **options,
     )
-    result = reproducing.reproduce(spec, console.say)
+
+
+@click.command()
+@click.argument("cache_dir", metavar="CACHE", type=PATH)
+@click.option(
+    "--models",
+    required=True,
+    help="Comma-separated rows: presets, models, probe, probe-text, probe-mlp, majority, each with settings if wanted "
+    "(packaged+mlm=false). All are compared with the first.",
+)
+@click.option("--out", required=True, type=PATH, help="The folder for runs and the table.")
+@click.option("--folds", type=PATH, help="A folder of fold_K.csv files (see `folds`): each post is tested once.")
+@click.option("--seeds", type=click.IntRange(1), default=5, help="Number of seeds (0, 1, ...) of each trained row.")
+@click.option(
+    "--ensemble",
+    "ensembles",
+    multiple=True,
+    metavar="ROWS",
+    help="Also the mean of the probabilities of all seeds of these rows, comma-separated; repeatable.",
+)
+@target_option
+@jobs_option
+@encoder_folder_option
+@device_option
+@result_options
+def study(
+    cache_dir: Path,
+    models: str,
+    out: Path,
+    folds: Path | None,
+    ensembles: tuple[str, ...],
+    device: str,
+    console: Console,
+    **options: Any,
+) -> None:
+    """Compare any models on the same posts: train the missing runs, make one table. The same command resumes after a
+    kill.
+    """
+    from fusion.config import Config
+    from fusion.experiments.tables.rows import STUDY
+
+    _make_table(
+        console,
+        device,
+        cache=cache_dir.resolve(),
+        out=out.resolve(),
+        table=STUDY,
+        base=Config(),
+        folds=folds and folds.resolve(),
+        models=tuple(models.split(",")),
+        ensembles=ensembles,
+        **options,
+    )
+
+
+def _make_table(console: Console, device: str, **spec: Any) -> None:
+    """Make a table of many trainings, and say what it says."""
+    from fusion.experiments.reproduce import TableSpec, reproduce
+    from fusion.experiments.tables.write import write_table
+    from fusion.training.allocator import keep_memory
+
+    keep_memory()
+    result = reproduce(TableSpec(device=str(console.device(device)), **spec), console.say)
     console.save(result)
-    text, files = write_table(result, out)
+    text, files = write_table(result, spec["out"])
     console.show(f"\n{text}")
     console.say(f"wrote {', '.join(map(str, files))}")
 

@@ -38,11 +38,15 @@ class PooledStore:
         )
         self._text, self._images, self._labels, self._modality_labels = (torch.from_numpy(a).to(device) for a in held)
 
+    def holds(self, rows: np.ndarray) -> bool:
+        """Whether the vectors of all these rows are here."""
+        return bool((self._place_of[rows] >= 0).all())
+
     def _held(self, rows: np.ndarray) -> np.ndarray:
         """Where the rows' vectors are. Raises IndexError on a row that is not held."""
         places = self._place_of[rows]
         if (absent := places < 0).any():
-            raise IndexError(f"row {rows[absent][0]}: it is not held")
+            raise IndexError(f"row {rows[absent][0]}: it, or its view, is not held")
         return places
 
     def vectors(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +72,7 @@ class PooledStore:
         at = torch.from_numpy(self._held(rows)).to(here)
         of_images = at if image_rows is rows else torch.from_numpy(self._held(image_rows)).to(here)
         if (absent := (shown < 0) | (shown >= len(self._images))).any():
-            raise IndexError(f"row {image_rows[absent][0]}: its view is not held")
+            raise IndexError(f"row {image_rows[absent][0]}: it, or its view, is not held")
         view = torch.from_numpy(shown).to(here)
         everyone = torch.ones(len(rows), dtype=torch.bool, device=here)
         pooled = self._images[view, of_images]

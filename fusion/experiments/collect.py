@@ -51,22 +51,22 @@ def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | N
         "classes": list(cache.label_names),
         "ids": ids,
         "labels": written(truth, len(cache.label_names)),
-        "rows": [_row(row, spec, folds, ids) for row in rows],
+        "rows": [_row(row, rows, spec, folds, ids) for row in rows],
+        "reference": rows[0].key,
     }
 
 
-def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
+def _row(row: Row, rows: list[Row], spec: TableSpec, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
     source, key = (replace(row, key=FULL, kind="trained"), row.key) if row.kind == "shuffled" else (row, "predicted")
     repeats = []
-    for seed in range(spec.seeds) if source.kind == "trained" else [None]:
-        files = [TableRun(source, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
-        if all(file.is_file() for file in files):
-            parts = [_predictions(file, key, source) for file in files]
-            if [id_ for part in parts for id_ in part["ids"]] != ids:
-                raise InputError(
-                    f"{files[0].parent}: predictions for other posts than the table's; give another {option('out')}"
-                )
-            repeats.append({"seed": seed, "predicted": _joined([part[key] for part in parts]), **_facts(parts)})
+    if row.kind == "ensemble":
+        members = [other for other in rows if other.key in row.members]
+        if predicted := _of_mean(members, spec, folds, ids):
+            repeats.append({"seed": None, "predicted": predicted})
+    else:
+        for seed in range(spec.seeds) if source.kind == "trained" else [None]:
+            if parts := _parts(source, seed, spec, folds, ids, key):
+                repeats.append({"seed": seed, "predicted": _joined([part[key] for part in parts]), **_facts(parts)})
     trained = row.config(spec.base).model_dump() if row.kind == "trained" else {}
     base = spec.base.model_dump()
     return {
@@ -78,6 +78,33 @@ def _row(row: Row, spec: TableSpec, folds: list[Path | None], ids: list[str]) ->
         "published": row.published,
         "repeats": repeats,
     }
+
+
+def _parts(
+    row: Row, seed: int | None, spec: TableSpec, folds: list[Path | None], ids: list[str], key: str
+) -> list[dict[str, Any]]:
+    """The predictions of one repeat of a row, fold by fold; empty while one is missing."""
+    files = [TableRun(row, seed, fold).folder(spec.out) / ANSWERS for fold in folds]
+    if not all(file.is_file() for file in files):
+        return []
+    parts = [_predictions(file, key, row) for file in files]
+    if [id_ for part in parts for id_ in part["ids"]] != ids:
+        raise InputError(
+            f"{files[0].parent}: predictions for other posts than the table's; give another {option('out')}"
+        )
+    return parts
+
+
+def _of_mean(members: list[Row], spec: TableSpec, folds: list[Path | None], ids: list[str]) -> str | list[int] | None:
+    """What the mean of the members' probabilities, over all seeds, predicts; None while one is missing."""
+    means = []
+    for row in members:
+        each = [_parts(row, seed, spec, folds, ids, "probabilities") for seed in range(spec.seeds)]
+        if not all(each):
+            return None
+        means.append(np.mean([np.concatenate([part["probabilities"] for part in parts]) for parts in each], axis=0))
+    mean = np.mean(means, axis=0)
+    return written(mean.argmax(axis=1), mean.shape[1])
 
 
 def _predictions(file: Path, key: str, row: Row) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Reproduces a table of the paper: trains the missing runs and stores every prediction for the test posts.
+"""Reproduces a table of the paper, or makes one of any models: trains the missing runs and stores every prediction for
+the test posts.
 
 A folder for each row and seed (and fold) holds the run and, once it is finished, its predictions on the test posts (the
 test split is read exactly once). A call resumes where a killed one stopped, in the middle of a run too, and uses the
-runs of other tables.
+runs of other tables. Models on pooled vectors are trained several at a time.
 """
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import numpy as np
 
 from fusion.data.folds import fold_files
 from fusion.evaluation.evaluate import derangement
-from fusion.evaluation.linear_probe import probe
+from fusion.evaluation.linear_probe import MODALITIES, probe
 from fusion.evaluation.predict import predict_rows
 from fusion.experiments.collect import collect, source_of, written
 from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
 from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.tables.table_file import read_predictions
-from fusion.experiments.trainer import Trainer
+from fusion.experiments.trainer import MOST_TOGETHER, Trainer
 from fusion.run import Run
+from fusion.training.together import shared_by
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import Diverged, InputError, Stopped, option
+from pipeline.common.errors import InputError, Stopped, option
 from pipeline.common.files import write_json
 from pipeline.common.folders import require_no_link
 from pipeline.common.locks import only_writer
@@ -33,14 +35,16 @@ from pipeline.encoders.fingerprint import first_difference
 
 _SOURCES = {"fingerprint_sha256": "encoders", "posts_sha256": "posts, splits or labels"}
 
+_SECONDS_BETWEEN = 10.0  # two writings of an unfinished table, which reads all predictions
+
 Say = Callable[[str], None]
 
 
 def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
-    """Run the missing fits, `spec.jobs` at a time; returns the table's JSON, which is also written after each fit.
+    """Run the missing fits, `spec.jobs` at a time; returns the table's JSON, which is also written now and then.
 
-    Raises InputError if the cache excludes the full model, if the folder holds runs of other settings, posts or
-    encoders, if another process writes there, and if no fit was finished.
+    Raises InputError if the cache excludes the row that others are compared with, if the folder holds runs of other
+    settings, posts or encoders, if another process writes there, and if no fit was finished.
     """
     cache = Cache(spec.cache, target=spec.target).with_used_names()
     folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
@@ -57,7 +61,7 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
         for row in left_out:
             say(f"left out: {row['title']} ({row['why']})")
         say(f"table {spec.table}: {len(fits)} fits, {len(fits) - len(missing)} of them done before")
-        done = len(fits) - len(missing)
+        done, written_at = len(fits) - len(missing), time.monotonic()
 
         def write() -> dict[str, Any]:
             result = {**collect(spec, rows, cache, folds), "left_out": left_out}
@@ -66,22 +70,27 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
             write_json(result_file(spec), result)
             return result
 
-        def ended(fit: TableRun) -> None:
-            nonlocal done
-            done += 1
-            say(f"{done} of {len(fits)}: {fit.folder(spec.out).relative_to(spec.out)}")
-            write()
+        def ended(group: list[TableRun]) -> None:
+            nonlocal done, written_at
+            for fit in group:
+                done += 1
+                say(f"{done} of {len(fits)}: {fit.folder(spec.out).relative_to(spec.out)}")
+            if time.monotonic() > written_at + _SECONDS_BETWEEN:
+                write()
+                written_at = time.monotonic()
 
+        groups = _groups(missing, spec)
         try:
             if spec.jobs == 1:
-                fit_one = begin(spec, stop)
-                for fit in missing:
-                    fit_one(fit)
-                    ended(fit)
+                fit_all = begin(spec, stop)
+                for group in groups:
+                    fit_all(group)
+                    ended(group)
                     stop.check()
             elif missing:
-                in_processes(iter(missing), spec.jobs, begin, (spec,), ended, spec.out, stop)
+                in_processes(iter(groups), spec.jobs, begin, (spec,), ended, spec.out, stop)
         except Stopped:
+            write()
             counts = f"{done} of {len(fits)} fits are finished"
             raise Stopped(f"stopped by {stop.signal}; {counts}; the same command resumes") from None
         result = write()
@@ -100,18 +109,48 @@ def _failure(fit: TableRun, spec: TableSpec) -> dict[str, str]:
     return {"title": f"{fit.row.title}{seed}", "why": _run(fit, spec).failure}
 
 
-def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[TableRun], None]:
-    """In each process: open the cache once; returns the function that makes a fit and writes its predictions."""
+def _groups(fits: list[TableRun], spec: TableSpec) -> list[list[TableRun]]:
+    """The fits in groups that are made at once: of a row on pooled vectors several, of any other one at a time."""
+    groups: list[list[TableRun]] = []
+    open_groups: dict[str, list[TableRun]] = {}
+    for fit in fits:
+        alone = fit.row.kind != "trained" or not shared_by(spec.config(fit.row, 0))
+        group = None if alone else open_groups.get(fit.row.key)
+        if group is None or len(group) == MOST_TOGETHER:
+            group = []
+            groups.append(group)
+            open_groups[fit.row.key] = group
+        group.append(fit)
+    return groups
+
+
+def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[list[TableRun]], None]:
+    """In each process: open the cache once; returns the function that makes a group of fits and writes their
+    predictions.
+    """
     trainer = Trainer(spec.cache, spec.device, text_encoder=spec.text_encoder, jobs=spec.jobs, target=spec.target)
+    caches: dict[Path | None, Cache] = {}
+    sources: dict[Path | None, dict[str, str]] = {}
 
-    def fit_one(fit: TableRun) -> None:
-        cache = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
-        with suppress(Diverged):  # the run keeps the reason, and the table names it
-            trained = fit.row.kind == "trained"
-            made = _trained(fit, spec, trainer, cache, stop) if trained else _baseline(fit.row, cache)
-            write_json(fit.folder(spec.out) / ANSWERS, {"made_of": source_of(cache), **made})
+    def fit_all(group: list[TableRun]) -> None:
+        for fit in group:
+            if fit.fold not in caches:
+                caches[fit.fold] = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
+                sources[fit.fold] = source_of(caches[fit.fold])
+        if group[0].row.kind == "trained":
+            runs = [(_run(fit, spec), spec.config(fit.row, fit.seed or 0), caches[fit.fold]) for fit in group]
+            trainer.train_all(runs, stop)
+        for fit in group:
+            cache, run = caches[fit.fold], _run(fit, spec)
+            if fit.row.kind != "trained":
+                made = _baseline(fit.row, cache)
+            elif run.failure:
+                continue  # the run keeps the reason, and the table names it
+            else:
+                made = _answers(fit, run, trainer, cache)
+            write_json(fit.folder(spec.out) / ANSWERS, {"made_of": sources[fit.fold], **made})
 
-    return fit_one
+    return fit_all
 
 
 def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterator[TableRun]:
@@ -127,13 +166,10 @@ def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterato
                         yield TableRun(row, seed if row.kind == "trained" else None, fold)
 
 
-def _trained(
-    fit: TableRun, spec: TableSpec, trainer: Trainer, cache: Cache, stop: StopRequest | None
-) -> dict[str, Any]:
-    run = _run(fit, spec)
-    trainer.train(run, spec.config(fit.row, fit.seed or 0), cache=cache, stop=stop)
+def _answers(fit: TableRun, run: Run, trainer: Trainer, cache: Cache) -> dict[str, Any]:
     model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
-    predictions = {"predicted": _codes(predict_rows(model, cache, rows, device))}
+    probabilities = predict_rows(model, cache, rows, device, features=trainer.pooled_store(model.config, cache))
+    predictions: dict[str, Any] = {"predicted": _codes(probabilities), "probabilities": _rounded(probabilities)}
     if fit.row.key == FULL:
         partner = derangement(len(rows), np.random.default_rng(fit.seed))
         predictions["image-shuffled"] = _codes(predict_rows(model, cache, rows, device, image_rows=rows[partner]))
@@ -157,7 +193,8 @@ def _baseline(row: Row, cache: Cache) -> dict[str, Any]:
         counts = np.bincount(cache.labels[cache.rows("train")], minlength=classes)
         predicted = np.full(len(rows), counts.argmax())
         return {"ids": [cache.ids[at] for at in rows], "predicted": written(predicted, classes)}
-    fitted = probe(cache, row.key.removeprefix("probe-"))
+    what = row.key.removeprefix("probe-")
+    fitted = probe(cache, what) if what in MODALITIES else probe(cache, MODALITIES[-1], kind=what)
     ids = [cache.ids[at] for at in fitted.test_rows]
     validation = {"accuracy": fitted.val_accuracy}
     return {"ids": ids, "predicted": written(fitted.test_predictions, classes), "validation": validation}
@@ -183,6 +220,10 @@ def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str
             raise InputError(
                 f"{answers}: made of other {what} than those of {spec.cache}; give another {option('out')}"
             )
+
+
+def _rounded(probabilities: np.ndarray) -> list[list[float]]:
+    return [[round(value, 6) for value in values] for values in probabilities.tolist()]
 
 
 def _codes(probabilities: np.ndarray) -> str | list[int]:

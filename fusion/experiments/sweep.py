@@ -18,7 +18,6 @@ from fusion.data.requirements import require_all_classes
 from fusion.experiments.journal_check import MOST_JOURNAL, SweepResult, check_journal
 from fusion.experiments.processes import in_processes
 from fusion.experiments.search_space import Space, optuna
-from fusion.experiments.study import JOURNAL, SweepSpec, attempt, open_study, trainer_of
 from fusion.experiments.sweep_results import (
     BEST,
     IMPORTANCE,
@@ -27,6 +26,7 @@ from fusion.experiments.sweep_results import (
     summary,
     write_results,
 )
+from fusion.experiments.trials import JOURNAL, SweepSpec, attempt, open_study, trainer_of
 from fusion.run import Run
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import read_json

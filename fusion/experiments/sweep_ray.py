@@ -14,8 +14,8 @@ from ray.tune.search import Searcher
 
 from fusion.config import Config
 from fusion.experiments.search_space import Space, configured, draw, optuna
-from fusion.experiments.study import SweepSpec, TrialReporter, trainer_of
 from fusion.experiments.sweep_results import SCORE, trial_folder
+from fusion.experiments.trials import SweepSpec, TrialReporter, trainer_of
 from fusion.run import Run
 from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fusion.config import Config
 from fusion.data.requirements import require_trainable
-from fusion.experiments.tables.rows import FULL, Row, rows_of
+from fusion.experiments.tables.rows import STUDY, Row, rows_of
+from fusion.experiments.tables.study_rows import study_rows
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import require_images
@@ -32,21 +33,29 @@ class TableSpec:
     text_encoder: str | None = None
     jobs: int = 1
     target: str = LABEL
+    models: tuple[str, ...] = ()  # of a study, as `study_rows` reads them
+    ensembles: tuple[str, ...] = ()
 
     def rows(self, cache: Cache) -> tuple[list[Row], list[dict[str, str]]]:
-        """The table's rows, and those that the base or the cache excludes, each with its title and the reason.
+        """The table's rows, and those that the base or the cache excludes, each with its title and the reason. All rows
+        are compared with the first.
 
-        Raises InputError if the full model is among these.
+        Raises InputError if that one is excluded.
         """
-        rows, left_out = [], []
-        for row in rows_of(self.table, self.base, extra=self.extra, with_baselines=self.baselines):
+        rows: list[Row] = []
+        left_out: list[dict[str, str]] = []
+        if self.table == STUDY:
+            wanted = study_rows(self.models, self.ensembles)
+        else:
+            wanted = rows_of(self.table, self.base, extra=self.extra, with_baselines=self.baselines)
+        for row in wanted:
             try:
                 if row.kind == "trained":
                     require_trainable(cache, row.config(self.base))
                 elif row.kind == "probe" and row.key != "probe-text":
                     require_images(cache.fingerprint, cache.folder, f"a {row.title} needs images")
             except InputError as error:
-                if row.key == FULL:
+                if row is wanted[0]:
                     raise
                 left_out.append({"title": row.title, "why": str(error)})
             else:

@@ -1,20 +1,29 @@
 """Runs several trainings in one process; the cache is opened once and each text encoder loaded once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from fusion.config import Config
+from fusion.data.pooled_store import PooledStore
 from fusion.models.precision import resolved
+from fusion.names import pooled_models
 from fusion.run import Run
 from fusion.training.build import masking_encoder
 from fusion.training.display import EpochMetrics
+from fusion.training.together import Member, train_together
 from fusion.training.train import ExecutionOptions, train
 from pipeline.cache.reader import Cache
+from pipeline.common.errors import Diverged
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder
 from pipeline.posts.labels import LABEL
+
+MOST_TOGETHER = 10  # models on pooled vectors that are trained at once (benchmarks/study.py)
 
 
 class Trainer:
@@ -41,6 +50,7 @@ class Trainer:
         ).with_used_names()
         self._folder, self._jobs = text_encoder, jobs
         self._encoders: dict[str, TextEncoder] = {}
+        self._stores: dict[int, PooledStore] = {}
 
     def train(
         self,
@@ -74,6 +84,43 @@ class Trainer:
             quiet=True,
         )
         return result.validation["weighted_f1"]
+
+    def train_all(self, runs: Sequence[tuple[Run, Config, Cache]], stop: StopRequest | None = None) -> None:
+        """Train or resume several runs, those on pooled vectors at once. One that diverges is a failed run."""
+        members: dict[tuple[Any, ...], list[Member]] = {}
+        for run, config, cache in runs:
+            if not (shared := shared_by(config)):
+                with suppress(Diverged):
+                    self.train(run, config, cache=cache, stop=stop)
+            elif not run.failure:
+                cache = run.resume_or_start(config, cache, same_splits=True)
+                if not run.finished:
+                    members.setdefault(shared, []).append(Member(cache, config, run))
+        for group in members.values():
+            self.train_members(group, stop)
+
+    def train_members(self, members: list[Member], stop: StopRequest | None = None) -> None:
+        """Train models on pooled vectors at once, which have `shared_by` alike. Raises what ended one, unless it
+        diverged.
+        """
+        store = self.pooled_store(members[0].config, *(member.cache for member in members))
+        assert store is not None
+        train_together(members, store, self.device, stop)
+
+    def pooled_store(self, config: Config, *caches: Cache) -> PooledStore | None:
+        """The pooled vectors of all labelled posts with a split in the caches, held from the first call on; None for a
+        model that reads more.
+        """
+        if config.model not in pooled_models():
+            return None
+        views = self.cache.views if config.views == "sample" else 1
+        rows = np.flatnonzero(
+            np.any([cache.ok & (cache.labels >= 0) & (cache.splits >= 0) for cache in caches], axis=0)
+        )
+        held = self._stores.get(views)
+        if held is None or not held.holds(rows):
+            self._stores[views] = held = PooledStore(self.cache, rows, self.device, views=views)
+        return held
 
     def encoder(self, config: Config) -> TextEncoder:
         """The text encoder of the masking, in the config's precision."""

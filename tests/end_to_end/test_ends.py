@@ -11,8 +11,8 @@ from fusion.checkpoint import saved_epoch
 from fusion.config import load_config
 from fusion.experiments.reproduce import TableSpec, reproduce
 from fusion.experiments.search_space import read_space
-from fusion.experiments.study import SweepSpec
 from fusion.experiments.sweep import sweep
+from fusion.experiments.trials import SweepSpec
 from fusion.run import MODEL, Run
 from pipeline.common.errors import Diverged, InputError, Stopped, as_command
 from pipeline.common.signals import StopRequest

@@ -10,9 +10,9 @@ from fusion.config import load_config
 from fusion.data.folds import write_folds
 from fusion.experiments.journal_check import check_journal
 from fusion.experiments.search_space import read_space
-from fusion.experiments.study import SweepSpec
 from fusion.experiments.sweep import _clear
 from fusion.experiments.tables.table_file import read_predictions, read_table
+from fusion.experiments.trials import SweepSpec
 from pipeline.common.errors import InputError
 from tests.helpers.commands import invoke
 from tests.helpers.toy import write_cache

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fusion.evaluation.display import BLUE, GREY, ORANGE
-from fusion.experiments.tables.markdown import Line
+from fusion.experiments.tables.markdown import Line, reference_title
 from fusion.experiments.tables.rows import FULL
 from pipeline.common.files import write_bytes
 
@@ -36,7 +36,7 @@ def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) 
             axes.plot(step, place, "D", mfc="none", color=ORANGE, label=None if labelled else "the paper's")
     axes.set_yticks(range(len(compared)), [_as_written(line.row["title"]) for line in compared])
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy minus the full model's, points")
+    axes.set_xlabel(f"accuracy minus {_as_written(reference_title(result))}'s, points")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="best")
     picture = io.BytesIO()

@@ -18,7 +18,9 @@ from pipeline.common.markup import escaped
 
 @dataclass(frozen=True)
 class Line:
-    """What is to be said of one row; `difference` is None for the full model itself, and without repeats."""
+    """What is to be said of one row; `difference` is None for the row that others are compared with, and without
+    repeats.
+    """
 
     row: dict[str, Any]
     scores: list[Scores]  # by repeat
@@ -31,22 +33,49 @@ class Line:
 
 
 def lines_of(result: dict[str, Any]) -> list[Line]:
-    """The rows with predictions, each with its scores and its difference to the full model's for the same seeds."""
+    """The rows with predictions, each with its scores and its difference to those of the reference: for the same seeds,
+    where both have seeds.
+    """
     truth, classes = _codes(result["labels"]), len(result["classes"])
-    full = {repeat["seed"]: repeat for row in result["rows"] if row["key"] == FULL for repeat in row["repeats"]}
+    reference = {
+        repeat["seed"]: _codes(repeat["predicted"])
+        for row in result["rows"]
+        if row["key"] == _reference(result)
+        for repeat in row["repeats"]
+    }
     lines = []
     for row in result["rows"]:
         predictions = {repeat["seed"]: _codes(repeat["predicted"]) for repeat in row["repeats"]}
         if not predictions:
             continue
-        seeds = [seed for seed in full if seed in predictions or None in predictions]
+        seeds = [
+            seed
+            for seed in dict.fromkeys([*reference, *predictions])
+            if (seed in predictions or None in predictions) and (seed in reference or None in reference)
+        ]
+        if len(seeds) > 1:
+            seeds = [seed for seed in seeds if seed is not None]
         difference = None
-        if seeds and row["key"] != FULL:
-            ours = [predictions[seed] if seed in predictions else predictions[None] for seed in seeds]
-            theirs = [_codes(full[seed]["predicted"]) for seed in seeds]
-            difference = compare(truth, np.array(ours), np.array(theirs), classes)
+        if seeds and row["key"] != _reference(result):
+            ours, theirs = (
+                np.array([codes[seed] if seed in codes else codes[None] for seed in seeds])
+                for codes in (predictions, reference)
+            )
+            difference = compare(truth, ours, theirs, classes)
         lines.append(Line(row, [score(truth, codes, classes) for codes in predictions.values()], difference))
     return lines
+
+
+def _reference(result: dict[str, Any]) -> str:
+    """The key of the row that all others are compared with."""
+    key: str = result.get("reference", FULL)
+    return key
+
+
+def reference_title(result: dict[str, Any]) -> str:
+    """What sentences and headings call that row."""
+    key = _reference(result)
+    return "the full model" if key == FULL else next(row["title"] for row in result["rows"] if row["key"] == key)
 
 
 def markdown(result: dict[str, Any], lines: Sequence[Line] | None = None) -> str:
@@ -63,14 +92,15 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
         return ""
     posts, repeats = len(result["labels"]), max(len(line.scores) for line in lines)
     beyond = [(line, found) for line, found in compared if found.excludes_zero("accuracy")]
-    sentences = [_sentence(line, found) for line, found in beyond]
+    other = escaped(reference_title(result))
+    sentences = [_sentence(line, found, other) for line, found in beyond]
     within = [line.title for line, found in compared if not found.excludes_zero("accuracy")]
     papers = [found for line, found in compared if result["published"] in line.row["published"]]
     ends = [found.interval["accuracy"] for found in papers or [found for _, found in compared]]
     width = statistics.median((high - low) / 2 for low, high in ends)
     parts = ["**What the posts support.**", *sentences]
     if within:
-        parts.append(f"No difference to the full model is shown for: {'; '.join(within)}.")
+        parts.append(f"No difference to {other} is shown for: {'; '.join(within)}.")
     parts.append(
         f"With {posts} posts and {repeats} {'repeat' if repeats == 1 else 'repeats'}, the interval of a row"
         f"{' of the paper' if papers else ''} reaches about {100 * width:.1f} points to either side, so a smaller step "
@@ -90,12 +120,12 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
     return " ".join(parts)
 
 
-def _sentence(line: Line, found: Difference) -> str:
+def _sentence(line: Line, found: Difference, other: str) -> str:
     low, high = found.interval["accuracy"]
     side = "above" if found.mean["accuracy"] > 0 else "below"
     return (
         f"{line.title[0].upper()}{line.title[1:]}: {abs(100 * found.mean['accuracy']):.1f} points of accuracy {side} "
-        f"the full model, beyond its interval ({_signed(low)} to {_signed(high)})."
+        f"{other}, beyond its interval ({_signed(low)} to {_signed(high)})."
     )
 
 
@@ -114,14 +144,15 @@ def _scores_table(result: dict[str, Any], lines: Sequence[Line]) -> str:
     data = result["published"]
     published = any(data in line.row["published"] for line in lines)
     head = ["percent", *SCORES.values(), "validation accuracy", *(["paper: accuracy / F1"] if published else [])]
-    head += ["minus full: accuracy", "minus full: weighted F1", "right alone: it / full"]
+    short = "full" if _reference(result) == FULL else escaped(reference_title(result))
+    head += [f"minus {short}: accuracy", f"minus {short}: weighted F1", f"right alone: it / {short}"]
     rows = [head, ["---"] * len(head)]
     group = lines[0].row["group"]
     for line in lines:
         if line.row["group"] != group:
             group = line.row["group"]
             rows.append([f"*{escaped(group)}*", *[""] * (len(head) - 1)])
-        cells = [f"**{line.title}**" if line.row["key"] == FULL else line.title]
+        cells = [f"**{line.title}**" if line.row["key"] == _reference(result) else line.title]
         cells += [_mean([one[name] for one in line.scores]) for name in SCORES]
         validation = [repeat["validation"]["accuracy"] for repeat in line.row["repeats"] if "validation" in repeat]
         cells.append(_mean(validation) if validation and line.row["kind"] != "shuffled" else "")

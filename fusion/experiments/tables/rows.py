@@ -11,16 +11,20 @@ from fusion.models.registry import model_class
 from fusion.names import baselines
 
 Published = dict[str, tuple[float, float]]
-# trained: with the row's settings; majority, probe: baselines without a seed; shuffled: the full model's predictions
-Kind = Literal["trained", "majority", "probe", "shuffled"]
+# trained: with the row's settings; majority, probe: baselines without a seed; shuffled: the full model's predictions;
+# ensemble: the mean of the probabilities of all seeds of trained rows
+Kind = Literal["trained", "majority", "probe", "shuffled", "ensemble"]
 TABLES = ("2", "3", "4", "beyond")
+STUDY = "study"  # a table of any models
 DATA_SETS = ("mvsa-single", "mvsa-multiple")
-FULL = "full"  # the row that all others are compared with
+FULL = "full"  # the row that all others of a table of the paper are compared with
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table. `key` names its folder and is the same in all tables; `settings` go over the base."""
+    """A row of a table. `key` names its folder and is the same in all tables; `settings` go over the base. `members`:
+    the keys of the rows that an ensemble is of.
+    """
 
     key: str
     title: str
@@ -28,6 +32,7 @@ class Row:
     published: Published = field(default_factory=dict)
     kind: Kind = "trained"
     group: str = "the paper's"
+    members: tuple[str, ...] = ()
 
     def config(self, base: Config) -> Config:
         """What to train. Raises InputError where the base excludes the settings."""

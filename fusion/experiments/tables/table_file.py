@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fusion.experiments.tables.rows import DATA_SETS, FULL, TABLES
+from fusion.experiments.tables.rows import DATA_SETS, FULL, STUDY, TABLES, Kind
 from fusion.run_files import Epoch, LabelNames, Parameters, Sha256
 from pipeline.common.documents import PLAIN, Document, Line, Name, Number, Post, Share, one_line, read_json
 from pipeline.posts.labels import MOST_NAMES
@@ -23,8 +23,8 @@ def _codes(codes: str | list[int]) -> str | list[int]:
 
 
 def _known_table(name: str) -> str:
-    if name not in TABLES:
-        raise ValueError(f"must be one of {', '.join(TABLES)}")
+    if name not in (*TABLES, STUDY):
+        raise ValueError(f"must be one of {', '.join((*TABLES, STUDY))}")
     return name
 
 
@@ -40,6 +40,7 @@ Codes = Annotated[
     | Annotated[list[Annotated[int, Field(ge=0, lt=MOST_NAMES)]], Field(min_length=1, max_length=MOST_POSTS)],
     AfterValidator(_codes),
 ]
+Probabilities = Annotated[list[Share], Field(min_length=2, max_length=MOST_NAMES)]  # of a post
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Published = Annotated[
@@ -71,7 +72,7 @@ class RowFacts(Document):
     key: Name
     title: Annotated[Line, Field(pattern=r"^\S", max_length=200)]
     group: Annotated[Line, Field(max_length=200)]
-    kind: Literal["trained", "majority", "probe", "shuffled"]
+    kind: Kind
     settings: Annotated[dict[str, Any], PLAIN] = Field(default={})
     published: Published = Field(default={})
     repeats: Annotated[list[Repeat], Field(max_length=1000)]
@@ -104,13 +105,14 @@ class Table(Document):
     rows: Annotated[list[RowFacts], Field(min_length=1, max_length=100)]
     left_out: Annotated[list[LeftOut], Field(max_length=100)] = Field(default=[])
     failed: Annotated[list[LeftOut], Field(max_length=10_000)] = Field(default=[])
+    reference: Name = Field(default=FULL)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if twice := [key for key, count in Counter(row.key for row in self.rows).items() if count > 1]:
             raise ValueError(f"rows: {twice[0]} is there twice")
-        if FULL not in (row.key for row in self.rows):
-            raise ValueError(f"rows: there is no row {FULL}")
+        if self.reference not in (row.key for row in self.rows):
+            raise ValueError(f"rows: there is no row {self.reference}")
         if any(len(repeat.predicted) != len(self.labels) for row in self.rows for repeat in row.repeats):
             raise ValueError("rows: a repeat has not one prediction for each label")
         for codes in (self.labels, *(repeat.predicted for row in self.rows for repeat in row.repeats)):
@@ -137,6 +139,7 @@ class FitPredictions(Document):
 
     ids: Annotated[list[Post], Field(min_length=1, max_length=MOST_POSTS)]
     predicted: Codes
+    probabilities: Annotated[list[Probabilities], Field(max_length=MOST_POSTS)] | None = None
     image_shuffled: Codes | None = Field(default=None, alias="image-shuffled")
     text_shuffled: Codes | None = Field(default=None, alias="text-shuffled")
     validation: Scored | None = None
@@ -151,6 +154,10 @@ class FitPredictions(Document):
         for digits in (self.predicted, self.image_shuffled, self.text_shuffled):
             if digits is not None and len(digits) != len(self.ids):
                 raise ValueError("there is not one prediction for each id")
+        if self.probabilities is not None:
+            widths = {len(values) for values in self.probabilities}
+            if len(self.probabilities) != len(self.ids) or len(widths) > 1:
+                raise ValueError("probabilities: there is not one of each class for each id")
         return self
 
 
