@@ -1,6 +1,8 @@
 """Serves batches to models that read pooled vectors alone: no word and no patch is read twice."""
 
+import copy
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,17 +28,23 @@ class PooledStore:
             raise InputError(f"{cache.folder}: {self.bytes / 2**20:.0f} MiB of pooled vectors do not fit into memory")
         self.waited = 0.0  # nothing is read while a model works
         self.reason = f"{self.bytes / 2**20:.1f} MiB of pooled vectors in memory"
-        self._width = cache.text_width
+        self._rows, self._width = rows, cache.text_width
         self._place_of = np.full(len(cache), -1)
         self._place_of[rows] = np.arange(len(rows))
         images = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in range(views)]
-        held = (
-            text_vectors(cache, rows),
-            np.stack(images).astype(np.float32),
-            cache.labels[rows].astype(np.int64),
-            modality_labels_of(cache, rows),
-        )
-        self._text, self._images, self._labels, self._modality_labels = (torch.from_numpy(a).to(device) for a in held)
+        held = text_vectors(cache, rows), np.stack(images).astype(np.float32)
+        self._text, self._images = (torch.from_numpy(array).to(device) for array in held)
+        self._take_labels(cache)
+
+    def _take_labels(self, cache: Cache) -> None:
+        labels = cache.labels[self._rows].astype(np.int64), modality_labels_of(cache, self._rows)
+        self._labels, self._modality_labels = (torch.from_numpy(array).to(self._text.device) for array in labels)
+
+    def with_labels(self, cache: Cache) -> Self:
+        """The same vectors with the labels that the cache has now, which splits of its own may have changed."""
+        store = copy.copy(self)
+        store._take_labels(cache)
+        return store
 
     def holds(self, rows: np.ndarray) -> bool:
         """Whether the vectors of all these rows are here."""
@@ -75,13 +83,13 @@ class PooledStore:
             raise IndexError(f"row {image_rows[absent][0]}: it, or its view, is not held")
         view = torch.from_numpy(shown).to(here)
         everyone = torch.ones(len(rows), dtype=torch.bool, device=here)
-        pooled = self._images[view, of_images]
+        pooled = self._images.flatten(0, 1).index_select(0, view * self._images.shape[1] + of_images)
         return Batch(
             rows=rows,
             patches=pooled.new_zeros(len(rows), 0, pooled.shape[1]),
             pooled=pooled,
             tokens=pooled.new_zeros(len(rows), 0, self._width),
-            text_pooled=self._text[at],
+            text_pooled=self._text.index_select(0, at),
             input_ids=torch.zeros(len(rows), 0, dtype=torch.int64, device=here),
             text_mask=torch.zeros(len(rows), 0, dtype=torch.bool, device=here),
             labels=self._labels[at],

@@ -4,13 +4,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fusion.data.folds import fold_files
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec
 from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.tables.table_file import read_predictions
@@ -23,16 +24,21 @@ _MOST_DIGITS = 10
 _OF_TRAINED = ("validation", "seconds", "best_epoch", "parameters", "precision")
 
 
-def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | None]) -> dict[str, Any]:
-    """The table so far: the test posts, and each row's predictions by repeat with their metadata.
+def by_fold(cache: Cache, spec: TableSpec) -> dict[Path | None, Cache]:
+    """The cache with the splits of each fold, in order; without folds the cache as it is."""
+    if not spec.folds:
+        return {None: cache}
+    return {file: cache.with_splits(file) for file in fold_files(spec.folds, cache)}
+
+
+def collect(spec: TableSpec, rows: list[Row], cache: Cache, folded: dict[Path | None, Cache]) -> dict[str, Any]:
+    """The table so far: the test posts, and each row's predictions by repeat with their metadata. folded: `by_fold`.
 
     Predictions and labels are class codes as `written` writes them. A repeat with missing folds is left out.
     """
-    tested = [cache.with_splits(fold).rows("test") if fold else cache.rows("test") for fold in folds]
-    order = np.concatenate(tested)
-    ids = [cache.ids[row] for row in order]
-    labels = [cache.with_splits(fold).labels if fold else cache.labels for fold in folds]
-    truth = np.concatenate([given[rows] for given, rows in zip(labels, tested, strict=True)])
+    folds, tested = list(folded), [one.rows("test") for one in folded.values()]
+    ids = [cache.ids[row] for row in np.concatenate(tested)]
+    truth = np.concatenate([one.labels[rows] for one, rows in zip(folded.values(), tested, strict=True)])
     return {
         "table": spec.table,
         "published": spec.published or ("mvsa-single" if cache.label_names == LABELS else "none"),
@@ -41,7 +47,7 @@ def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | N
             "budget": spec.budget,
             "seeds": spec.seeds,
             "folds": len(folds) if spec.folds else None,
-            "posts": {"train": _count(cache, folds, "train"), "val": _count(cache, folds, "val")},
+            "posts": {"train": _count(folded, "train"), "val": _count(folded, "val")},
             "manifest_sha256": cache.manifest_sha256,
             "fingerprint": cache.fingerprint,
             "target": spec.target,
@@ -58,7 +64,7 @@ def collect(spec: TableSpec, rows: list[Row], cache: Cache, folds: list[Path | N
 
 def _row(row: Row, rows: list[Row], spec: TableSpec, folds: list[Path | None], ids: list[str]) -> dict[str, Any]:
     source, key = (replace(row, key=FULL, kind="trained"), row.key) if row.kind == "shuffled" else (row, "predicted")
-    repeats = []
+    repeats: list[dict[str, Any]] = []
     if row.kind == "ensemble":
         members = [other for other in rows if other.key in row.members]
         if predicted := _of_mean(members, spec, folds, ids):
@@ -120,7 +126,7 @@ def source_of(cache: Cache) -> dict[str, str]:
     """What a fit on the cache is made from, to recognise it: a cache that moved, or grew by posts without a split, is
     the same source.
     """
-    posts = [asdict(post) for post in posts_of(cache) if not post.failed]
+    posts = [vars(post) for post in posts_of(cache) if not post.failed]
     return {"posts_sha256": _sha256(posts), "fingerprint_sha256": _sha256(cache.fingerprint)}
 
 
@@ -141,9 +147,9 @@ def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def _count(cache: Cache, folds: list[Path | None], split: str) -> int:
+def _count(folded: dict[Path | None, Cache], split: str) -> int:
     """Posts of a split, the mean over folds, rounded."""
-    return round(float(np.mean([len((cache.with_splits(fold) if fold else cache).rows(split)) for fold in folds])))
+    return round(float(np.mean([len(cache.rows(split)) for cache in folded.values()])))
 
 
 def written(codes: Iterable[int], classes: int) -> str | list[int]:

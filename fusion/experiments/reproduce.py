@@ -7,22 +7,22 @@ runs of other tables. Models on pooled vectors are trained several at a time.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fusion.data.folds import fold_files
 from fusion.evaluation.evaluate import derangement
 from fusion.evaluation.linear_probe import MODALITIES, probe
 from fusion.evaluation.predict import predict_rows
-from fusion.experiments.collect import collect, source_of, written
+from fusion.experiments.collect import by_fold, collect, source_of, written
 from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
 from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.tables.table_file import read_predictions
-from fusion.experiments.trainer import MOST_TOGETHER, Trainer
+from fusion.experiments.trainer import Trainer, together
 from fusion.run import Run
 from fusion.training.together import shared_by
 from pipeline.cache.reader import Cache
@@ -47,12 +47,12 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
     settings, posts or encoders, if another process writes there, and if no fit was finished.
     """
     cache = Cache(spec.cache, target=spec.target).with_used_names()
-    folds: list[Path | None] = list(fold_files(spec.folds, cache)) if spec.folds else [None]
-    rows, left_out = spec.rows(cache.with_splits(folds[0]) if folds[0] else cache)
-    fits = list(_fits(spec, rows, folds))
-    sources = {fold: source_of(cache.with_splits(fold) if fold else cache) for fold in folds}
+    folded = by_fold(cache, spec)
+    rows, left_out = spec.rows(next(iter(folded.values())))
+    fits = list(_fits(spec, rows, list(folded)))
+    sources = {fold: source_of(one) for fold, one in folded.items()}
     for fit in fits:
-        _require_same(fit, spec, cache, sources[fit.fold])
+        _require_same(fit, spec, folded[fit.fold], sources[fit.fold])
     spec.out.mkdir(parents=True, exist_ok=True)
     for fit in fits:
         require_no_link(fit.folder(spec.out), spec.out)
@@ -64,7 +64,7 @@ def reproduce(spec: TableSpec, say: Say = lambda line: None) -> dict[str, Any]:
         done, written_at = len(fits) - len(missing), time.monotonic()
 
         def write() -> dict[str, Any]:
-            result = {**collect(spec, rows, cache, folds), "left_out": left_out}
+            result = {**collect(spec, rows, cache, folded), "left_out": left_out}
             if failed := [_failure(fit, spec) for fit in fits if _run(fit, spec).failure]:
                 result["failed"] = failed
             write_json(result_file(spec), result)
@@ -111,12 +111,13 @@ def _failure(fit: TableRun, spec: TableSpec) -> dict[str, str]:
 
 def _groups(fits: list[TableRun], spec: TableSpec) -> list[list[TableRun]]:
     """The fits in groups that are made at once: of a row on pooled vectors several, of any other one at a time."""
+    counts = Counter(fit.row.key for fit in fits)
     groups: list[list[TableRun]] = []
     open_groups: dict[str, list[TableRun]] = {}
     for fit in fits:
         alone = fit.row.kind != "trained" or not shared_by(spec.config(fit.row, 0))
         group = None if alone else open_groups.get(fit.row.key)
-        if group is None or len(group) == MOST_TOGETHER:
+        if group is None or len(group) == together(counts[fit.row.key], spec.jobs):
             group = []
             groups.append(group)
             open_groups[fit.row.key] = group
@@ -211,7 +212,7 @@ def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str
         before, now = run.config.model_dump(), spec.config(fit.row, fit.seed or 0).model_dump()
         difference = next((f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]), None)
         difference = difference or first_difference(run.metadata["fingerprint"], cache.fingerprint)
-        difference = difference or run.difference_to(cache.with_splits(fit.fold) if fit.fold else cache)
+        difference = difference or run.difference_to(cache)
         if difference:
             raise InputError(f"{run.folder}: a finished run with {difference}; give another {option('out')}")
     made_of = read_predictions(answers).get("made_of", source) if answers.is_file() else source

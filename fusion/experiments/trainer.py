@@ -15,7 +15,7 @@ from fusion.names import pooled_models
 from fusion.run import Run
 from fusion.training.build import masking_encoder
 from fusion.training.display import EpochMetrics
-from fusion.training.together import Member, train_together
+from fusion.training.together import Member, shared_by, train_together
 from fusion.training.train import ExecutionOptions, train
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import Diverged
@@ -23,7 +23,13 @@ from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import TextEncoder
 from pipeline.posts.labels import LABEL
 
-MOST_TOGETHER = 10  # models on pooled vectors that are trained at once (benchmarks/study.py)
+_MOST_TOGETHER = 8  # models on pooled vectors that are trained at once (benchmarks/study.py)
+
+
+def together(trainings: int, jobs: int) -> int:
+    """How many of so many trainings on pooled vectors are made at once, so that all processes are done at a time."""
+    rounds = -(-trainings // (jobs * _MOST_TOGETHER))
+    return -(-trainings // (jobs * rounds))
 
 
 class Trainer:
@@ -114,9 +120,8 @@ class Trainer:
         if config.model not in pooled_models():
             return None
         views = self.cache.views if config.views == "sample" else 1
-        rows = np.flatnonzero(
-            np.any([cache.ok & (cache.labels >= 0) & (cache.splits >= 0) for cache in caches], axis=0)
-        )
+        used = [cache.ok & (cache.labels >= 0) & (cache.splits >= 0) for cache in caches]
+        rows = np.flatnonzero(np.any(used, axis=0))
         held = self._stores.get(views)
         if held is None or not held.holds(rows):
             self._stores[views] = held = PooledStore(self.cache, rows, self.device, views=views)

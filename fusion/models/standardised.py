@@ -41,4 +41,4 @@ class Standardised(nn.Module):
         self.deviation.copy_(torch.from_numpy(np.where(deviation > _LEAST_DEVIATION, deviation, 1.0)))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.deviation
+        return (features - self.mean).div_(self.deviation)

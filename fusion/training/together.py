@@ -79,7 +79,7 @@ def train_together(
             for step in range(max(len(one.plan.batches) for one in training)):
                 if stop:
                     stop.check()
-                _step(stack, training, step, store, device)
+                _step(stack, training, step, device)
             for one in training:
                 one.end_epoch(shares=len(training))
             for one in training:
@@ -103,6 +103,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         cache, config = self.member.cache, self.member.config
+        self.store = self.store.with_labels(cache)
         require_trainable(cache, config)
         model = new_model(cache, config, None, features=self.store)
         assert isinstance(model, PooledModel)
@@ -186,12 +187,12 @@ class _Training:
             finish_run(run, self.model, self.member.end, wall)
 
 
-def _step(stack: "_Stack", training: list[_Training], step: int, store: PooledStore, device: torch.device) -> None:
+def _step(stack: "_Stack", training: list[_Training], step: int, device: torch.device) -> None:
     """One optimiser step of every member that has one left in this epoch."""
     acting = [(at, one) for at, one in enumerate(training) if step < len(one.plan.batches)]
     batches: list[Batch | None] = [None] * len(training)
     for at, one in acting:
-        batches[at] = next(store.batches([one.plan.batches[step]], one.plan.views))
+        batches[at] = next(one.store.batches([one.plan.batches[step]], one.plan.views))
         one.optimizer.zero_grad()
     with precision(training[0].member.config, device):
         features = stack.features(batches, [one.draws for one in training])

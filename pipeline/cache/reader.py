@@ -30,6 +30,21 @@ def remove_cache_files(folder: Path) -> None:
         path.unlink()
 
 
+class _OfPosts:
+    """What is read of all posts when it is first needed; the same cache with other splits or labels shares it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return hdf5.read_texts(self._folder)
+
+    @cached_property
+    def records(self) -> list[PostRecord]:
+        return hdf5.read_records(self._folder)
+
+
 class Cache(Labelled):
     """A finished cache, read through memory maps: no copy, no HDF5 handle kept, safe across forks and pickling.
 
@@ -64,6 +79,7 @@ class Cache(Labelled):
         self.text_pooled_width = index.text_pooled or self.text_width
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
         self.splits_note = ""
+        self._of_posts = _OfPosts(folder)
         self._table, self._offsets = index.shards, index.offsets
         self.lengths = np.diff(self._offsets)
         self._shards = ShardMaps(folder, index, self.views)
@@ -187,14 +203,14 @@ class Cache(Labelled):
                     f"{self._shards.path(number)}: holds ids of word pieces that its text encoder does not have"
                 )
 
-    @cached_property
+    @property
     def texts(self) -> list[str]:
-        return hdf5.read_texts(self.folder)
+        return self._of_posts.texts
 
-    @cached_property
+    @property
     def records(self) -> list[PostRecord]:
         """Hashes, reasons and flags of all posts."""
-        return hdf5.read_records(self.folder)
+        return self._of_posts.records
 
     def duplicate_keys(self, rows: np.ndarray) -> list[Keys]:
         """The keys of each row's post by which duplicates are found."""

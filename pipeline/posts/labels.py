@@ -5,6 +5,7 @@ target of that name, its `targets` are others.
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from pipeline.common.errors import InputError
@@ -21,8 +22,11 @@ _TARGET = re.compile(r"\w[\w .+-]{0,79}")
 
 def label_problem(name: Any) -> str:
     """Why a value can't be the name of a class; empty if it can."""
-    if not isinstance(name, str):
-        return f"must be a string, not {shown(name)}"
+    return _label_problem(name) if isinstance(name, str) else f"must be a string, not {shown(name)}"
+
+
+@lru_cache(maxsize=1 << 12)
+def _label_problem(name: str) -> str:
     if not name.strip() or name != name.strip():
         return f"must not be empty, nor begin or end with a blank: {shown(name)}"
     if len(name) > _LONGEST:
