@@ -6,6 +6,7 @@ again and resumes its training, so that, one trial at a time, each ends as it wo
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,8 +27,10 @@ from fusion.experiments.sweep_results import (
     summary,
     write_results,
 )
-from fusion.experiments.trials import JOURNAL, SweepSpec, attempt, open_study, trainer_of
+from fusion.experiments.trainer import together
+from fusion.experiments.trials import JOURNAL, SweepSpec, attempt_all, open_study, trainer_of
 from fusion.run import Run
+from fusion.training.together import shared_by
 from pipeline.cache.reader import Cache
 from pipeline.common.documents import read_json
 from pipeline.common.errors import InputError, Stopped, option, switch
@@ -81,23 +84,25 @@ def sweep(
         if finished:
             say(f"resuming after {finished} trials")
 
-        def ended(number: int) -> None:
+        def ended(group: list[int]) -> None:
             write_results(study, spec.out, space)
-            say(describe_trial(study, number))
+            for number in group:
+                say(describe_trial(study, number))
 
         numbers = _trials_to_run(study, trials)
+        groups = _grouped(numbers, together(trials - finished, spec.jobs) if shared_by(spec.base) else 1)
         try:
             if ray is not None:
                 from fusion.experiments.sweep_ray import run_on_ray
 
-                run_on_ray(ray, study, numbers, spec, space, ended)
+                run_on_ray(ray, study, numbers, spec, space, lambda number: ended([number]))
             elif spec.jobs == 1:
-                for number in numbers:
-                    attempt(study, number, spec, space, trainer, stop)
-                    ended(number)
+                for group in groups:
+                    attempt_all(study, group, spec, space, trainer, stop)
+                    ended(group)
                     stop.check()
             else:
-                in_processes(numbers, spec.jobs, _begin, (spec, space), ended, spec.out, stop)
+                in_processes(groups, spec.jobs, _begin, (spec, space), ended, spec.out, stop)
         except Stopped:
             done = sum(trial.state.is_finished() for trial in study.trials)
             raise Stopped(
@@ -116,10 +121,16 @@ def _trials_to_run(study: "optuna.Study", trials: int) -> Iterator[int]:
         yield study.ask().number
 
 
-def _begin(spec: SweepSpec, space: Space) -> Callable[[int], None]:
+def _grouped(numbers: Iterator[int], size: int) -> Iterator[list[int]]:
+    """The numbers in groups of so many, each taken when it is asked for."""
+    while group := list(itertools.islice(numbers, size)):
+        yield group
+
+
+def _begin(spec: SweepSpec, space: Space) -> Callable[[list[int]], None]:
     """In each process: open the study and the cache."""
     study, trainer = open_study(spec), trainer_of(spec)
-    return lambda number: attempt(study, number, spec, space, trainer)
+    return lambda group: attempt_all(study, group, spec, space, trainer)
 
 
 def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: Cache) -> None:

@@ -104,11 +104,12 @@ class Trainer:
                     members.setdefault(shared, []).append(Member(cache, config, run))
         for group in members.values():
             self.train_members(group, stop)
+            for member in group:
+                if isinstance(member.end, Exception) and not isinstance(member.end, Diverged):
+                    raise member.end
 
     def train_members(self, members: list[Member], stop: StopRequest | None = None) -> None:
-        """Train models on pooled vectors at once, which have `shared_by` alike. Raises what ended one, unless it
-        diverged.
-        """
+        """Train models on pooled vectors at once, which have `shared_by` alike; each gets its `end`."""
         store = self.pooled_store(members[0].config, *(member.cache for member in members))
         assert store is not None
         train_together(members, store, self.device, stop)

@@ -1,7 +1,9 @@
 """A sweep's trials: what they share, how one is trained, and how its outcome is reported to the Optuna study."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.storages.journal import JournalFileBackend
@@ -15,6 +17,8 @@ from fusion.experiments.sweep_results import (
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
 from fusion.training.display import EpochMetrics
+from fusion.training.record import TrainResult
+from fusion.training.together import Member, shared_by
 from pipeline.common.errors import InputError, Stopped
 from pipeline.common.signals import StopRequest
 from pipeline.posts.labels import LABEL
@@ -90,6 +94,40 @@ def attempt(
         study.tell(number, score)
 
 
+def attempt_all(
+    study: "optuna.Study",
+    numbers: Sequence[int],
+    spec: SweepSpec,
+    space: Space,
+    trainer: Trainer,
+    stop: StopRequest | None = None,
+) -> None:
+    """Train several trials, those of models on pooled vectors at once, and record their outcomes as `attempt` does."""
+    groups: dict[tuple[Any, ...], list[tuple[TrialReporter, Member]]] = {}
+    for number in numbers:
+        reporter, run = TrialReporter(study, number), Run(trial_folder(spec.out, number))
+        try:
+            config = configured(spec.base, draw(reporter.trial, space))
+            shared = None if run.finished or run.failure else shared_by(config)
+            if shared:
+                cache = run.resume_or_start(config, trainer.cache, same_splits=True)
+                groups.setdefault(shared, []).append((reporter, Member(cache, config, run, reporter.on_epoch)))
+        except InputError as error:
+            reporter.failed(str(error))
+        else:
+            if not shared:
+                attempt(study, number, spec, space, trainer, stop)
+    for group in groups.values():
+        members = [member for _, member in group]
+        try:
+            trainer.train_members(members, stop)
+        except torch.OutOfMemoryError as error:
+            for member in members:
+                member.end = member.end or InputError(str(error))
+        for reporter, member in group:
+            reporter.ended(member.end)
+
+
 class TrialReporter:
     """Reports a trial to the study; the trial may be new, or resumed after a kill."""
 
@@ -106,6 +144,17 @@ class TrialReporter:
             self._reported.add(line["epoch"])
         if self.trial.should_prune():
             raise optuna.TrialPruned
+
+    def ended(self, end: TrainResult | Exception | None) -> None:
+        """Record how the training ended. Raises what is no outcome of a trial."""
+        if isinstance(end, TrainResult):
+            self._study.tell(self._number, end.validation["weighted_f1"])
+        elif isinstance(end, optuna.TrialPruned):
+            self.pruned()
+        elif isinstance(end, InputError):
+            self.failed(str(end))
+        elif end is not None:
+            raise end
 
     def pruned(self) -> None:
         self._study.tell(self._number, state=optuna.trial.TrialState.PRUNED)

@@ -34,7 +34,7 @@ from fusion.training.optimizer import new_optimizer
 from fusion.training.record import TrainResult, finish_run, result_of, start_run
 from fusion.training.validate import validate
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import Diverged
+from pipeline.common.errors import Diverged, InputError
 from pipeline.common.signals import StopRequest
 
 # What members of a batch share, since it decides the sizes of their layers and of their batches of posts.
@@ -66,12 +66,12 @@ def train_together(
 ) -> None:
     """Train the members, which have `shared_by` alike, into their run folders; each gets its `end`.
 
-    store: holds the training and validation posts of all, and their views. Raises InputError on a cache that can't be
-    trained on, and Stopped after the step in hand.
+    store: holds the training and validation posts of all, and their views. An InputError is the end of one member, such
+    as that of a cache which lacks what it learns from. Raises Stopped after the step in hand.
     """
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
-        training = [_Training(member, device, store) for member in members]
+        training = [one for member in members if (one := _begun(member, device, store))]
         while training:
             stack = _Stack([one.model for one in training])
             for one in training:
@@ -86,6 +86,15 @@ def train_together(
                 if one.ended:
                     one.finish(time.perf_counter() - started)
             training = [one for one in training if not one.ended]
+
+
+def _begun(member: Member, device: torch.device, store: PooledStore) -> "_Training | None":
+    """The member, ready to be trained; None if it can't be, which is its end."""
+    try:
+        return _Training(member, device, store)
+    except InputError as error:
+        member.end = error
+        return None
 
 
 @dataclass

@@ -15,8 +15,8 @@ import torch
 from benchmarks.cache import memory_of_readers
 from fusion.config import load_config
 from fusion.evaluation.predict import log_probabilities
-from fusion.experiments import study
 from fusion.experiments import sweep as sweeping
+from fusion.experiments import trials
 from fusion.experiments.search_space import configured, read_space
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
@@ -126,7 +126,7 @@ def test_a_kill_between_any_two_epochs_or_before_the_score_is_told_changes_no_tr
 ):
     """Raise where a kill would hurt: after each state saved, before it is told, and before a trial's end is told."""
     out, stops = tmp_path / "stopped", []
-    on_epoch, write = study.TrialReporter.on_epoch, sweeping.write_results
+    on_epoch, write = trials.TrialReporter.on_epoch, sweeping.write_results
 
     def stop_once(place):
         if place not in stops:
@@ -142,7 +142,7 @@ def test_a_kill_between_any_two_epochs_or_before_the_score_is_told_changes_no_tr
         stop_once(("write", len(study.trials)))
         write(study, *more)
 
-    monkeypatch.setattr(study.TrialReporter, "on_epoch", stopped_on_epoch)
+    monkeypatch.setattr(trials.TrialReporter, "on_epoch", stopped_on_epoch)
     monkeypatch.setattr(sweeping, "write_results", stopped_write)
     space, spec = read_space(space_file, BASE), sweeping.SweepSpec(cache.folder, out, BASE, "cpu")
     for _ in range(200):
