@@ -188,7 +188,7 @@ def batch_of(model: Model, post: PostFeatures) -> Batch:
     like, sizes = next(model.parameters()), model.dimensions
     tokens = like.new_zeros(2, sizes.text_width) if post.tokens is None else post.tokens
     patches = like.new_zeros(sizes.patches, sizes.channels) if post.patches is None else post.patches
-    pooled = like.new_zeros(sizes.channels) if post.pooled is None else post.pooled
+    pooled = like.new_zeros(sizes.image_pooled_width) if post.pooled is None else post.pooled
     one = torch.ones(1, len(tokens), dtype=torch.bool, device=like.device)
     unknown = torch.full((1, 2), -1, device=like.device)
     return Batch(

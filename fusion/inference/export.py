@@ -65,7 +65,6 @@ def remove_export(out: Path) -> None:
 
 
 def _write_onnx(model: Model, run: Run, path: Path) -> float:
-    dimensions = run.metadata["dimensions"]
     try:
         import onnxruntime  # noqa: F401 - needed below, and missing most often
         import onnxscript  # noqa: F401
@@ -73,4 +72,4 @@ def _write_onnx(model: Model, run: Run, path: Path) -> float:
         from fusion.inference.onnx import write_onnx
     except ImportError as error:
         raise InputError(f"{switch('onnx')} needs {error.name}: pip install -e '.[onnx]'") from None
-    return write_onnx(model, dimensions["channels"], dimensions["text_width"], path, run.metadata["labels"])
+    return write_onnx(model, path, run.metadata["labels"])

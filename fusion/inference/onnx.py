@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.data.batches import Batch
-from fusion.models.base import Model
+from fusion.models.base import Dimensions, Model
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent
 
@@ -48,10 +48,10 @@ class _Logits(nn.Module):
         )
 
 
-def write_onnx(model: Model, channels: int, text_width: int, path: Path, labels: Sequence[str]) -> float:
+def write_onnx(model: Model, path: Path, labels: Sequence[str]) -> float:
     """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
 
-    Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
+    Inputs: patches (B, m, C), pooled (B, P), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
     m and n are free, m not where it is built into the weights. Output: logits (B, classes). Raises InputError, and
     leaves no file, if a logit differs by TOLERANCE, or if the exporter can't follow the model.
     """
@@ -67,7 +67,7 @@ def write_onnx(model: Model, channels: int, text_width: int, path: Path, labels:
         try:
             torch.onnx.export(
                 logits,
-                _features(channels, text_width, 2, fixed or 3, 5),
+                _features(model.dimensions, 2, fixed or 3, 5),
                 str(temporary),
                 input_names=list(INPUTS),
                 output_names=["logits"],
@@ -81,7 +81,7 @@ def write_onnx(model: Model, channels: int, text_width: int, path: Path, labels:
             raise InputError(f"{path}: not written; the exporter can't follow this model ({reason})") from error
         _describe(temporary, labels)
         worst = max(
-            _difference(logits, temporary, _features(channels, text_width, count, fixed or m, longest))
+            _difference(logits, temporary, _features(model.dimensions, count, fixed or m, longest))
             for count, m, longest in _CHECKED
         )
         if not worst < TOLERANCE:
@@ -98,14 +98,16 @@ def _describe(path: Path, labels: Sequence[str]) -> None:
     onnx.save(model, path)
 
 
-def _features(channels: int, text_width: int, posts: int, grid: int, longest: int) -> tuple[Tensor, ...]:
+def _features(sizes: Dimensions, posts: int, grid: int, longest: int) -> tuple[Tensor, ...]:
     """Random features; all texts but the first are shorter than the longest."""
     generator = torch.Generator().manual_seed(posts)
-    patches = torch.randn(posts, grid, channels, generator=generator)
+    patches = torch.randn(posts, grid, sizes.channels, generator=generator)
     lengths = torch.randint(2, longest + 1, (posts,), generator=generator)
     lengths[0] = longest
-    tokens = torch.randn(posts, longest, text_width, generator=generator)
-    return patches, patches.mean(dim=1), tokens, torch.arange(longest) < lengths[:, None]
+    tokens = torch.randn(posts, longest, sizes.text_width, generator=generator)
+    equal = sizes.image_pooled_width == sizes.channels
+    pooled = patches.mean(dim=1) if equal else torch.randn(posts, sizes.image_pooled_width, generator=generator)
+    return patches, pooled, tokens, torch.arange(longest) < lengths[:, None]
 
 
 def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> float:

@@ -14,13 +14,20 @@ from pipeline.cache.reader import Cache
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes."""
+    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes; the
+    width P of the image's pooled vector, where 0 stands for that of the patches.
+    """
 
     channels: int
     text_width: int
     vocabulary: int
     classes: int
     patches: int = 49
+    image_pooled_width: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.image_pooled_width:
+            object.__setattr__(self, "image_pooled_width", self.channels)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def as_model(module: nn.Module, cache: Cache, config: Config | None = None) -> b
             raise InputError("config: a model of this library has its own; leave it out")
         return module
     m, channels = cache.patches_shape
-    return OwnModel(module, own_config(config), Dimensions(channels, cache.text_width, 0, len(cache.label_names), m))
+    classes, pooled = len(cache.label_names), cache.image_pooled_width
+    return OwnModel(module, own_config(config), Dimensions(channels, cache.text_width, 0, classes, m, pooled))
 
 
 def own_config(config: Config | None = None) -> Config:

@@ -37,7 +37,14 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
     """The model with the weights that the seed draws. Raises InputError if it does not fit into memory."""
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0
-    dimensions = Dimensions(channels, cache.text_width, vocabulary, classes=len(cache.label_names), patches=m)
+    dimensions = Dimensions(
+        channels,
+        cache.text_width,
+        vocabulary,
+        classes=len(cache.label_names),
+        patches=m,
+        image_pooled_width=cache.image_pooled_width,
+    )
     torch.manual_seed(config.seed)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -120,7 +120,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "weights_sha256": is_sha256,
         "transform": _transform,
         "views": lambda value: isinstance(value, list) and value == list(VIEWS[: len(value)]) and bool(value),
+        "pooled": lambda value: value in ("mean", "cls", "model"),
         "compute_dtype": _text,
+        "licence": _text,
     },
     "text": {
         "weights_sha256": is_sha256,
@@ -130,5 +132,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
             isinstance(value, list) and 1 <= len(value) <= 1000 and value == list(range(-len(value), 0))
         ),
         "compute_dtype": _text,
+        "licence": _text,
     },
 }

@@ -42,7 +42,7 @@ class ShardMaps:
         return "" if state.st_size == size else f"cut short or changed ({state.st_size} bytes, not {size})"
 
     def arrays(self, number: int) -> dict[str, np.ndarray]:
-        """A shard's features: patches (rows, V, m, C), pooled (rows, V, C), tokens (sum n, D), input_ids, offsets."""
+        """A shard's features: patches (rows, V, m, C), pooled (rows, V, P), tokens (sum n, D), input_ids, offsets."""
         if number not in self._maps:
             index = self._index
             rows = int(index.shards["rows"][number])
@@ -50,7 +50,7 @@ class ShardMaps:
             tokens = int(index.offsets[last] - index.offsets[first])
             shapes = {
                 "patches": (rows, self._views, *index.patches_shape),
-                "pooled": (rows, self._views, index.patches_shape[1]),
+                "pooled": (rows, self._views, index.image_pooled_width),
                 "tokens": (tokens, index.text_width),
                 "input_ids": (tokens,),
                 "offsets": (rows + 1,),

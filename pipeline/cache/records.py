@@ -23,7 +23,7 @@ class PostRecord:
 class ShardFeatures:
     """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
 
-    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
+    patches (N, m, C), pooled (N, P), of several views (N, V, m, C) and (N, V, P); tokens and input_ids a list of (n, D)
     and (n,), one per post.
     """
 
@@ -65,5 +65,6 @@ class Index:
     offsets: np.ndarray
     shards: dict[str, np.ndarray]
     patches_shape: tuple[int, int]
+    image_pooled_width: int
     text_width: int
     part: dict[str, Any] | None  # which part of a larger cache this is, if it is one

@@ -56,31 +56,6 @@ def _paths(value: Any) -> list[Path]:
     return [one for one in (value if isinstance(value, tuple | list) else [value]) if isinstance(one, Path)]
 
 
-encoder_options = all_of(  # the fields of pipeline.encoders.load.EncoderChoice
-    click.option(
-        "--encoders",
-        "preset",
-        type=click.Choice(["paper", "packaged", "packaged-lite2"]),
-        default="paper",
-        help="Preset pair of encoders.",
-    ),
-    click.option("--image-encoder", "image", help="Name of a timm model with a patch grid, or `none` for texts alone."),
-    click.option("--image-weights", type=PATH, help="Image-encoder weights from a local .safetensors or .pth file."),
-    click.option(
-        "--views",
-        type=click.IntRange(1, 6),
-        default=1,
-        help="Number of views of each image: centre crop, mirrored, corners.",
-    ),
-    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family model."),
-    click.option(
-        "--text-layers",
-        type=click.IntRange(1),
-        default=1,
-        help="Use the mean of the text encoder's last K layers as tokens.",
-    ),
-    click.option("--max-tokens", default=128, help="Longer texts are truncated by the tokenizer."),
-)
 text_encoder_option = click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one.")
 local_encoder_options = all_of(
     click.option("--image-weights", type=PATH, help="File of the run's image-encoder weights, if they were local."),

@@ -13,7 +13,6 @@ from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import (
     NO_IMAGES,
-    PACKAGED_TEXT,
     EncoderChoice,
     ImageEncoder,
     NoImages,
@@ -21,6 +20,7 @@ from pipeline.encoders.load import (
     load_image_encoder,
     load_text_encoder,
 )
+from pipeline.encoders.pairs import MEAN, PACKAGED_TEXT, Crop
 from pipeline.encoders.weights import Unreachable
 
 
@@ -35,9 +35,13 @@ def same_image_encoder(
     if fingerprint["name"] == NO_IMAGES:
         return NoImages(resolve_device(device))
     views = fingerprint.get("views", ["center"])
+    transform = fingerprint.get("transform") or {}
     choice = EncoderChoice(
         image=fingerprint["name"],
         image_weights=weights,
+        image_size=transform.get("size"),
+        image_pooled=fingerprint.get("pooled", MEAN),
+        crop=_crop(transform),
         views=len(views),
         dtype=fingerprint.get("compute_dtype", "float32"),
         device=device,
@@ -94,6 +98,14 @@ def same_text_encoder(
         {**fingerprint, "layers": layers}, encoder.fingerprint, option("text_encoder", folder or name), owner
     )
     return encoder
+
+
+def _crop(transform: Mapping[str, Any]) -> Crop | None:
+    """What a fingerprint says was seen of a picture; None where it says nothing that could be."""
+    pct, mode = transform.get("crop_pct"), transform.get("crop_mode")
+    if mode not in ("center", "squash", "border") or not isinstance(pct, int | float) or not 0.01 <= pct <= 4:
+        return None
+    return Crop(pct, mode)
 
 
 def _refuse_another(fingerprint: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:

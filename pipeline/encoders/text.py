@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
+from pipeline.encoders.pairs import UNKNOWN
 
 
 class TextEncoder:
@@ -31,8 +32,9 @@ class TextEncoder:
         device: torch.device,
         layers: int = 1,
         split_special_tokens: bool = True,
+        licence: str = UNKNOWN,
     ) -> None:
-        self.name = name
+        self.name, self.licence = name, licence
         self._model = freeze(model, device)
         self._tokenizer = tokenizer
         self._dtype = COMPUTE_DTYPES[dtype]
@@ -52,6 +54,7 @@ class TextEncoder:
             "layers": list(range(-layers, 0)),
             **({"special_tokens_in_text": "split"} if split_special_tokens else {}),
             "compute_dtype": dtype,
+            "licence": licence,
         }
 
     def describe(self) -> str:

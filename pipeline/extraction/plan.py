@@ -177,7 +177,8 @@ def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dty
     )
     size = np.dtype(stored_dtype).itemsize
     pictures = len(posts) * math.prod(image.pixels_shape[:-3])  # one post's views are as many
-    return pictures * (patches + 1) * channels * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
+    numbers = pictures * (patches * channels + image.pooled_width)
+    return numbers * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
 
 
 def record_bytes(plan: Plan) -> int:

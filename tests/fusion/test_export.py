@@ -138,7 +138,7 @@ def test_onnx_gives_the_same_logits_at_sizes_of_its_own(settings, tmp_path):
     model = FusionModel(
         load_config(settings=(*SMALL, "mlm=false", *settings)), Dimensions(CHANNELS, WIDTH, 0, classes=3)
     ).eval()
-    assert write_onnx(model, CHANNELS, WIDTH, tmp_path / "model.onnx", ["sad", "<glad>", "ça"]) < 1e-4
+    assert write_onnx(model, tmp_path / "model.onnx", ["sad", "<glad>", "ça"]) < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == ["sad", "<glad>", "ça"]
     names = {one.name for one in session.get_inputs()}

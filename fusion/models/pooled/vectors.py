@@ -56,14 +56,14 @@ class PooledModel(base.Model):
         """`mixed`: the width of what `mix` gives; `layers`: how many hidden layers follow."""
         super().__init__(config, dimensions)
         self.text_vector = Standardised(dimensions.text_width)
-        self.image_vector = Standardised(dimensions.channels)
+        self.image_vector = Standardised(dimensions.image_pooled_width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.hidden = blocks(config, mixed, layers)
         width = config.width if layers else mixed
         self.head = LabelRule(width) if config.label_rule else nn.Linear(width, dimensions.classes)
 
     def mix(self, text: Tensor, image: Tensor) -> Tensor:
-        """The standardised vectors (B, D) and (B, C) to features of the post, (B, mixed)."""
+        """The standardised vectors (B, D) and (B, P) to features of the post, (B, mixed)."""
         raise NotImplementedError
 
     def fit(self, cache: Cache) -> None:
