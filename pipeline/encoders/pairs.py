@@ -50,13 +50,15 @@ class Pair:
     text_prefix: str = ""
     max_tokens: int = 128
 
-    def bytes_a_post(self, size: int = 2) -> int:
-        """Of an image's patches and both vectors, in numbers of so many bytes."""
-        return size * (self.side**2 * self.channels + self.image_pooled_width + self.text_pooled_width)
+    @property
+    def bytes_a_post(self) -> int:
+        """Of an image's patches and vector in float16, and the text's vector in float32."""
+        return 2 * (self.side**2 * self.channels + self.image_pooled_width) + 4 * self.text_pooled_width
 
-    def bytes_a_token(self, size: int = 2) -> int:
-        """Of a token and its id."""
-        return size * self.text_width + 4
+    @property
+    def bytes_a_token(self) -> int:
+        """Of a token in float16 and its id."""
+        return 2 * self.text_width + 4
 
 
 _PAPER = Pair(

@@ -14,6 +14,16 @@ PROJECTIONS = (384, 512, 640, 768, 1024, 1152, 1280)
 SMALLEST, LARGEST = 32, 1024  # side of pictures; the largest native one of timm's models is 1024 too
 
 
+def config_of(name: str) -> Any:
+    """timm's entry of a model, with licence, transform and where its weights are; None of a name that timm lacks."""
+    import timm
+
+    try:
+        return timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # a known model under an unknown tag
+        return None
+
+
 def create(name: str, *, size: int | None = None, with_projection: bool = False) -> Any:
     """The timm model `name` without weights and without a classifier; `with_projection` keeps a head that is CLIP's
     projection.
@@ -24,18 +34,16 @@ def create(name: str, *, size: int | None = None, with_projection: bool = False)
     import timm
 
     options: dict[str, Any] = {}
+    config = config_of(name)
+    if not (with_projection and config and config.num_classes in PROJECTIONS):
+        options["num_classes"] = 0
+    if size and config and size != config.input_size[-1]:
+        if not SMALLEST <= size <= LARGEST:
+            raise InputError(f"{option('image_size', size)}: must be {SMALLEST} to {LARGEST}")
+        if config.fixed_input_size:
+            options["img_size"] = size
     try:
-        config = timm.models.get_pretrained_cfg(name)
-        if not (with_projection and config and config.num_classes in PROJECTIONS):
-            options["num_classes"] = 0
-        if size and config and size != config.input_size[-1]:
-            if not SMALLEST <= size <= LARGEST:
-                raise InputError(f"{option('image_size', size)}: must be {SMALLEST} to {LARGEST}")
-            if config.fixed_input_size:
-                options["img_size"] = size
         model: Any = timm.create_model(name, pretrained=False, **options)
-    except InputError:
-        raise
     except Exception as error:  # RuntimeError for other names; for sizes what PyTorch and timm like
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if "img_size" in options:
@@ -45,8 +53,7 @@ def create(name: str, *, size: int | None = None, with_projection: bool = False)
         raise InputError(f"{option('image_encoder', name)}: timm knows no such model ({reason})") from None
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if size and isinstance(patch, tuple) and size % patch[0]:
-        lower = size // patch[0] * patch[0]
-        raise no_such_size(name, size, f"its patches are {patch[0]} wide; take {lower} or {lower + patch[0]}")
+        raise no_such_size(name, size, f"its patches are {patch[0]} pixels wide; take a multiple of that")
     return model
 
 
