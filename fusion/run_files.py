@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.common.documents import PLAIN, Count, Difference, Document, Line, Name, Number, Post, Share, first_problem
+from pipeline.encoders.text_form import LONGEST_PREFIX
 from pipeline.encoders.views import VIEWS
 from pipeline.posts.labels import LABEL, MOST_NAMES, label_problem, target_problem
 from pipeline.posts.mvsa import LABELS
@@ -76,12 +77,22 @@ class ImageMarks(Document):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+def _prefix(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that can't be printed")
+    return text
+
+
 class TextMarks(Document):
     name: EncoderName
     licence: Line = ""
     weights_sha256: Line = ""
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 128
     layers: list[Annotated[int, Field(ge=-1000, le=1000)]] = Field(min_length=1, max_length=1000, default=[-1])
+    family: Literal["", "clip", "siglip"] = ""
+    pooled: Literal["mean", "cls", "eos", "model"] = "mean"
+    normalize: Literal["none", "tweet"] = "none"
+    prefix: Annotated[str, Field(max_length=LONGEST_PREFIX), AfterValidator(_prefix)] = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -117,7 +128,8 @@ class DimensionFacts(Document):
     vocabulary: Annotated[int, Field(ge=0, le=1 << 23)]
     classes: Annotated[int, Field(ge=2, le=MOST_NAMES)] = len(LABELS)
     patches: Annotated[int, Field(ge=0, le=1 << 16)] = 49
-    image_pooled_width: Annotated[int, Field(ge=0, le=1 << 16)] = 0  # of older runs: as wide as the patches
+    text_pooled: Annotated[int, Field(ge=1, le=1 << 16)] | None = None  # runs of older versions: as text_width
+    image_pooled: Annotated[int, Field(ge=0, le=1 << 16)] | None = None  # runs of older versions: as channels
 
 
 class Parameters(Document):

@@ -175,6 +175,8 @@ def explain(
             say=console.say,
         )
     console.save(gallery.write_gallery(out, shown, looks))
+    for note in sorted({one.note for look in looks for one in look.explanations if one.note}):
+        console.say(note)
     console.say(f"wrote {out / gallery.PAGE}: {len(shown)} posts, {len(looks)} runs, method {method}")
 
 

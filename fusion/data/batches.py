@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.cache.reader import Cache
 from pipeline.cache.targets import NONE, Target, recoded
+from pipeline.encoders.text_vector import MEAN, pooled_tokens
 from pipeline.posts.labels import MODALITY_TARGETS
 
 WINDOW_BATCHES = 16
@@ -21,16 +22,17 @@ PAD_TO = 4
 class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
-    rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, P), tokens (B, n, D) float32; input_ids (B,
-    n); text_mask (B, n); labels (B,) and modality_labels (B, 2), of the text and of the image: -1 where unknown;
-    has_text, has_image (B,): False where a modality is left out; num_maskable (B,), on the host: word pieces that may
-    be masked.
+    rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, P), tokens (B, n, D) float32; text_pooled
+    (B, D_p) float32, the texts' vectors; input_ids (B, n); text_mask (B, n); labels (B,) and modality_labels (B, 2), of
+    the text and of the image: -1 where unknown; has_text, has_image (B,): False where a modality is left out;
+    num_maskable (B,), on the host: word pieces that may be masked.
     """
 
     rows: np.ndarray
     patches: Tensor
     pooled: Tensor
     tokens: Tensor
+    text_pooled: Tensor
     input_ids: Tensor
     text_mask: Tensor
     labels: Tensor
@@ -80,6 +82,7 @@ def read_batch(
         [cache.tokens(row) for row in rows],
         [cache.input_ids(row) for row in rows],
         device,
+        text_pooled=cache.gather_text_pooled(rows),
         rows=rows,
         labels=cache.labels[rows].astype(np.int64),
         modality_labels=modality_labels_of(cache, rows),
@@ -102,6 +105,7 @@ def collate(
     input_ids: Sequence[np.ndarray],
     device: torch.device,
     *,
+    text_pooled: np.ndarray | None = None,
     rows: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     modality_labels: np.ndarray | None = None,
@@ -110,7 +114,8 @@ def collate(
 ) -> Batch:
     """A batch of patches (B, m, C), pooled (B, P), and each text's tokens (n_i, D) and input_ids (n_i,).
 
-    `rows` defaults to 0, 1, ...; `labels` and `modality_labels` to -1 (unknown); `has_text` and `has_image` to True.
+    `text_pooled` (B, D_p) defaults to the means of the tokens; `rows` to 0, 1, ...; `labels`, `modality_labels` to -1
+    (unknown); `has_text` and `has_image` to True.
     """
     count = len(tokens)
     lengths = np.array([len(ids) for ids in input_ids])
@@ -120,6 +125,7 @@ def collate(
     for i, length in enumerate(lengths):
         padded_tokens[i, :length] = tokens[i]
         padded_ids[i, :length] = input_ids[i]
+    vectors = np.stack([pooled_tokens(one, MEAN) for one in tokens]) if text_pooled is None else text_pooled
     text, image = (
         np.ones(count, bool) if given is None else np.asarray(given, bool) for given in (has_text, has_image)
     )
@@ -128,14 +134,21 @@ def collate(
         patches=torch.from_numpy(patches.astype(np.float32)),
         pooled=torch.from_numpy(pooled.astype(np.float32)),
         tokens=torch.from_numpy(padded_tokens),
+        text_pooled=torch.from_numpy(vectors),
         input_ids=torch.from_numpy(padded_ids),
         text_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]),
         labels=torch.from_numpy(np.full(count, -1) if labels is None else labels),
         modality_labels=torch.from_numpy(np.full((count, 2), -1) if modality_labels is None else modality_labels),
         has_text=torch.from_numpy(text),
         has_image=torch.from_numpy(image),
-        num_maskable=np.where(text, lengths - 2, 0),
+        num_maskable=np.where(text, np.maximum(lengths - 2, 0), 0),
     ).to(device)
+
+
+def mean_of_tokens(tokens: Tensor, text_mask: Tensor) -> Tensor:
+    """The mean of each text's tokens (B, n, D), [CLS] and [SEP] among them: (B, D)."""
+    real = text_mask[:, :, None]
+    return (tokens * real).sum(dim=1) / real.sum(dim=1)
 
 
 def length_bucketed_batches(

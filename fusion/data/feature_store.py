@@ -78,7 +78,9 @@ class FeatureStore:
         return self._pinned(read_batch(self._cache, rows, torch.device("cpu"), views=chosen))
 
     def _copy(self, rows: np.ndarray, to: torch.device) -> None:
-        """Patches (V, rows, m, C), pooled and labels of the rows, and their tokens one after the other."""
+        """Patches (V, rows, m, C), pooled, the texts' vectors and labels of the rows, and their tokens one after the
+        other.
+        """
         cache = self._cache
         self._place_of = np.full(len(cache), -1)
         self._place_of[rows] = np.arange(len(rows))
@@ -92,7 +94,8 @@ class FeatureStore:
         tokens = np.concatenate([cache.tokens(row) for row in rows])
         ids = np.concatenate([cache.input_ids(row) for row in rows]).astype(np.int64)
         labels = cache.labels[rows].astype(np.int64), modality_labels_of(cache, rows)
-        self._stored = [torch.from_numpy(array).to(to) for array in (patches, pooled, tokens, ids, *labels)]
+        held = patches, pooled, tokens, cache.gather_text_pooled(rows), ids, *labels
+        self._stored = [torch.from_numpy(array).to(to) for array in held]
 
     def _gathered(self, rows: np.ndarray, views: np.ndarray | None) -> Batch:
         """Raises IndexError on rows or views that were not copied: NumPy would take others for them."""
@@ -102,7 +105,7 @@ class FeatureStore:
         absent |= (shown < 0) | (shown >= self._views)
         if absent.any():
             raise IndexError(f"row {rows[absent][0]}: it, or its view, was not copied")
-        patches, pooled, tokens, ids, labels, modality_labels = self._stored
+        patches, pooled, tokens, text_pooled, ids, labels, modality_labels = self._stored
         places = self._place_of[rows]
         lengths = self._lengths[places]
         longest = padded_length(lengths)
@@ -119,13 +122,14 @@ class FeatureStore:
             patches=patches[view, of].float(),
             pooled=pooled[view, of].float(),
             tokens=tokens[where].float().mul_(real[:, :, None]),
+            text_pooled=text_pooled[of],
             input_ids=ids[where] * real,
             text_mask=real,
             labels=labels[of],
             modality_labels=modality_labels[of],
             has_text=everyone,
             has_image=everyone,
-            num_maskable=lengths - 2,
+            num_maskable=np.maximum(lengths - 2, 0),
         )
         return self._pinned(batch) if self.place == "ram" else batch
 
@@ -138,7 +142,8 @@ def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
     m, channels = cache.patches_shape
     size = np.dtype(cache.fingerprint["stored_dtype"]).itemsize
     images = len(rows) * views * (m * channels + cache.image_pooled_width) * size
-    return int(images + cache.lengths[rows].sum() * (cache.text_width * size + 8))
+    texts = cache.lengths[rows].sum() * (cache.text_width * size + 8) + len(rows) * cache.text_pooled_width * 4
+    return int(images + texts)
 
 
 def _decide(needed: int, device: torch.device, place: Location) -> tuple[Location, str]:

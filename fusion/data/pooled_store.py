@@ -12,25 +12,21 @@ from pipeline.common.machine import free_memory
 
 
 def text_vectors(cache: Cache, rows: np.ndarray) -> np.ndarray:
-    """The mean of each text's tokens, [CLS] and [SEP] among them: (len(rows), D) float32."""
-    vectors = np.empty((len(rows), cache.text_width), np.float32)
-    for at, row in enumerate(rows):
-        cache.tokens(row).mean(axis=0, dtype=np.float32, out=vectors[at])
-    return vectors
+    """The vectors (len(rows), D_p), float32, of the posts' texts."""
+    return cache.gather_text_pooled(rows)
 
 
 class PooledStore:
-    """The pooled vectors of some rows of a cache, on the device. A batch has each text's vector as its one token, and
-    no patches.
-    """
+    """The pooled vectors of some rows of a cache, on the device. A batch has neither tokens nor patches."""
 
     def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device, *, views: int = 1) -> None:
         """views: how many views of each image to hold. Raises InputError if they do not fit into memory."""
-        self.bytes = len(rows) * (cache.text_width + views * cache.image_pooled_width) * 4
+        self.bytes = len(rows) * (cache.text_pooled_width + views * cache.image_pooled_width) * 4
         if self.bytes > free_memory() // 2:
             raise InputError(f"{cache.folder}: {self.bytes / 2**20:.0f} MiB of pooled vectors do not fit into memory")
         self.waited = 0.0  # nothing is read while a model works
         self.reason = f"{self.bytes / 2**20:.1f} MiB of pooled vectors in memory"
+        self._width = cache.text_width
         self._place_of = np.full(len(cache), -1)
         self._place_of[rows] = np.arange(len(rows))
         images = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in range(views)]
@@ -61,9 +57,10 @@ class PooledStore:
             rows=rows,
             patches=pooled.new_zeros(len(rows), 0, pooled.shape[1]),
             pooled=pooled,
-            tokens=self._text[at][:, None],
-            input_ids=torch.zeros(len(rows), 1, dtype=torch.int64, device=here),
-            text_mask=everyone[:, None],
+            tokens=pooled.new_zeros(len(rows), 0, self._width),
+            text_pooled=self._text[at],
+            input_ids=torch.zeros(len(rows), 0, dtype=torch.int64, device=here),
+            text_mask=torch.zeros(len(rows), 0, dtype=torch.bool, device=here),
             labels=self._labels[at],
             modality_labels=self._modality_labels[at],
             has_text=everyone,

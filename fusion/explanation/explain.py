@@ -20,12 +20,16 @@ from fusion.models.base import Model
 from fusion.run import Run, RunCache
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import require_images
+from pipeline.encoders.fingerprint import pooled_is_mean, require_images
 from pipeline.encoders.load import TextEncoder
+from pipeline.encoders.text_vector import MEAN
 
 # The method whose words and patches, when masked, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 100
 DEFAULT_METHOD = "gradient"
+
+_NO_WORDS = "words are not shown: the model reads the text's pooled vector, which is not the mean of its words"
+NO_PLACES = "places are not shown: the model reads the image's pooled vector, which is not the mean of its patches"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Explanation:
         unread: how many words at the end the tokenizer cut off.
         heat: (grid_h, grid_w) in [0, 1], 0 for the lowest patch and 1 for the highest; None without an image.
         pieces: (n,) and patches: (m,): the weights behind both, which sum to 1 over the whole post.
+        note: what can't be shown, and why; empty if nothing is left out.
     """
 
     method: str
@@ -48,12 +53,13 @@ class Explanation:
     heat: np.ndarray | None
     pieces: np.ndarray
     patches: np.ndarray
+    note: str = ""
 
     @property
     def text_share(self) -> float | None:
         """The text's part of all weight; None if the method cannot tell, or if all weights are 0."""
         total = float(self.pieces.sum() + self.patches.sum())
-        return None if self.method == "attention" or total == 0 else float(self.pieces.sum()) / total
+        return None if self.method == "attention" or self.note or total == 0 else float(self.pieces.sum()) / total
 
     def summary(self) -> dict[str, Any]:
         """For scripts."""
@@ -81,9 +87,10 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
     for i, one in enumerate(inputs):
         length = int(batch.text_mask[i].sum())
         tokens, ids = (None, None) if one.text is None else (batch.tokens[i, :length], batch.input_ids[i, :length])
-        seen = one.pixels is not None
-        posts.append(PostFeatures(batch.patches[i] if seen else None, batch.pooled[i] if seen else None, tokens, ids))
-    texts = [one.text for one in inputs]
+        patches, pooled = (None, None) if one.pixels is None else (batch.patches[i], batch.pooled[i])
+        vector = _own_vector(batch.text_pooled[i], predictor.text.pooled)
+        posts.append(PostFeatures(patches, pooled, tokens, ids, vector, predictor.image.pooled != MEAN))
+    texts = [None if one.text is None else predictor.text.normalized(one.text) for one in inputs]
     labels = predictor.labels
     return explain_features(
         predictor.model, posts, texts, predictor.text.spans, labels, method=method, probabilities=known
@@ -103,14 +110,19 @@ def explain_features(
     """Explain each post by itself: an explanation does not depend on the other posts.
 
     Args:
-        texts: what the features' tokens were made of; spans: `TextEncoder.spans`; names: the labels.
+        texts: what the features' tokens were made of, normalised; spans: `TextEncoder.spans`; names: the labels.
         probabilities: (posts, classes) the known prediction; without it the model predicts here, in float32.
     """
     explanations = []
     for number, (post, text) in enumerate(zip(posts, texts, strict=True)):
         classes = probabilities_of(model, post) if probabilities is None else probabilities[number]
         weights = weigh(model, post, int(classes.argmax()), method)
-        explanations.append(_explanation(method, names, classes, weights, text, spans))
+        hidden = {
+            _NO_WORDS: text is not None and post.text_pooled is not None and not len(weights.pieces),
+            NO_PLACES: post.patches is not None and post.own_image_vector and not len(weights.patches),
+        }
+        note = "; ".join(note for note, is_so in hidden.items() if is_so)
+        explanations.append(_explanation(method, names, classes, weights, text, spans, note))
     return explanations
 
 
@@ -126,7 +138,7 @@ def explain_cached(
     """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
     read = model.config.modalities
     posts = [cached_features(cache, int(row), device) for row in rows]
-    texts = [cache.texts[row] if read != "image" else None for row in rows]
+    texts = [text.normalized(cache.texts[row]) if read != "image" else None for row in rows]
     for row, written in zip(rows.tolist(), texts, strict=True):
         if written is not None and len(text.spans(written)) != cache.lengths[row]:
             raise InputError(f"{cache.folder}: post {cache.ids[row]}: its features are not of its text")
@@ -146,7 +158,15 @@ def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeature
         torch.from_numpy(np.array(values, np.float32)).to(device)
         for values in (cache.patches(row), cache.pooled(row), cache.tokens(row))
     )
-    return PostFeatures(patches, pooled, tokens, torch.from_numpy(cache.input_ids(row).astype(np.int64)).to(device))
+    ids = torch.from_numpy(cache.input_ids(row).astype(np.int64)).to(device)
+    vector = torch.from_numpy(cache.gather_text_pooled(np.array([row]))[0]).to(device)
+    own_image_vector = not pooled_is_mean(cache.fingerprint)
+    return PostFeatures(patches, pooled, tokens, ids, _own_vector(vector, cache.text_pooling), own_image_vector)
+
+
+def _own_vector(vector: torch.Tensor, pooling: str) -> torch.Tensor | None:
+    """A text's vector, unless it is the mean of its tokens."""
+    return None if pooling == MEAN else vector
 
 
 def _explanation(
@@ -156,6 +176,7 @@ def _explanation(
     weights: Weights,
     text: str | None,
     spans: Callable[[str], Spans],
+    note: str,
 ) -> Explanation:
     pieces, patches = weights.pieces.cpu().double().numpy(), weights.patches.cpu().double().numpy()
     words: list[tuple[str, float]] = []
@@ -172,6 +193,7 @@ def _explanation(
         heat=_heat(patches) if len(patches) else None,
         pieces=pieces,
         patches=patches,
+        note=note,
     )
 
 

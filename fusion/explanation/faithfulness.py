@@ -8,7 +8,7 @@ are gone from these, too.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +21,12 @@ from fusion.explanation.attribution import PostFeatures, methods_for, weigh
 from fusion.explanation.explain import cache_of, probabilities_of
 from fusion.explanation.words import word_pieces
 from fusion.inference.predictor import Predictor
-from fusion.models.base import FrozenText, Model
+from fusion.models.base import Model
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import ImageEncoder, TextEncoder
+from pipeline.encoders.text import encode_texts
+from pipeline.encoders.text_vector import MEAN
 from pipeline.encoders.views import first_view
 from pipeline.extraction.sources import Sources
 
@@ -34,8 +36,10 @@ FRACTION, DRAWS = 0.2, 5
 class FrozenImage(Protocol):
     """What is needed of the frozen image encoder (pipeline.encoders.load.ImageEncoder is one)."""
 
+    pooled: str  # how the image's vector is made
+
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (B, 3, S, S) uint8 to patches (B, m, C) and pooled (B, C)."""
+        """Pixels (B, 3, S, S) uint8 to patches (B, m, C) and pooled (B, P)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class EncoderInput:
 
 def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: TextEncoder) -> Iterable[EncoderInput]:
     """The posts of a cache from their sources, one by one; those whose image is not there any more, or has changed, are
-    left out.
+    left out. No word can be masked where the text encoder has no mask token.
     """
     sources = Sources(cache)
     rows = list(rows)
@@ -58,14 +62,15 @@ def raw_posts(cache: Cache, rows: Iterable[int], image: ImageEncoder, text: Text
             continue
         written = sources.posts[row].text or ""
         (ids,), _ = text.tokenize([written])
-        yield EncoderInput(first_view(image.pixels(picture)), ids, word_pieces(text.spans(written)))
+        words = word_pieces(text.spans(text.normalized(written))) & (text.mask_id >= 0)
+        yield EncoderInput(first_view(image.pixels(picture)), ids, words)
 
 
 def faithfulness(
     model: Model,
     posts: Iterable[EncoderInput],
     image: FrozenImage,
-    text: FrozenText,
+    text: TextEncoder,
     *,
     fraction: float = FRACTION,
     draws: int = DRAWS,
@@ -83,7 +88,7 @@ def faithfulness(
     count = 0
     for post in posts:
         count += 1
-        features = _features(model, *image.encode(post.pixels[None]), _tokens(text, post.input_ids[None]))[0]
+        features = _features(model, image, post.pixels[None], _texts(text, post.input_ids[None]))[0]
         whole = probabilities_of(model, features)
         predicted = int(whole.argmax())
         weights = [weigh(model, features, predicted, method) for method in methods]
@@ -102,6 +107,11 @@ def faithfulness(
             drops[kind].append([*lost[: len(methods)], float(lost[len(methods) :].mean())])
     if not count:
         raise InputError("none of the posts' images can be read any more, so nothing can be masked")
+    if not any(drops.values()):
+        raise InputError(
+            "nothing to measure: no patch has a weight of its own (or the run reads texts alone), and no word has one, "
+            "or the text encoder has no mask token"
+        )
     return _result(methods, drops, count, fraction, draws)
 
 
@@ -168,31 +178,40 @@ def _without(
     kind: str,
     chosen: list[np.ndarray],
     image: FrozenImage,
-    text: FrozenText,
+    text: TextEncoder,
 ) -> np.ndarray:
     """Probabilities (len(chosen), 3) of the post with each choice of words or patches masked."""
     if kind == "words":
         ids = np.repeat(post.input_ids[None], len(chosen), axis=0)
         for row, masked in zip(ids, chosen, strict=True):
             row[masked] = text.mask_id
-        changed = [PostFeatures(features.patches, features.pooled, one) for one in _tokens(text, ids)]
+        changed = [replace(features, tokens=tokens, text_pooled=vector) for tokens, vector in _texts(text, ids)]
     else:
         assert features.patches is not None
         pixels = np.stack([mask_patches(post.pixels, masked, len(features.patches)) for masked in chosen])
-        tokens = features.tokens[None].expand(len(chosen), -1, -1) if features.tokens is not None else None
-        changed = _features(model, *image.encode(pixels), tokens)
+        changed = _features(model, image, pixels, [(features.tokens, features.text_pooled)] * len(chosen))
     return np.stack([probabilities_of(model, one) for one in changed])
 
 
-def _features(model: Model, patches: np.ndarray, pooled: np.ndarray, tokens: Tensor | None) -> list[PostFeatures]:
-    parameter = next(model.parameters())
-    arrays = [torch.from_numpy(values).to(parameter) for values in (patches, pooled)]
-    texts = [None] * len(patches) if tokens is None else list(tokens.to(parameter))
-    return [PostFeatures(*one) for one in zip(*arrays, texts, strict=True)]
+def _features(
+    model: Model, image: FrozenImage, pixels: np.ndarray, texts: Sequence[tuple[Tensor | None, Tensor | None]]
+) -> list[PostFeatures]:
+    """Of posts whose images have these pixels (B, 3, S, S), and whose texts these tokens and vectors."""
+    parameter, own_image_vector = next(model.parameters()), image.pooled != MEAN
+    here = [(None if one is None else one.to(parameter) for one in text) for text in texts]
+    images = (torch.from_numpy(values).to(parameter) for values in image.encode(pixels))
+    return [
+        PostFeatures(patches, pooled, tokens, text_pooled=vector, own_image_vector=own_image_vector)
+        for patches, pooled, (tokens, vector) in zip(*images, here, strict=True)
+    ]
 
 
-def _tokens(text: FrozenText, ids: np.ndarray) -> Tensor:
-    return text.encode(torch.from_numpy(ids).long(), torch.ones(ids.shape, dtype=torch.bool))
+def _texts(text: TextEncoder, ids: np.ndarray) -> list[tuple[Tensor, Tensor | None]]:
+    """Tokens (n, D) of each row of ids (B, n), and its vector where that is not the mean of the tokens."""
+    if text.pooled == MEAN:
+        return [(one, None) for one in text.encode(torch.from_numpy(ids).long(), torch.ones(ids.shape).bool())]
+    tokens, vectors = encode_texts(text, list(ids), np.dtype(np.float32))
+    return [(torch.from_numpy(one), torch.from_numpy(vector)) for one, vector in zip(tokens, vectors, strict=True)]
 
 
 def _strongest(weights: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:

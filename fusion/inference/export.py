@@ -18,6 +18,7 @@ from fusion.tensor_files import save_tensors
 from pipeline.common.errors import InputError, switch
 from pipeline.common.files import write_json, write_text
 from pipeline.common.folders import remove_file
+from pipeline.encoders.text_vector import MEAN, text_pooling
 
 _KEPT_FACTS = (
     *("manifest_sha256", "fingerprint", "target", "labels", "dimensions", "versions", "parameters"),
@@ -72,4 +73,5 @@ def _write_onnx(model: Model, run: Run, path: Path) -> float:
         from fusion.inference.onnx import write_onnx
     except ImportError as error:
         raise InputError(f"{switch('onnx')} needs {error.name}: pip install -e '.[onnx]'") from None
-    return write_onnx(model, path, run.metadata["labels"])
+    own_vector = text_pooling(run.metadata["fingerprint"]) != MEAN
+    return write_onnx(model, path, run.metadata["labels"], own_vector=own_vector)

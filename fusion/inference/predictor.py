@@ -24,7 +24,7 @@ from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
-from pipeline.encoders.text import encode_each
+from pipeline.encoders.text import encode_texts
 from pipeline.extraction.decode import Decoders
 from pipeline.extraction.encode import text_problem
 from pipeline.posts.images import MAX_PIXELS, ImageProblem, to_rgb
@@ -185,7 +185,7 @@ class Predictor:
         What is missing is zeros, or the tokens of an empty text, which the model then leaves out of its rows.
         """
         ids, truncated = self.text.tokenize([one.text or "" for one in inputs])
-        states = encode_each(self.text, ids)
+        tokens, vectors = encode_texts(self.text, ids, self._stored)
         patches = np.zeros((len(inputs), self._views, *self.image.patches_shape), np.float32)
         pooled = np.zeros((len(inputs), self._views, self.image.pooled_width), np.float32)
         seen = {
@@ -197,10 +197,12 @@ class Predictor:
             patches[list(seen)], pooled[list(seen)] = self.image.encode(np.stack(list(seen.values())))
 
         with np.errstate(over="ignore"):  # what overflows float16 is found below, by post
-            tokens = [values.astype(self._stored) for values in states]
             patches, pooled = patches.astype(self._stored), pooled.astype(self._stored)
         finite = np.array(
-            [all(np.isfinite(part).all() for part in (tokens[i], patches[i], pooled[i])) for i in range(len(inputs))]
+            [
+                all(np.isfinite(part).all() for part in (tokens[i], vectors[i], patches[i], pooled[i]))
+                for i in range(len(inputs))
+            ]
         )
         batches = [
             collate(
@@ -209,6 +211,7 @@ class Predictor:
                 tokens,
                 ids,
                 self.device,
+                text_pooled=vectors,
                 has_text=[one.text is not None for one in inputs],
                 has_image=[one.pixels is not None for one in inputs],
             )

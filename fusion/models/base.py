@@ -14,8 +14,8 @@ from pipeline.cache.reader import Cache
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes; the
-    width P of the image's pooled vector, where 0 stands for that of the patches.
+    """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes, and the
+    widths D_p of the texts' vectors and P of the images': None for D and for C, as in runs of earlier versions.
     """
 
     channels: int
@@ -23,11 +23,18 @@ class Dimensions:
     vocabulary: int
     classes: int
     patches: int = 49
-    image_pooled_width: int = 0
+    text_pooled: int | None = None
+    image_pooled: int | None = None
 
-    def __post_init__(self) -> None:
-        if not self.image_pooled_width:
-            object.__setattr__(self, "image_pooled_width", self.channels)
+    @property
+    def text_vector_width(self) -> int:
+        """D_p."""
+        return self.text_width if self.text_pooled is None else self.text_pooled
+
+    @property
+    def image_vector_width(self) -> int:
+        """P."""
+        return self.channels if self.image_pooled is None else self.image_pooled
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def build_model(
     `word_embeddings` are the fusion model's, for `tie_mlm_head`. Raises ValueError naming the setting if config and
     dimensions don't fit.
     """
-    if problem := unequal_widths(config, dimensions.channels, dimensions.image_pooled_width):
+    if problem := unequal_widths(config, dimensions.channels, dimensions.image_vector_width):
         raise ValueError(problem)
     own = {"word_embeddings": word_embeddings} if config.model == FUSION else {}
     return model_class(config.model)(config, dimensions, **own)

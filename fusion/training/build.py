@@ -10,6 +10,7 @@ from fusion.models.transformer import Transformer
 from fusion.tensor_files import require_memory
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
+from pipeline.encoders.fingerprint import has_mask_token
 from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 
@@ -23,6 +24,11 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     or another one, naming the field.
     """
     fingerprint = cache.fingerprint["text"]
+    if not has_mask_token(cache.fingerprint):
+        raise InputError(
+            f"{cache.folder}: its text encoder {fingerprint['name']} has no mask token, so no words can be masked; "
+            "set mlm to false"
+        )
     encoder = same_text_encoder(fingerprint, str(device), folder=folder, owner=cache.folder)
     if encoder.mask_id < 0:
         raise InputError(
@@ -37,14 +43,9 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
     """The model with the weights that the seed draws. Raises InputError if it does not fit into memory."""
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0
-    dimensions = Dimensions(
-        channels,
-        cache.text_width,
-        vocabulary,
-        classes=len(cache.label_names),
-        patches=m,
-        image_pooled_width=cache.image_pooled_width,
-    )
+    vectors = {"text_pooled": cache.text_pooled_width, "image_pooled": cache.image_pooled_width}
+    sizes = {"classes": len(cache.label_names), "patches": m, **vectors}
+    dimensions = Dimensions(channels, cache.text_width, vocabulary, **sizes)
     torch.manual_seed(config.seed)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -7,6 +7,9 @@ import re
 from typing import Any
 
 from pipeline.cache.hdf5_layout import STORED_DTYPES
+from pipeline.encoders.fingerprint import CLIP, SIGLIP
+from pipeline.encoders.text_form import LONGEST_PREFIX, NORMALIZATIONS
+from pipeline.encoders.text_vector import TEXT_POOLINGS
 from pipeline.encoders.views import VIEWS
 
 MOST_SHARDS = 100_000  # a shard's name has five digits
@@ -131,6 +134,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "layers": lambda value: (
             isinstance(value, list) and 1 <= len(value) <= 1000 and value == list(range(-len(value), 0))
         ),
+        "family": lambda value: value in (CLIP, SIGLIP),
+        "pooled": lambda value: value in TEXT_POOLINGS,
+        "normalize": lambda value: value in NORMALIZATIONS,
+        "prefix": lambda value: _text(value) and len(value) <= LONGEST_PREFIX and value.isprintable(),
         "compute_dtype": _text,
         "licence": _text,
     },

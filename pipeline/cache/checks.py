@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.cache.check_json import Wrong, is_sha256
 from pipeline.cache.hdf5_layout import FEATURES, FLAGS, SHARD_NAME, feature_dtype
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import pooled_is_mean
+from pipeline.encoders.fingerprint import SIGLIP, pooled_is_mean
+from pipeline.encoders.text_vector import MEAN, MODEL, text_pooling
 from pipeline.encoders.views import VIEWS
 from pipeline.posts.labels import label_problem, target_problem
 from pipeline.posts.manifest import SPLITS, require_name
@@ -23,9 +24,9 @@ _LARGEST = 1 << 20  # patches of a picture, channels, width of a token
 _LONGEST_ID = 4096
 
 
-def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> None:
-    """Check the columns of /post, those of an index or those of a shard, against the lengths of the texts. Texts are
-    lists, the others arrays.
+def posts(columns: Mapping[str, Any], lengths: np.ndarray, fingerprint: Mapping[str, Any]) -> None:
+    """Check the columns of /post, those of an index or those of a shard, against the lengths of the texts, and these
+    against the fingerprint. Texts are lists, the others arrays.
     """
     ids, reasons = columns["id"], columns["reason"]
     for id_ in ids:
@@ -50,8 +51,10 @@ def posts(columns: Mapping[str, Any], lengths: np.ndarray, most: int | None) -> 
     failed = columns["status"] == 1
     if [bool(reason) for reason in reasons] != failed.tolist():
         raise Wrong("/post/status and /post/reason do not agree")
-    if np.any(lengths[failed] != 0) or np.any(lengths[~failed] < 2):
-        raise Wrong("a failed post has tokens, or another one has fewer than [CLS] and [SEP]")
+    least = 1 if fingerprint["text"].get("family") == SIGLIP else 2
+    if np.any(lengths[failed] != 0) or np.any(lengths[~failed] < least):
+        raise Wrong(f"a failed post has tokens, or another one has fewer than the {least} that every text has")
+    most = fingerprint["text"].get("max_tokens")
     if most is not None and np.any(lengths > most):
         raise Wrong(f"a text has over {most} tokens")
 
@@ -72,11 +75,6 @@ def codes(target: str, names: Sequence[Any], values: np.ndarray) -> None:
         raise Wrong(f"/target/{target} holds a code without a meaning")
 
 
-def most_tokens(fingerprint: Mapping[str, Any]) -> int | None:
-    """The longest text that a fingerprint allows, where it says so."""
-    return fingerprint["text"].get("max_tokens")
-
-
 def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
     """Check offsets of texts into so many rows of tokens, and give them back."""
     if values[0] != 0 or values[-1] != tokens or np.any(values[1:] < values[:-1]):
@@ -86,9 +84,9 @@ def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
 
 def arrays(
     fingerprint: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], at: Mapping[str, int] | None
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int | None]:
     """Check the shapes of the features of `count` posts against each other and the fingerprint, and, where `at` gives
-    their places in a file, that none overlaps another. Returns m, C, P and D.
+    their places in a file, that none overlaps another. Returns m, C, P, D and, where there are texts' vectors, D_p.
     """
     views = len(fingerprint["image"].get("views", VIEWS[:1]))
     between = [views] if views > 1 else []
@@ -105,6 +103,9 @@ def arrays(
         "input_ids": [total],
         "offsets": [count + 1],
     }
+    vector = _vector_width(fingerprint, shapes, width)
+    if vector is not None:
+        expected["text_pooled"] = [count, vector]
     for name, shape in shapes.items():
         if list(shape) != expected[name]:
             raise Wrong(f"{FEATURES[name]} has the shape {list(shape)}, not {expected[name]}")
@@ -116,7 +117,20 @@ def arrays(
         raise Wrong("the fingerprint and the patches do not agree on whether there are images")
     if at is not None:
         _places(expected, at, fingerprint["stored_dtype"])
-    return m, channels, pooled_width, width
+    return m, channels, pooled_width, width, vector
+
+
+def _vector_width(fingerprint: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], width: int) -> int | None:
+    """Check the width of the texts' vectors; None if there are none."""
+    pooling = text_pooling(fingerprint)
+    if "text_pooled" not in shapes:
+        if pooling != MEAN:
+            raise Wrong(f"the fingerprint pools texts by {pooling}, and /text/pooled is not there")
+        return None
+    shape = list(shapes["text_pooled"])
+    if len(shape) != 2 or not 1 <= shape[1] <= _LARGEST or (pooling != MODEL and shape[1] != width):
+        raise Wrong(f"/text/pooled has the shape {shape}, where texts of width {width} are pooled by {pooling}")
+    return shape[1]
 
 
 def index(
@@ -130,7 +144,7 @@ def index(
     Returns what pipeline.cache.records.Index holds of them.
     """
     count = len(columns["id"])
-    m, channels, pooled_width, width = arrays(fingerprint, count, shapes, None)
+    m, channels, pooled_width, width, vector = arrays(fingerprint, count, shapes, None)
     offsets(starts, shapes["tokens"][0])
     names, rows, sizes = shards["name"], shards["rows"], shards["bytes"]
     if not all(SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
@@ -143,18 +157,16 @@ def index(
     first = 0
     for number, size in enumerate(sizes):
         here, tokens = rows[number], int(starts[first + rows[number]] - starts[first])
-        places = {name: shards[f"{name}_at"][number] for name in FEATURES}
-        ends = _places(
-            {
-                "patches": [here, *views, m, channels],
-                "pooled": [here, *views, pooled_width],
-                "tokens": [tokens, width],
-                "input_ids": [tokens],
-                "offsets": [here + 1],
-            },
-            places,
-            fingerprint["stored_dtype"],
-        )
+        sizes_here = {
+            "patches": [here, *views, m, channels],
+            "pooled": [here, *views, pooled_width],
+            "tokens": [tokens, width],
+            "input_ids": [tokens],
+            "offsets": [here + 1],
+            **({} if vector is None else {"text_pooled": [here, vector]}),
+        }
+        places = {name: shards[f"{name}_at"][number] for name in sizes_here}
+        ends = _places(sizes_here, places, fingerprint["stored_dtype"])
         if ends > size:
             raise Wrong(f"/shard says of {names[number]} that it has arrays beyond its end")
         first += here
@@ -168,6 +180,7 @@ def index(
         "patches_shape": [m, channels],
         "image_pooled_width": pooled_width,
         "text_width": width,
+        "text_pooled": vector,
     }
 
 
@@ -176,7 +189,7 @@ def sources(
 ) -> None:
     """Check that a virtual dataset is made of the index's own shards, one after the other."""
     ends = np.cumsum(shards["rows"])
-    places = [0, *(ends if name in ("patches", "pooled") else starts[ends]).tolist()]
+    places = [0, *(starts[ends] if name in ("tokens", "input_ids") else ends).tolist()]
     expected = [
         (shard, first, last - 1)
         for shard, first, last in zip(shards["name"], places, places[1:], strict=False)

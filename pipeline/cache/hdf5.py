@@ -25,13 +25,15 @@ from pipeline.cache.hdf5_layout import (
     INDEX_COLUMNS,
     INDEX_KIND,
     INDEX_VERSION,
+    INDEX_VERSION_2,
     POST_COLUMNS,
-    SHARD_COLUMNS,
     SHARD_KIND,
     SHARD_NAME,
     SHARD_VERSION,
+    SHARD_VERSION_1,
     TEXT,
     feature_dtype,
+    shard_columns,
 )
 from pipeline.cache.records import Index, PostRecord, Shard, ShardFeatures
 from pipeline.cache.targets import Target, targets_of
@@ -70,12 +72,15 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
     """Write one shard, complete or absent, in the fingerprint's stored dtype."""
     dtype = np.dtype(fingerprint["stored_dtype"])
     offsets = np.cumsum([0, *(len(ids) for ids in features.input_ids)])
-    with _image_of(SHARD_KIND, fingerprint) as file:
+    vectors = features.text_pooled
+    with _image_of(SHARD_KIND, SHARD_VERSION_1 if vectors is None else SHARD_VERSION, fingerprint) as file:
         file["/image/patches"] = features.patches.astype(dtype, copy=False)
         file["/image/pooled"] = features.pooled.astype(dtype, copy=False)
         file["/text/tokens"] = np.concatenate(features.tokens).astype(dtype, copy=False)
         file["/text/input_ids"] = np.concatenate(features.input_ids).astype(np.int32, copy=False)
         file["/text/offsets"] = offsets.astype(np.int64)
+        if vectors is not None:
+            file["/text/pooled"] = vectors.astype(np.float32, copy=False)
         _write_records(file, features.posts)
         file.flush()
         write_bytes(path, file.id.get_file_image())
@@ -121,8 +126,14 @@ def write_index(
         if [record.id for record in shard.posts] != [post.id for post in listed]:
             raise InputError(f"{path}: holds other posts than it should; delete it and run the same `extract` again")
         written.append(shard)
+    if len({tuple(shard.shapes) for shard in written}) > 1:
+        raise InputError(
+            f"{folder}: some of its shards have the texts' vectors and some, of an earlier version, have not; "
+            "extract again"
+        )
     records = [record for shard in written for record in shard.posts]
-    with _image_of(INDEX_KIND, fingerprint) as file:
+    version = INDEX_VERSION if "text_pooled" in written[0].shapes else INDEX_VERSION_2
+    with _image_of(INDEX_KIND, version, fingerprint) as file:
         if part:
             file.attrs["part"] = json.dumps(part)
         file.attrs["split_names"] = SPLITS
@@ -221,7 +232,7 @@ def sha256_of_ids(posts: Sequence[Post]) -> str:
 
 
 @contextmanager
-def _image_of(kind: str, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
+def _image_of(kind: str, version: int, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
     """A new HDF5 file in memory. It goes to disk as plain bytes in one write, so that a full disk is a plain error."""
     with h5py.File(
         kind,
@@ -233,7 +244,7 @@ def _image_of(kind: str, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
         alignment_interval=4096,
     ) as file:
         file.attrs["format"] = kind
-        file.attrs["schema_version"] = INDEX_VERSION if kind == INDEX_KIND else SHARD_VERSION
+        file.attrs["schema_version"] = version
         file.attrs["fingerprint"] = json.dumps(fingerprint)
         yield file
 
@@ -280,14 +291,15 @@ def _write_shard_table(file: h5py.File, paths: Sequence[Path], shards: Sequence[
         "rows": [len(shard.posts) for shard in shards],
         "bytes": [path.stat().st_size for path in paths],
         "sha256": [sha256_of_file(path) for path in paths],
-        **{f"{name}_at": [shard.at[name] for shard in shards] for name in FEATURES},
+        **{f"{name}_at": [shard.at[name] for shard in shards] for name in shards[0].shapes},
     }
-    for name, dtype in SHARD_COLUMNS.items():
+    for name, dtype in shard_columns(shards[0].shapes).items():
         file.create_dataset(f"/shard/{name}", data=table[name], dtype=dtype)
     stored = shards[0].fingerprint["stored_dtype"]
-    for name, path_ in FEATURES.items():
+    for name in shards[0].shapes:
         if name == "offsets":
             continue
+        path_ = FEATURES[name]
         shapes = [shard.shapes[name] for shard in shards]
         dtype = feature_dtype(name, stored)
         layout = h5py.VirtualLayout((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)

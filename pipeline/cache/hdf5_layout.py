@@ -3,6 +3,7 @@ docs/cache-format.md describes them.
 """
 
 import re
+from collections.abc import Iterable
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.posts.manifest import SPLITS
 from pipeline.posts.mvsa import LABELS as LABELS_1
 
 INDEX = "index.h5"
-SHARD_VERSION, INDEX_VERSION = 1, 2
+SHARD_VERSION, INDEX_VERSION = 2, 3
 FLAGS = ("truncated", "empty_text", "rotated", "animated", "converted")
 STORED_DTYPES = ("float16", "float32")
 SHARD_NAME = re.compile(r"shard-[0-9]{5}\.h5")
@@ -36,14 +37,22 @@ TARGETS_1 = ("label", "text_label", "image_label")
 INDEX_COLUMNS_1 = {**INDEX_COLUMNS, **dict.fromkeys(TARGETS_1, LABEL_1)}
 
 FEATURES = {"patches": "/image/patches", "pooled": "/image/pooled", "tokens": "/text/tokens",
-            "input_ids": "/text/input_ids", "offsets": "/text/offsets"}  # fmt: skip
+            "input_ids": "/text/input_ids", "offsets": "/text/offsets", "text_pooled": "/text/pooled"}  # fmt: skip
 
-# Columns of /shard, one value a shard.
-SHARD_COLUMNS = {"name": h5py.string_dtype("ascii", 16), "rows": INTEGER, "bytes": INTEGER, "sha256": SHA256,
-                 **{f"{name}_at": INTEGER for name in FEATURES}}  # fmt: skip
+# Caches made before lack the texts' vectors: their shards are of version 1, their indexes of version 1 or 2.
+FEATURES_1 = {name: path for name, path in FEATURES.items() if name != "text_pooled"}
+SHARD_VERSION_1, INDEX_VERSION_2 = 1, 2
+
+
+def shard_columns(features: Iterable[str]) -> dict[str, np.dtype]:
+    """Columns of /shard, one value a shard, of a cache with these features."""
+    columns = {"name": h5py.string_dtype("ascii", 16), "rows": INTEGER, "bytes": INTEGER, "sha256": SHA256}
+    return {**columns, **{f"{name}_at": INTEGER for name in features}}
 
 
 def feature_dtype(name: str, stored: str) -> np.dtype:
     """The type of an array of features, in caches that store the features themselves as `stored`."""
-    integers: dict[str, np.dtype] = {"input_ids": np.dtype(np.int32), "offsets": INTEGER}
-    return integers.get(name, np.dtype(stored))
+    own: dict[str, np.dtype] = {
+        "input_ids": np.dtype(np.int32), "offsets": INTEGER, "text_pooled": np.dtype(np.float32)
+    }  # fmt: skip
+    return own.get(name, np.dtype(stored))

@@ -6,7 +6,7 @@ only `pipeline.cache.hdf5` calls it. `pipeline.cache.hdf5_values` checks what HD
 """
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,24 @@ from pipeline.cache.check_json import Wrong
 from pipeline.cache.hdf5_layout import (
     CODES,
     FEATURES,
+    FEATURES_1,
     FLAGS,
     INDEX,
     INDEX_COLUMNS,
     INDEX_COLUMNS_1,
     INDEX_KIND,
     INDEX_VERSION,
+    INDEX_VERSION_2,
     INTEGER,
     LABELS_1,
     POST_COLUMNS,
-    SHARD_COLUMNS,
     SHARD_KIND,
     SHARD_VERSION,
+    SHARD_VERSION_1,
     TARGETS_1,
     TEXT,
     feature_dtype,
+    shard_columns,
 )
 from pipeline.cache.hdf5_values import (
     attribute_if_there,
@@ -52,8 +55,6 @@ from pipeline.common.files import MOST_BYTES
 from pipeline.posts.labels import MOST_NAMES, MOST_TARGETS, SINGLE
 from pipeline.posts.manifest import SPLITS
 
-_VIRTUAL = [name for name in FEATURES if name != "offsets"]
-
 
 def index(folder: Path) -> dict[str, Any]:
     """The index of a cache without texts, image paths, hashes and reasons, which are only checked."""
@@ -62,19 +63,23 @@ def index(folder: Path) -> dict[str, Any]:
         require_members(file.id, "/", ("image", "text", "post", "shard", *(() if first else ("target",))))
         fingerprint = check_json.fingerprint(read_attribute(file, "fingerprint"))
         _require_attribute(file, "split_names", SPLITS)
-        shards = column_group(file, "shard", SHARD_COLUMNS)
+        features = FEATURES_1 if _version(file) <= INDEX_VERSION_2 else FEATURES
+        shards = column_group(file, "shard", shard_columns(features))
         posts = column_group(file, "post", _columns_of(file))
         targets = _targets_of_version_1(file, posts) if first else _targets(file, len(posts["id"]))
         _bits(file)
-        require_members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
-        require_members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
+        _require_features(file, features)
         starts = plain_dataset(file, FEATURES["offsets"], INTEGER)
         require_shape(starts, FEATURES["offsets"], (len(posts["id"]) + 1,))
         offsets = read_values(starts)
         stored = fingerprint["stored_dtype"]
-        arrays = {name: virtual_dataset(file, FEATURES[name], feature_dtype(name, stored)) for name in _VIRTUAL}
+        arrays = {
+            name: virtual_dataset(file, path, feature_dtype(name, stored))
+            for name, path in features.items()
+            if name != "offsets"
+        }
         shapes = {name: shape for name, (shape, _) in arrays.items()}
-        checks.posts(posts, np.diff(offsets), checks.most_tokens(fingerprint))
+        checks.posts(posts, np.diff(offsets), fingerprint)
         shards = listed(shards)
         facts = checks.index(fingerprint, posts, offsets, shards, shapes)
         for name, (_, sources) in arrays.items():
@@ -106,20 +111,20 @@ def shard(path: Path) -> dict[str, Any]:
     """
     with _opened(path, SHARD_KIND) as file:
         require_members(file.id, "/", ("image", "text", "post"))
-        require_members(h5g.open(file.id, b"image"), "/image", ("patches", "pooled"))
-        require_members(h5g.open(file.id, b"text"), "/text", ("tokens", "input_ids", "offsets"))
+        features = FEATURES_1 if _version(file) == SHARD_VERSION_1 else FEATURES
+        _require_features(file, features)
         fingerprint = check_json.fingerprint(read_attribute(file, "fingerprint"))
         posts = column_group(file, "post", POST_COLUMNS)
         _bits(file)
         arrays = {
             name: plain_dataset(file, path_, feature_dtype(name, fingerprint["stored_dtype"]))
-            for name, path_ in FEATURES.items()
+            for name, path_ in features.items()
         }
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         at = {name: array.get_offset() or 0 for name, array in arrays.items()}  # an empty dataset has no place
         checks.arrays(fingerprint, len(posts["id"]), shapes, at)
         lengths = np.diff(checks.offsets(read_values(arrays["offsets"]), shapes["tokens"][0]))
-        checks.posts(posts, lengths, checks.most_tokens(fingerprint))
+        checks.posts(posts, lengths, fingerprint)
         return {
             "fingerprint": fingerprint,
             "shapes": shapes,
@@ -127,6 +132,13 @@ def shard(path: Path) -> dict[str, Any]:
             "lengths": lengths.tolist(),
             "posts": listed(posts),
         }
+
+
+def _require_features(file: h5py.File, features: Mapping[str, str]) -> None:
+    """Refuse a file whose groups of features have other members than these."""
+    for group in ("image", "text"):
+        members = [path.removeprefix(f"/{group}/") for path in features.values() if path.startswith(f"/{group}/")]
+        require_members(h5g.open(file.id, group.encode()), f"/{group}", members)
 
 
 def _version(file: h5py.File) -> int:

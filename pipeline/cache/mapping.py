@@ -41,27 +41,34 @@ class ShardMaps:
             return "a link, a folder, a pipe or a device where a cache has a file"
         return "" if state.st_size == size else f"cut short or changed ({state.st_size} bytes, not {size})"
 
+    def places(self, number: int) -> dict[str, int]:
+        """Where each of a shard's arrays begins in its file."""
+        table = self._index.shards
+        return {name.removesuffix("_at"): int(table[name][number]) for name in table if name.endswith("_at")}
+
     def arrays(self, number: int) -> dict[str, np.ndarray]:
-        """A shard's features: patches (rows, V, m, C), pooled (rows, V, P), tokens (sum n, D), input_ids, offsets."""
+        """A shard's features: patches (rows, V, m, C), pooled (rows, V, P), tokens (sum n, D), input_ids, offsets,
+        and text_pooled (rows, D_p) where the cache has it.
+        """
         if number not in self._maps:
             index = self._index
             rows = int(index.shards["rows"][number])
             first, last = self.first_row[number], self.first_row[number + 1]
             tokens = int(index.offsets[last] - index.offsets[first])
-            shapes = {
+            shapes: dict[str, tuple[int, ...]] = {
                 "patches": (rows, self._views, *index.patches_shape),
                 "pooled": (rows, self._views, index.image_pooled_width),
                 "tokens": (tokens, index.text_width),
                 "input_ids": (tokens,),
                 "offsets": (rows + 1,),
             }
+            if index.text_pooled is not None:
+                shapes["text_pooled"] = (rows, index.text_pooled)
             with open_regular(self.path(number)) as file:
                 raw = np.memmap(file, np.uint8, "r")
-            stored = index.fingerprint["stored_dtype"]
+            stored, places = index.fingerprint["stored_dtype"], self.places(number)
             self._maps[number] = {
-                name: np.ndarray(
-                    shape, feature_dtype(name, stored), raw, offset=int(index.shards[f"{name}_at"][number])
-                )
+                name: np.ndarray(shape, feature_dtype(name, stored), raw, offset=places[name])
                 for name, shape in shapes.items()
             }
         return self._maps[number]

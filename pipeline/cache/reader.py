@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import hdf5
-from pipeline.cache.hdf5_layout import FEATURES, INDEX
+from pipeline.cache.hdf5_layout import INDEX
 from pipeline.cache.labelled import Labelled
 from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
 from pipeline.common.errors import InputError, switch
 from pipeline.common.files import sha256_of_file
 from pipeline.encoders.fingerprint import first_difference
+from pipeline.encoders.text_vector import pooled_tokens, text_pooling
 from pipeline.posts.duplicates import Keys, duplicate_keys
 from pipeline.posts.labels import LABEL
 
@@ -35,8 +36,9 @@ class Cache(Labelled):
 
     Attributes: `ids` (list of str), `ok` (N,) bool, `labels` (N,) int16 indices into `label_names`, the classes of
     `target`, and `splits` (N,) int8 into SPLITS, both with -1 for none; `lengths` (N,) tokens per text, `fingerprint`,
-    `patches_shape` (m, C), `image_pooled_width` P, `text_width` D, `views` how many there are of each image; `index` is
-    the content of the index file.
+    `patches_shape` (m, C), `image_pooled_width` P of the images' vectors, `text_width` D, `text_pooled_width` D_p of
+    the texts' vectors, `text_pooling` how these are made (pipeline.encoders.text_vector), `views` how many there are of
+    each image; `index` is the content of the index file.
     """
 
     def __init__(self, folder: str | Path, *, target: str = LABEL) -> None:
@@ -60,6 +62,8 @@ class Cache(Labelled):
         self.label_names, self.labels = self.labels_of(target).names, self.labels_of(target).codes
         self.patches_shape, self.text_width = index.patches_shape, index.text_width
         self.image_pooled_width = index.image_pooled_width
+        self.text_pooling = text_pooling(self.fingerprint)
+        self.text_pooled_width = index.text_pooled or self.text_width
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
         self.splits_note = ""
         self._table, self._offsets = index.shards, index.offsets
@@ -143,6 +147,19 @@ class Cache(Labelled):
             to_pooled[place * size : (place + 1) * size] = stored[local * size : (local + 1) * size]
         return pooled
 
+    def gather_text_pooled(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors (len(rows), D_p), float32, of many posts' texts: those of the cache, or, where it was made before
+        there were any, the mean of each text's tokens, which is the same. Raises IndexError on a row that is not there.
+        """
+        _require_within(rows, len(self), "row")
+        vectors = np.empty((len(rows), self.text_pooled_width), np.float32)
+        for place, row in enumerate(rows.tolist()):
+            if self.index.text_pooled is None:
+                vectors[place] = pooled_tokens(self.tokens(row), self.text_pooling)
+            else:
+                vectors[place] = self._feature("text_pooled", row)
+        return vectors
+
     def tokens(self, row: int) -> np.ndarray:
         """(n, D), the post's tokens with [CLS] and [SEP], unpadded."""
         return self._ragged("tokens", row)
@@ -153,20 +170,20 @@ class Cache(Labelled):
 
     def require_sizes(self, dimensions: Mapping[str, Any], owner: object) -> None:
         """Raises InputError if the features have other sizes than those that a model was made for, whatever the
-        fingerprint says. `dimensions` may lack `patches`, and have 0 for a pooled width that is that of the patches.
+        fingerprint says. `dimensions` may lack `patches`, `text_pooled` and `image_pooled`.
         """
+        made_for = {"text_pooled": dimensions["text_width"], "image_pooled": dimensions["channels"]}
+        made_for |= {name: size for name, size in dimensions.items() if size is not None}
         sizes = {
             "channels": self.patches_shape[1],
             "text_width": self.text_width,
             "patches": self.patches_shape[0],
-            "image_pooled_width": self.image_pooled_width,
+            "text_pooled": self.text_pooled_width,
+            "image_pooled": self.image_pooled_width,
         }
         for name, size in sizes.items():
-            made_for = dimensions.get(name, size)
-            if name == "image_pooled_width" and not made_for:
-                made_for = dimensions["channels"]
-            if made_for != size:
-                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {made_for}")
+            if made_for.get(name, size) != size:
+                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {made_for[name]}")
 
     def require_word_pieces(self, vocabulary: int, width: int) -> None:
         """Raises InputError if the tokens can't be those of a text encoder, whatever the fingerprint says."""
@@ -224,7 +241,7 @@ class Cache(Labelled):
             yield "text offsets do not match the index"
         elif first_difference(shard.fingerprint, self.fingerprint) or (listed and shard.posts != self.records[rows]):
             yield "its posts or encoders are not those of the index"
-        elif shard.at != {name: self._table[f"{name}_at"][number] for name in FEATURES} or any(
+        elif shard.at != self._shards.places(number) or any(
             shard.shapes[name] != array.shape for name, array in self._shards.stored(number).items()
         ):
             yield "its arrays do not lie where the index says"
@@ -238,7 +255,8 @@ class Cache(Labelled):
 
     def _finite(self, row: int) -> bool:
         images = self._feature("patches", row), self._feature("pooled", row)
-        return all(np.isfinite(values).all() for values in (*images, self.tokens(row)))
+        text = self.tokens(row), *self.gather_text_pooled(np.array([row]))
+        return all(np.isfinite(values).all() for values in (*images, *text))
 
     def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
         if not 0 <= row < len(self):

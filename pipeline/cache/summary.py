@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.cache.hdf5_layout import FLAGS
 from pipeline.cache.reader import Cache
+from pipeline.encoders.fingerprint import has_mask_token
 from pipeline.posts.manifest import SPLITS
 
 
@@ -44,6 +45,8 @@ def summary(cache: Cache) -> dict[str, Any]:
         "patches": list(cache.patches_shape),
         "image_pooled_width": cache.image_pooled_width,
         "text_width": cache.text_width,
+        "text_pooled_width": cache.text_pooled_width,
+        "mask_token": has_mask_token(cache.fingerprint),
         "shards": cache.shard_count,
         "bytes": cache.bytes_on_disk(),
         "bytes_per_post": cache.bytes_on_disk() // len(cache),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.errors import InputError, option
+from pipeline.encoders.text_vector import MEAN
 
 NO_IMAGES = "none"  # in place of an image encoder's name
 _NOT_COMPARED = ("licence",)
+CLIP, SIGLIP = "clip", "siglip"  # families of text towers; see pipeline.encoders.towers
 
 
 def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
@@ -27,6 +29,11 @@ def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], pref
     return None
 
 
+def has_mask_token(fingerprint: Mapping[str, Any]) -> bool:
+    """Whether the text encoder of a fingerprint is of a family that has a mask token."""
+    return "family" not in fingerprint["text"]
+
+
 def require_images(fingerprint: Mapping[str, Any], owner: object, what: str) -> None:
     """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
     if fingerprint["image"]["name"] == NO_IMAGES:
@@ -35,4 +42,4 @@ def require_images(fingerprint: Mapping[str, Any], owner: object, what: str) -> 
 
 def pooled_is_mean(fingerprint: Mapping[str, Any]) -> bool:
     """Whether the one vector of each image is the mean of its patches: so of all fingerprints that do not say."""
-    return str(fingerprint["image"].get("pooled", "mean")) == "mean"
+    return str(fingerprint["image"].get("pooled", MEAN)) == MEAN

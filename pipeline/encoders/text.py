@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pipeline.encoders.fingerprint import SIGLIP
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
 from pipeline.encoders.pairs import UNKNOWN
+from pipeline.encoders.text_form import TextForm
+from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
+from pipeline.encoders.towers import BERT, own_vector
 
 
 class TextEncoder:
-    """A frozen BERT-family model with its tokenizer (eqs 5, 17, 21).
+    """A frozen text model with its tokenizer (eqs 5, 17, 21), of a family of pipeline.encoders.towers.
+
+    [CLS] and [SEP] are here whatever tokens the tokenizer puts first and last: CLIP's are BOS and EOS, and SigLIP has
+    none in front.
 
     With `split_special_tokens` a literal [MASK] or [SEP] in a text is text, cut into word pieces like any other.
     Without, as in caches that were made before, it becomes the special token itself.
@@ -33,7 +40,12 @@ class TextEncoder:
         layers: int = 1,
         split_special_tokens: bool = True,
         licence: str = UNKNOWN,
+        family: str = BERT,
+        pooled: str = MEAN,
+        pooled_width: int | None = None,
+        form: TextForm | None = None,
     ) -> None:
+        """`pooled`: how a text's one vector is made; `pooled_width`: how wide it is, if not as its tokens are."""
         self.name, self.licence = name, licence
         self._model = freeze(model, device)
         self._tokenizer = tokenizer
@@ -44,14 +56,20 @@ class TextEncoder:
         self._split = split_special_tokens
         self._special = [id_ for id_ in tokenizer.all_special_ids if id_ != tokenizer.unk_token_id]
         self.width: int = model.config.hidden_size
+        self.pooled, self.pooled_width = pooled, pooled_width or self.width
         self.vocabulary: int = model.config.vocab_size
-        self.mask_id: int = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id  # -1: it has none
+        self._family, self._form = family, form or TextForm()
+        # -1: it has none; SigLIP 2's tokenizer is of another model, and has one that the tower was not trained with
+        self.mask_id: int = -1 if family != BERT or tokenizer.mask_token_id is None else tokenizer.mask_token_id
         self.fingerprint: dict[str, Any] = {
             "name": name,
-            "weights_sha256": weights_sha256(model),
+            **({"family": family} if family != BERT else {}),
+            "weights_sha256": weights_sha256(model, pooler=pooled == MODEL),
             "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "max_tokens": max_tokens,
             "layers": list(range(-layers, 0)),
+            **({"pooled": pooled} if pooled != MEAN else {}),
+            **self._form.marks,
             **({"special_tokens_in_text": "split"} if split_special_tokens else {}),
             "compute_dtype": dtype,
             "licence": licence,
@@ -59,7 +77,9 @@ class TextEncoder:
 
     def describe(self) -> str:
         layers = f", mean of {self._layers} layers" if self._layers > 1 else ""
-        return f"{self.name} ({self.width}{layers})"
+        pooled = f", pooled by {self.pooled} to {self.pooled_width}" if self.pooled != MEAN else ""
+        no_mask = ", no mask token: train with mlm false" if self.mask_id < 0 else ""
+        return f"{self.name} ({self.width}{layers}{pooled}{no_mask})"
 
     def in_precision(self, dtype: str) -> "TextEncoder":
         """The same encoder computing in `dtype`, where its features need not equal those of a cache."""
@@ -81,17 +101,27 @@ class TextEncoder:
         """Word-piece ids with [CLS] and [SEP], int32, at most `max_tokens` a text, and whether each was cut short. Eq
         17.
         """
-        encodings = self._encodings(texts)  # eq 17
+        encodings = self._encodings([self.normalized(text) for text in texts])  # eq 17
         return [self._ids(encoding) for encoding in encodings], [bool(row.overflowing) for row in encodings]
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Which characters [start, end) of the text each id of `tokenize` stands for; [CLS] and [SEP]: (0, 0)."""
-        (encoding,) = self._encodings([text])
-        return list(encoding.offsets)
+    def normalized(self, text: str) -> str:
+        """The text as it is read, without the prefix: what `spans` are of, and what an explanation shows."""
+        return self._form.normalized(text)
 
-    def _encodings(self, texts: Sequence[str]) -> Sequence[Any]:
+    def spans(self, normalized: str) -> list[tuple[int, int]]:
+        """Which characters [start, end) of a normalised text each id of `tokenize` stands for; [CLS], [SEP] and the
+        prefix: (0, 0).
+        """
+        (encoding,) = self._encodings([normalized])
+        before = len(self._form.prefix)
+        if not before:
+            return list(encoding.offsets)
+        return [(max(start - before, 0), end - before) if end > before else (0, 0) for start, end in encoding.offsets]
+
+    def _encodings(self, normalized: Sequence[str]) -> Sequence[Any]:
+        texts = [f"{self._form.prefix}{text}" for text in normalized]
         return self._tokenizer(
-            list(texts), truncation=True, max_length=self.max_tokens, split_special_tokens=self._split
+            texts, truncation=True, max_length=self.max_tokens, split_special_tokens=self._split
         ).encodings
 
     def _ids(self, encoding: Any) -> np.ndarray:
@@ -106,19 +136,42 @@ class TextEncoder:
         """last_hidden_state, or the mean of the last hidden states, of ids (B, n) under mask (B, n), True = real token:
         (B, n, D) float32 on the device. Eqs 5, 21.
         """
+        return self.encode_both(input_ids, mask)[0]
+
+    def encode_both(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `encode`, and what the model's own pooling gives, (B, D_p) float32, where `pooled` is `model`."""
         with torch.inference_mode(), compute_precision(self.device, self._dtype):
-            ids = input_ids.to(self.device, torch.int64)
-            real = mask.to(self.device, torch.int64)
-            output = self._model(input_ids=ids, attention_mask=real, output_hidden_states=self._layers > 1)
-            states = output.last_hidden_state.float()  # eqs 5, 21
+            output = self._output(input_ids.to(self.device, torch.int64), mask.to(self.device))
+            states = output.last_hidden_state[:, : mask.shape[1]].float()  # eqs 5, 21
             if self._layers > 1:
                 states = torch.stack([state.float() for state in output.hidden_states[-self._layers :]]).mean(dim=0)
-        return states.clone()  # outside inference mode, so that what follows may learn from it
+            own = own_vector(self._family, output) if self.pooled == MODEL else None
+        # outside inference mode, so that what follows may learn from them
+        return states.clone(), None if own is None else own.float().clone()
+
+    def _output(self, ids: Tensor, real: Tensor) -> Any:
+        if self._family != SIGLIP:
+            return self._model(
+                input_ids=ids, attention_mask=real.to(torch.int64), output_hidden_states=self._layers > 1
+            )
+        positions, padding = self._model.config.max_position_embeddings, self._tokenizer.pad_token_id
+        whole = ids.new_full((len(ids), positions), padding)
+        whole[:, : ids.shape[1]] = ids.where(real, padding)
+        return self._model(input_ids=whole)  # without a mask: it was trained to see the padding
 
 
-def encode_each(encoder: TextEncoder, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The tokens (n_i, D), float32, of each text's ids (n_i,), encoded as one padded batch."""
+def encode_texts(
+    encoder: TextEncoder, ids: Sequence[np.ndarray], dtype: np.dtype
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What a cache stores of texts with these ids (n_i,), encoded as one padded batch: the tokens (n_i, D) of each in
+    `dtype`, and their vectors (B, D_p), float32. Those that are made of the tokens are made of the stored ones.
+    """
     lengths = torch.tensor([len(one) for one in ids])
     padded = pad_sequence([torch.from_numpy(one).long() for one in ids], batch_first=True)
-    states = encoder.encode(padded, torch.arange(padded.shape[1]) < lengths[:, None]).cpu().numpy()
-    return [tokens[: len(one)] for tokens, one in zip(states, ids, strict=True)]
+    real = torch.arange(padded.shape[1]) < lengths[:, None]
+    states, own = encoder.encode_both(padded, real) if encoder.pooled == MODEL else (encoder.encode(padded, real), None)
+    with np.errstate(over="ignore"):  # what overflows float16 is for the caller to find
+        tokens = [rows[: len(one)].astype(dtype) for rows, one in zip(states.cpu().numpy(), ids, strict=True)]
+    if own is not None:
+        return tokens, own.cpu().numpy()
+    return tokens, np.stack([pooled_tokens(rows, encoder.pooled) for rows in tokens])

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.cache.records import PostRecord, ShardFeatures
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
-from pipeline.encoders.text import encode_each
+from pipeline.encoders.text import encode_texts
 from pipeline.extraction.decode import Decoded, Decoders, Reading
 from pipeline.posts.manifest import Post
 
@@ -47,6 +47,7 @@ class ShardJob:
             ["" if text_problem(post) else str(post.text) for post in posts]
         )
         self._tokens: list[np.ndarray] = [np.empty((0, text.width), dtype)] * len(posts)
+        self._text_pooled = np.zeros((len(posts), text.pooled_width), np.float32)
         self._decoded: list[Decoded | None] = [_NOTHING if isinstance(image, NoImages) else None] * len(posts)
 
     def text_batches(self, batch_size: int) -> list[list[int]]:
@@ -61,10 +62,10 @@ class ShardJob:
 
     def encode_texts(self, rows: list[int]) -> Seconds:
         started = time.perf_counter()
-        states = encode_each(self._text, [self._input_ids[row] for row in rows])
-        with np.errstate(over="ignore"):  # what overflows float16 is found in `features`, by post
-            for row, tokens in zip(rows, states, strict=True):
-                self._tokens[row] = tokens.astype(self._dtype)
+        encoded, vectors = encode_texts(self._text, [self._input_ids[row] for row in rows], self._dtype)
+        for row, tokens in zip(rows, encoded, strict=True):
+            self._tokens[row] = tokens
+        self._text_pooled[rows] = vectors
         return Seconds(encode=time.perf_counter() - started)
 
     def encode_images(self, rows: range, reading: Reading, decoders: Decoders) -> Seconds:
@@ -80,8 +81,10 @@ class ShardJob:
         seconds.encode = time.perf_counter() - ready
         return seconds
 
-    def features(self) -> ShardFeatures:
-        """The shard's features once every batch is encoded; failed posts have zeros and no tokens."""
+    def features(self, *, text_pooled: bool) -> ShardFeatures:
+        """The shard's features once every batch is encoded, with the texts' vectors or without; failed posts have zeros
+        and no tokens.
+        """
         records = []
         for row, post in enumerate(self.posts):
             decoded = self._decoded[row]
@@ -91,7 +94,7 @@ class ShardJob:
             if not reason and not self._finite(row):
                 reason = f"features: not finite in {self._dtype}"
             if reason:
-                self._patches[row], self._pooled[row] = 0, 0
+                self._patches[row], self._pooled[row], self._text_pooled[row] = 0, 0, 0
                 self._tokens[row], self._input_ids[row] = self._tokens[row][:0], self._input_ids[row][:0]
             flags = [
                 *(["truncated"] if self._truncated[row] else []),
@@ -99,10 +102,12 @@ class ShardJob:
                 *decoded.flags,
             ]
             records.append(PostRecord(post.id, text_sha256(post), decoded.image_sha256, reason, tuple(flags)))
-        return ShardFeatures(records, self._patches, self._pooled, self._tokens, self._input_ids)
+        vectors = self._text_pooled if text_pooled else None
+        return ShardFeatures(records, self._patches, self._pooled, self._tokens, self._input_ids, vectors)
 
     def _finite(self, row: int) -> bool:
-        return all(np.isfinite(values).all() for values in (self._patches[row], self._pooled[row], self._tokens[row]))
+        made = self._patches[row], self._pooled[row], self._tokens[row], self._text_pooled[row]
+        return all(np.isfinite(values).all() for values in made)
 
 
 def text_problem(post: Post) -> str:

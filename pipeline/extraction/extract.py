@@ -183,7 +183,7 @@ def make_shards(
             number, job, futures = started.popleft()
             for future in futures:
                 total.add(future.result())
-            features = job.features()
+            features = job.features(text_pooled=todo.text_pooled)
             if writing:
                 total.write += writing.result()  # at most one finished shard waits in memory
             writing = writer.submit(_write, out, number, features, fingerprint, progress)

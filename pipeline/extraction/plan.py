@@ -77,6 +77,7 @@ class Plan:
     part: Part
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of each target's labels, in order
     note: str = ""  # on labels that the cache had and the manifest has not
+    text_pooled: bool = True  # whether shards get the texts' vectors: those of a cache that was begun without do not
 
 
 def plan(
@@ -148,7 +149,9 @@ def plan(
         done = list(pool.map(kept, mine))
     todo = [number for number, whole in zip(mine, done, strict=True) if not whole]
     note = _labels_lost(out, index, posts) if index else ""
-    return Plan(list(posts), {number: everything[number] for number in mine}, todo, part, names, note)
+    readable = [shard for shard in shards.values() if not isinstance(shard, InputError)]
+    vectors = index.text_pooled is not None if index else all("text_pooled" in shard.shapes for shard in readable)
+    return Plan(list(posts), {number: everything[number] for number in mine}, todo, part, names, note, vectors)
 
 
 def _labels_lost(out: Path, index: Index, posts: Sequence[Post]) -> str:
@@ -178,7 +181,9 @@ def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dty
     size = np.dtype(stored_dtype).itemsize
     pictures = len(posts) * math.prod(image.pixels_shape[:-3])  # one post's views are as many
     numbers = pictures * (patches * channels + image.pooled_width)
-    return numbers * size + tokens * (text.width * size + 4) + (len(posts) + 1) * 8
+    vectors = len(posts) * text.pooled_width * 4 if plan.text_pooled else 0
+    words = tokens * (text.width * size + 4) + (len(posts) + 1) * 8 + vectors
+    return numbers * size + words
 
 
 def record_bytes(plan: Plan) -> int:

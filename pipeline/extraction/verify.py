@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, TextEncoder
+from pipeline.encoders.text import encode_texts
 from pipeline.extraction.sources import Sources
 
 # Another batch, thread count or machine changes features by float16 rounding at most.
@@ -42,10 +42,10 @@ def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: in
         if picture is not None:
             again["patches"], again["pooled"] = image.encode(image.pixels(picture)[None])
         (ids,), _ = text.tokenize([posts[row].text or ""])
-        tokens = text.encode(torch.from_numpy(ids).long()[None], torch.ones(1, len(ids), dtype=torch.bool))
-        again["tokens"] = tokens[0].cpu().numpy()
+        (again["tokens"],), (again["text_pooled"],) = encode_texts(text, [ids], np.dtype(np.float32))
+        texts = {"tokens": cache.tokens(row), "text_pooled": cache.gather_text_pooled(np.array([row]))[0]}
         for name, values in again.items():
-            stored = cache.tokens(row) if name == "tokens" else _all_views(cache, name, row)
+            stored = texts[name] if name in texts else _all_views(cache, name, row)
             if values.size == stored.size:  # one post's one view, or its several views
                 values = values.reshape(stored.shape)
             scale = ABSOLUTE * max(1.0, float(np.abs(values).max()))

@@ -17,6 +17,7 @@ class PlantedText:
     """Every id has its own vector; only SIGNAL's has anything in dimension 0. [MASK] says nothing."""
 
     mask_id = MASK
+    pooled = "mean"
 
     def encode(self, input_ids, mask):
         tokens = torch.zeros(*input_ids.shape, WIDTH)
@@ -27,6 +28,8 @@ class PlantedText:
 
 class PlantedImage:
     """A patch's channel 0 is how red its square is beyond its blue, the rest does not matter."""
+
+    pooled = "mean"
 
     def encode(self, pixels):
         squares = pixels.reshape(len(pixels), 3, 3, 4, 3, 4).mean(axis=(3, 5)).reshape(len(pixels), 3, 9)

@@ -89,8 +89,8 @@ def test_a_modality_that_is_left_out_counts_as_the_mean_of_the_training_posts(na
     no = torch.zeros(len(LENGTHS), dtype=torch.bool)
     mean = model.image_vector.mean.expand(len(LENGTHS), -1)
     torch.testing.assert_close(model(replace(batch, has_image=no)), model(replace(batch, pooled=mean)))
-    mean = model.text_vector.mean.expand(*batch.tokens.shape)
-    torch.testing.assert_close(model(replace(batch, has_text=no)), model(replace(batch, tokens=mean)))
+    mean = model.text_vector.mean.expand(len(LENGTHS), -1)
+    torch.testing.assert_close(model(replace(batch, has_text=no)), model(replace(batch, text_pooled=mean)))
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -12,7 +12,7 @@ class TinyImage:
     device = torch.device("cpu")
     pixels_shape = (3, 2, 2)
     patches_shape = (4, 3)
-    pooled_width = 3
+    pooled, pooled_width = "mean", 3
     transform = SHRINK
     fingerprint = {"name": "tiny"}  # noqa: RUF012
 
@@ -24,7 +24,8 @@ class TinyImage:
 class TinyText:
     """Tokens that are the text's first bytes."""
 
-    width = 1
+    width = pooled_width = 1
+    pooled = "mean"
     fingerprint = {"name": "tiny"}  # noqa: RUF012
 
     def tokenize(self, texts):

@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.data.batches import Batch
+from fusion.data.batches import Batch, mean_of_tokens
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
+from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
 from pipeline.encoders.views import VIEWS
 from pipeline.posts.labels import LABEL
 from pipeline.posts.manifest import SPLITS, Post
 from pipeline.posts.mvsa import LABELS
 
 CLS, SEP, MASK, VOCABULARY = 2, 3, 5, 31
+VECTOR = 3  # width of the texts' vectors by the pooling `model`
 MVSA_NAMES = dict.fromkeys(("label", "text_label", "image_label"), LABELS)
 FINGERPRINT = {"image": {"name": "toy"}, "text": {"name": "toy"}, "stored_dtype": "float32"}
 
@@ -52,13 +54,19 @@ def write_cache(
     views: int = 1,
     modality_labels: bool = True,
     image_sha256: Sequence[str] | None = None,
+    text_pooled: str = "mean",
 ) -> Cache:
     """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each.
+
+    `text_pooled`: how the texts' vectors are made; `model`: random ones of another width; empty: as in a cache of an
+    earlier version, which has none.
 
     With `modality_labels`, every third text is labelled neutral, every third image too, and every seventh text not.
     """
     if views > 1:
         fingerprint = {**fingerprint, "image": {**fingerprint["image"], "views": list(VIEWS[:views])}}
+    if text_pooled not in ("", MEAN):
+        fingerprint = {**fingerprint, "text": {**fingerprint["text"], "pooled": text_pooled}}
     random = np.random.default_rng(seed)
     text_encoder = ToyText(width)
     labels = np.arange(posts) % 3
@@ -74,12 +82,17 @@ def write_cache(
     if channels:
         patches[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 2))
     pooled = patches.mean(axis=-2) if m else np.zeros((posts, channels), np.float32)
+    vectors = None if not text_pooled else np.stack([pooled_tokens(one, text_pooled) for one in tokens])
+    if text_pooled == MODEL:
+        vectors = np.random.default_rng([seed, 1]).normal(size=(posts, VECTOR)).astype(np.float32)
+        vectors[:, 0] += strength * (labels == 1)
     folder.mkdir(parents=True, exist_ok=True)
     hashes = image_sha256 or [f"{number + posts:064x}" for number in range(posts)]
     records = [hdf5.PostRecord(str(number), f"{number:064x}", hashes[number]) for number in range(posts)]
     for start in range(0, posts, hdf5.SHARD_POSTS):
         part = slice(start, start + hdf5.SHARD_POSTS)
-        features = hdf5.ShardFeatures(records[part], patches[part], pooled[part], tokens[part], ids[part])
+        own = None if vectors is None else vectors[part]
+        features = hdf5.ShardFeatures(records[part], patches[part], pooled[part], tokens[part], ids[part], own)
         hdf5.write_shard(folder / hdf5.shard_name(start // hdf5.SHARD_POSTS), features, fingerprint)
     listed = []
     for number, (label, split) in enumerate(zip(labels, splits, strict=True)):
@@ -105,12 +118,14 @@ def random_batch(
     input_ids[torch.arange(count), torch.tensor(lengths) - 1] = SEP
     patches = torch.randn(count, m, channels, generator=generator, dtype=dtype)
     everyone = torch.ones(count, dtype=torch.bool)
+    tokens = torch.randn(count, longest, width, generator=generator, dtype=dtype)
     return Batch(
         rows=np.arange(count),
         patches=patches,
         pooled=patches.mean(dim=1),
-        tokens=torch.randn(count, longest, width, generator=generator, dtype=dtype),
+        tokens=tokens,
         input_ids=input_ids,
+        text_pooled=mean_of_tokens(tokens, mask),
         text_mask=mask,
         labels=torch.randint(0, 3, (count,), generator=generator),
         modality_labels=torch.randint(-1, 3, (count, 2), generator=generator),

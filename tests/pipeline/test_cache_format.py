@@ -50,7 +50,8 @@ def test_a_shard_holds_the_described_datasets_in_the_described_form_and_no_other
         assert datasets(shard) == described().keys()
         n = shard["/text/offsets"][-1]
         shapes = {"(N, m, C)": (SHARD, M, C), "(N, C)": (SHARD, C), "(sum of n, D)": (n, D), "(sum of n,)": (n,),
-                  "(N + 1,)": (SHARD + 1,), "(N,)": (SHARD,)}  # fmt: skip
+                  "(N + 1,)": (SHARD + 1,), "(N,)": (SHARD,),
+                  "(N, D_p)": (SHARD, D)}  # fmt: skip
         for name, form in described().items():
             shape, kind = re.match(r"(\(.*?\)) ?,? ?(.*)", form).groups()
             assert shard[name].shape == shapes[shape], name
@@ -95,6 +96,8 @@ def test_the_shard_table_finds_every_array_in_the_plain_bytes(folder):
             offsets = np.frombuffer(data, "<i8", rows + 1, int(table["offsets_at"][row]))
             tokens = np.frombuffer(data, "<f2", offsets[-1] * D, int(table["tokens_at"][row])).reshape(-1, D)
             ids = np.frombuffer(data, "<i4", offsets[-1], int(table["input_ids_at"][row]))
+            vectors = np.frombuffer(data, "<f4", rows * D, int(table["text_pooled_at"][row])).reshape(rows, D)
+            np.testing.assert_array_equal(index["/text/pooled"][first : first + rows], vectors)
             start, stop = index["/text/offsets"][first], index["/text/offsets"][first + rows]
             np.testing.assert_array_equal(index["/image/patches"][first : first + rows], patches)
             np.testing.assert_array_equal(index["/image/pooled"][first : first + rows], pooled)
@@ -107,7 +110,7 @@ def test_the_shard_table_finds_every_array_in_the_plain_bytes(folder):
 def test_the_index_says_of_every_post_what_the_page_says(folder):
     with h5py.File(folder / "cache" / "index.h5") as index:
         assert index.attrs["format"] == "mscf cache"
-        assert index.attrs["schema_version"] == 2
+        assert index.attrs["schema_version"] == 3
         assert json.loads(index.attrs["fingerprint"])["stored_dtype"] == "float16"
         shard = {name for name in described() if name.startswith("/post/")}
         more = {f"/post/{name}" for name in ("text", "image", "split")}

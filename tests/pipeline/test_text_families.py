@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import EncoderChoice, load_text_encoder
-from pipeline.encoders.text import encode_each
+from pipeline.encoders.text import encode_texts
 
 WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "c": 7}
 SIZES = {
@@ -65,10 +65,10 @@ def test_a_family_takes_texts_up_to_its_last_usable_position(family, tmp_path):
     assert [row.tolist() for row in ids[:2]] == [[0, 5, 6, 7, 2], [0, 5, 6, 5, 2]]
     assert len(ids[2]) == longest
     assert cut == [False, False, True]
-    together = encode_each(encoder, ids)
+    together = encode_texts(encoder, ids, np.float32)[0]
     assert [tokens.shape for tokens in together] == [(5, 12), (5, 12), (longest, 12)]
     for row, tokens in zip(ids, together, strict=True):
-        np.testing.assert_allclose(encode_each(encoder, [row])[0], tokens, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(encode_texts(encoder, [row], np.float32)[0][0], tokens, rtol=0, atol=1e-5)
     changes = np.abs(together[0] - together[1]).max(axis=1)
     assert (changes > 1e-6).all()  # each token hears of the last word: attention looks both ways
 

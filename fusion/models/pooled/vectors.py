@@ -55,15 +55,15 @@ class PooledModel(base.Model):
     def __init__(self, config: Config, dimensions: Dimensions, *, mixed: int, layers: int) -> None:
         """`mixed`: the width of what `mix` gives; `layers`: how many hidden layers follow."""
         super().__init__(config, dimensions)
-        self.text_vector = Standardised(dimensions.text_width)
-        self.image_vector = Standardised(dimensions.image_pooled_width)
+        self.text_vector = Standardised(dimensions.text_vector_width)
+        self.image_vector = Standardised(dimensions.image_vector_width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.hidden = blocks(config, mixed, layers)
         width = config.width if layers else mixed
         self.head = LabelRule(width) if config.label_rule else nn.Linear(width, dimensions.classes)
 
     def mix(self, text: Tensor, image: Tensor) -> Tensor:
-        """The standardised vectors (B, D) and (B, P) to features of the post, (B, mixed)."""
+        """The standardised vectors (B, D_p) and (B, P) to features of the post, (B, mixed)."""
         raise NotImplementedError
 
     def fit(self, cache: Cache) -> None:
@@ -76,7 +76,7 @@ class PooledModel(base.Model):
 
     def features(self, batch: Batch) -> Tensor:
         """What the head reads, (B, F). A post's features do not depend on its batch."""
-        text = self.text_vector(mean_of_words(batch)) * batch.has_text[:, None]
+        text = self.text_vector(batch.text_pooled) * batch.has_text[:, None]
         image = self.image_vector(batch.pooled) * batch.has_image[:, None]
         features: Tensor = self.hidden(self.mix(self.input_dropout(text), self.input_dropout(image)))
         return features
@@ -90,12 +90,6 @@ class PooledModel(base.Model):
         if not isinstance(self.head, LabelRule):
             return self.label_losses(batch, self.head(features))
         return rule_losses(self, self.head, features, batch)
-
-
-def mean_of_words(batch: Batch) -> Tensor:
-    """The mean of each text's tokens, [CLS] and [SEP] among them: (B, D)."""
-    real = batch.text_mask[:, :, None]
-    return (batch.tokens * real).sum(dim=1) / real.sum(dim=1)
 
 
 class Block(nn.Module):
