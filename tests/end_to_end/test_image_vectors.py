@@ -216,7 +216,7 @@ def test_a_raw_post_gets_the_answer_of_the_cache_and_an_export_the_same(made, tm
 
 
 def test_a_licence_makes_no_difference(tmp_path):
-    """A shard and a run that say another licence, or none, are of the same encoders; with another pooling they are not."""
+    """A shard and a run that say another licence, or none, are of the same encoders; with another pooling not."""
     write_cache(tmp_path / "cache", posts=40, image_pooled="cls")
     train(Cache(tmp_path / "cache"), load_config(settings=(*TINY, "model=product")), tmp_path / "run", CPU, quiet=True)
     before, posts = Cache(tmp_path / "cache").fingerprint, hdf5.read_posts(tmp_path / "cache")
