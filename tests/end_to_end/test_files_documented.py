@@ -19,6 +19,7 @@ from pipeline.common.locks import only_writer
 from pipeline.demo import dataset
 from tests.helpers.commands import invoke
 from tests.helpers.documented import PAGE, documents_of, read_page
+from tests.helpers.text_towers import write_tower
 from tests.helpers.toy import relabelled, write_cache
 from tests.helpers.training import Pooled
 
@@ -71,6 +72,7 @@ def made(tmp_path_factory):
     made = Made(tmp_path_factory.mktemp("made"))
     with pytest.MonkeyPatch.context() as patch:
         drawn(made, made.folder / "drawn", patch)
+        tower(made, made.folder / "drawn" / "MANIFEST.jsonl", made.folder / "tower")
         prepared(made, made.folder / "prepared")
         toy(made, made.folder / "toy", patch)
         experiments(made, made.folder / "toy" / "CACHE", made.folder / "experiments")
@@ -115,6 +117,15 @@ def drawn(made, out, patch):
     text_alone = ("modalities=text", "mask_choice=random", "class_weights={positive: 2}", *SMALL)
     invoke("train", cache, "--out", textual, *settings(*text_alone), "--quiet", *CPU)
     made("predict", textual, "--text", "What a night!", *CPU, variant=" --text")
+
+
+def tower(made, manifest, out):
+    """The texts by a tower of CLIP, with all that can be said of how a text is read."""
+    encoder = write_tower(made.folder.parent / "clip", "CLIP")
+    how = ("--text-pooled", "model", "--text-normalize", "tweet", "--text-prefix", "a: ", "--max-fail-rate", 1)
+    options = ("--image-encoder", "none", "--text-encoder", encoder, *how, "--quiet", *CPU)
+    made("extract", manifest, "--out", out / "CACHE", *options)
+    made("inspect", out / "CACHE")
 
 
 def copying_unfinished(folder):

@@ -18,6 +18,7 @@ from fusion.inference.onnx import write_onnx
 from fusion.inference.predictor import Predictor
 from fusion.models.base import Dimensions
 from fusion.models.fusion import FusionModel
+from fusion.models.registry import build_model
 from fusion.run import Run
 from fusion.training.train import train
 from pipeline.cache.reader import Cache
@@ -155,6 +156,21 @@ def test_onnx_gives_the_same_logits_at_sizes_of_its_own(settings, tmp_path):
     (again,) = session.run(["logits"], {**fed, "tokens": padded.numpy()})
     assert np.abs(again - expected).max() < 1e-4
     assert np.ptp(expected, axis=0).min() > 1e-2
+
+
+def test_onnx_reads_a_texts_own_vector_where_that_is_not_the_mean_of_its_words(tmp_path):
+    torch.manual_seed(0)
+    config = load_config(settings=("model=concat", "width=13", "layers=1"))
+    model = build_model(config, Dimensions(CHANNELS, WIDTH, 0, classes=3, text_pooled=3)).eval()
+    assert write_onnx(model, tmp_path / "model.onnx", ["a", "b", "c"], own_vector=True) < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    batch = random_batch([4, 13, 2], m=17, channels=CHANNELS, width=WIDTH, dtype=torch.float32)
+    batch = replace(batch, text_pooled=torch.randn(3, 3))
+    names = {one.name for one in session.get_inputs()}
+    assert "text_pooled" in names
+    (found,) = session.run(["logits"], {name: getattr(batch, name).numpy() for name in onnx.INPUTS if name in names})
+    with torch.no_grad():
+        assert np.abs(found - model(batch).numpy()).max() < 1e-4
 
 
 def test_an_onnx_file_that_is_not_exact_is_refused(masking_run, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fusion.config import load_config
+from fusion.data.batches import read_batch
 from fusion.data.feature_store import FeatureStore
 from fusion.data.pooled_store import PooledStore
 from fusion.models.base import Dimensions
@@ -19,7 +20,7 @@ from fusion.training.build import new_model
 from fusion.training.train import train
 from pipeline.common.errors import InputError
 from tests.helpers.models import CHANNELS, LENGTHS, PATCHES, TEXT_WIDTH, batch_of
-from tests.helpers.toy import write_cache
+from tests.helpers.toy import VECTOR, write_cache
 
 MODELS = ("concat", "concat-product", "product")
 DIMENSIONS = Dimensions(CHANNELS, TEXT_WIDTH, vocabulary=0, classes=3, patches=PATCHES)
@@ -149,15 +150,40 @@ def test_a_width_need_not_be_a_multiple_of_heads():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_vectors_held_in_memory_give_the_logits_of_the_words_themselves(name, tmp_path):
-    cache = write_cache(tmp_path / "cache", posts=75, views=2)
+@pytest.mark.parametrize("text_pooled", ["", "mean", "eos", "model"])
+def test_vectors_held_in_memory_give_the_logits_of_the_posts_themselves(name, text_pooled, tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=75, views=2, text_pooled=text_pooled)
     model = new_model(cache, load_config(settings=(*BASE, f"model={name}", "layers=2", "views=sample")), None).eval()
     rows, views = np.array([74, 3, 17, 3, 0]), np.arange(75) % 2
     (held,) = PooledStore(cache, np.arange(75), CPU, views=2).batches([rows], views)
-    (read,) = FeatureStore(cache, np.arange(75), CPU, "map", views=2).batches([rows], views)
-    torch.testing.assert_close(model(held), model(read), rtol=1e-5, atol=1e-6)
-    for field in ("labels", "modality_labels", "has_text", "has_image"):
-        assert torch.equal(getattr(held, field), getattr(read, field))
+    for place in ("map", "ram"):
+        (read,) = FeatureStore(cache, np.arange(75), CPU, place, views=2).batches([rows], views)
+        torch.testing.assert_close(model(held), model(read), rtol=1e-5, atol=1e-6)
+        for field in ("labels", "modality_labels", "has_text", "has_image", "text_pooled"):
+            assert torch.equal(getattr(held, field), getattr(read, field))
+    width = {"model": VECTOR}.get(text_pooled, cache.text_width)
+    assert held.text_pooled.shape == (5, width)
+    alone = {"model": held.text_pooled[1], "eos": torch.from_numpy(cache.tokens(3)[-1].copy())}
+    mean = torch.from_numpy(cache.tokens(3).mean(axis=0))
+    torch.testing.assert_close(held.text_pooled[1], alone.get(text_pooled, mean))
+
+
+def test_the_vector_alone_reaches_the_logits(tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=20, text_pooled="model")
+    model = new_model(cache, load_config(settings=(*BASE, "model=concat", "layers=1")), None).eval()
+    assert (model.dimensions.text_pooled, model.dimensions.vector_width) == (VECTOR, VECTOR)
+    batch = read_batch(cache, [4, 7], CPU)
+    other = replace(batch, tokens=torch.zeros_like(batch.tokens), patches=torch.zeros_like(batch.patches))
+    assert torch.equal(model(batch), model(other))
+    assert not torch.equal(model(batch), model(replace(batch, text_pooled=batch.text_pooled + 1)))
+
+
+def test_a_run_meets_no_cache_with_vectors_of_another_width(tmp_path):
+    cache = write_cache(tmp_path / "cache", posts=20, text_pooled="model")
+    with pytest.raises(InputError, match="text_pooled 3, but a run was made for 7"):
+        cache.require_sizes({"channels": 11, "text_width": 7, "text_pooled": 7}, "a run")
+    for earlier in ({}, {"text_pooled": None}):
+        write_cache(tmp_path / "mean", posts=20).require_sizes({"channels": 11, "text_width": 7, **earlier}, "a run")
 
 
 def test_a_row_or_a_view_that_is_not_held_is_an_error(tmp_path):

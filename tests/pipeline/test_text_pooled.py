@@ -14,7 +14,7 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part
-from tests.helpers.extraction import SHARD, shard_bytes, stop_after, tiny_posts
+from tests.helpers.extraction import SHARD, shard_bytes, tiny_posts
 from tests.helpers.hostile_caches import anew, attribute, shard, without
 from tests.helpers.tiny_encoders import TinyImage, TinyText
 from tests.helpers.toy import FINGERPRINT, VECTOR, write_cache
@@ -62,14 +62,27 @@ def test_the_models_own_vectors_come_back_by_row(posts, tmp_path):
             cache.gather_text_pooled(np.array(wrong))
 
 
-@pytest.mark.parametrize("text", [TinyText(), OwnText()], ids=["mean", "model"])
-def test_interrupted_repaired_appended_and_merged_the_bytes_are_the_same(text, posts, tmp_path, monkeypatch):
+def full_disk_at(name):
+    """A `write_shard` that finds no room for this shard."""
+    write = hdf5.write_shard
+
+    def attempt(path, *rest):
+        if path.name == name:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *rest)
+
+    return attempt
+
+
+def test_interrupted_repaired_appended_and_merged_the_bytes_are_the_same(posts, tmp_path, monkeypatch):
+    text = OwnText()
     make(posts, tmp_path / "whole", text)
     whole = shard_bytes(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        stop_after(2, patch)
+        patch.setattr(hdf5, "write_shard", full_disk_at("shard-00001.h5"))
         with pytest.raises(InputError, match="the same command resumes"):
             make(posts, tmp_path / "cut", text)
+    assert (tmp_path / "cut" / "shard-00000.h5").exists()
     make(posts, tmp_path / "cut", text)
     assert shard_bytes(tmp_path / "cut") == whole
     damaged = bytearray(whole["shard-00001.h5"])
