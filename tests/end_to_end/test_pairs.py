@@ -20,7 +20,7 @@ from pipeline.cache.reader import Cache
 from pipeline.encoders.load import EncoderChoice, load_image_encoder
 from pipeline.encoders.pairs import PAIRS
 from pipeline.encoders.text_form import TextForm
-from tests.helpers.commands import invoke
+from tests.helpers.commands import ROOT, invoke
 from tests.helpers.extraction import write_posts
 from tests.helpers.pair_encoders import write_pair
 from tests.helpers.training import CPU
@@ -33,6 +33,18 @@ SMALL = ("width=16", "heads=2", "layers=1", "epochs=1", "batch_size=4")
 
 def test_these_and_the_packaged_ones_are_all():
     assert {QUICK, *OTHERS, "packaged", "packaged-lite2"} == set(PAIRS)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_document_has_the_pair(name):
+    pair, page = PAIRS[name], (ROOT / "docs" / "encoders.md").read_text()
+    mask = f"`{pair.mask_token}`" if pair.mask_token else "none"
+    sizes = f"{pair.side} x {pair.side}, {pair.channels}, {pair.image_pooled_width}"
+    widths, tokens = f"{pair.text_width}, {pair.text_pooled_width}", pair.max_tokens or 128
+    image = f"`{pair.image}` | {pair.image_licence} | {sizes}"
+    text = f"`{pair.text}` | {pair.text_licence} | {widths} | {tokens} | {mask}"
+    size = f"{pair.bytes_a_post / 1024:.0f} KiB, {pair.bytes_a_token} B"
+    assert f"| `{name}` | {image} | {text} | {size} |" in page.splitlines()
 
 
 def test_a_pair_at_full_size(tmp_path):
