@@ -129,15 +129,16 @@ def require_texts(cache, pair, files):
     kind = getattr(transformers, tower) if tower else AutoModel
     model, form = kind.from_pretrained(files.text).eval(), TextForm(pair.text_normalize, pair.text_prefix)
     assert (tokenizer.mask_token or "") == pair.mask_token or tower == "SiglipTextModel"
-    padding = {"padding": "max_length", "max_length": 64} if tower == "SiglipTextModel" else {"max_length": 77}
+    longest = {"truncation": True, "max_length": pair.max_tokens or 128}
+    padding = {"padding": "max_length"} if tower == "SiglipTextModel" else {}
     for row in range(POSTS):
         text = form.prefix + form.normalized(cache.texts[row])
         if pair.text_normalize == "tweet":
             assert "@ann" not in text
             assert "t.co" not in text
-        ids = tokenizer(text, truncation=True, max_length=padding["max_length"])["input_ids"]
+        ids = tokenizer(text, **longest)["input_ids"]
         with torch.inference_mode():
-            output = model(**tokenizer(text, truncation=True, return_tensors="pt", **padding))
+            output = model(**tokenizer(text, return_tensors="pt", **longest, **padding))
         tokens = output.last_hidden_state[0, : len(ids)]
         vector = tokens.mean(dim=0)
         if tower:
