@@ -131,6 +131,8 @@ def of_run(
     opened = cache_of(run, cache)
     if opened.note:
         say(opened.note)
+    if predictor.text.mask_id < 0:
+        say("words are not masked: the text encoder has no mask token")
     rows = np.random.default_rng(0).permutation(opened.cache.rows(split))[:count]
     posts = raw_posts(opened.cache, rows.tolist(), predictor.image, predictor.text)
     with tqdm(posts, total=len(rows), unit="post", desc="hide", disable=quiet) as bar:

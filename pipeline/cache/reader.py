@@ -4,7 +4,7 @@ Opening reads the index alone, and checks all of its claims; a shard is mapped o
 bytes of its arrays is relied on. `pipeline.cache.hdf5` handles the file format.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.cache.records import PostRecord, Shard
 from pipeline.common.errors import InputError, switch
 from pipeline.common.files import sha256_of_file
 from pipeline.encoders.fingerprint import first_difference
-from pipeline.encoders.text_vector import pooled_tokens, text_pooling
+from pipeline.encoders.text_vector import MODEL, pooled_tokens, text_pooling
 from pipeline.posts.duplicates import Keys, duplicate_keys
 from pipeline.posts.labels import LABEL
 
@@ -245,18 +245,31 @@ class Cache(Labelled):
             shard.shapes[name] != array.shape for name, array in self._shards.stored(number).items()
         ):
             yield "its arrays do not lie where the index says"
-        elif bad := [self.ids[row] for row in range(rows.start, rows.stop) if self.ok[row] and not self._finite(row)]:
+        elif bad := self._bad(rows, self._finite):
             yield f"not finite: {', '.join(bad)}"
         elif not all((self.input_ids(row) >= 0).all() for row in range(rows.start, rows.stop)):
             yield "negative ids of word pieces"
+        elif bad := self._bad(rows, self._of_tokens):
+            yield f"texts' vectors are not of their tokens: {', '.join(bad)}"
 
     def _posts_of(self, number: int) -> str:
         return f"posts {self.ids[self._firsts[number]]} to {self.ids[self._firsts[number + 1] - 1]}"
+
+    def _bad(self, rows: slice, good: Callable[[int], bool]) -> list[str]:
+        """The ids of those of some rows with features for which `good` is false."""
+        return [self.ids[row] for row in range(rows.start, rows.stop) if self.ok[row] and not good(row)]
 
     def _finite(self, row: int) -> bool:
         images = self._feature("patches", row), self._feature("pooled", row)
         text = self.tokens(row), *self.gather_text_pooled(np.array([row]))
         return all(np.isfinite(values).all() for values in (*images, *text))
+
+    def _of_tokens(self, row: int) -> bool:
+        """Whether a text's vector is what the fingerprint says of its tokens, if that is of them."""
+        if self.text_pooling == MODEL:
+            return True
+        (vector,), made = self.gather_text_pooled(np.array([row])), pooled_tokens(self.tokens(row), self.text_pooling)
+        return bool(np.allclose(vector, made, rtol=1e-3, atol=1e-3))
 
     def _locate(self, row: int) -> tuple[dict[str, np.ndarray], int]:
         if not 0 <= row < len(self):

@@ -127,7 +127,9 @@ def test_explanations_show_words_or_say_why_not(predictor, run, made):
 
 def test_faithfulness_masks_what_can_be_masked(predictor, run, made):
     case, *_ = made
-    drop = of_run(predictor, "val", 3, quiet=True)["drop"]
+    said = []
+    drop = of_run(predictor, "val", 3, quiet=True, say=said.append)["drop"]
+    assert ("words are not masked: the text encoder has no mask token" in said) == (case != "BERT")
     assert ("words" in drop) == (case == "BERT" and run.config.model == "fusion")
     assert "patches" in drop
 

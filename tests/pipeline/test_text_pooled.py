@@ -193,6 +193,7 @@ SHARDS = {
     "vectors of another file": vectors(shape=(23, 7), dtype="f4", external="/etc/passwd"),
     "vectors elsewhere": moved,
     "no vectors in a shard": without("/text/pooled", shard),
+    "a vector of another text": shard(lambda file: file["/text/pooled"].__setitem__(3, file["/text/pooled"][4])),
     "not finite": shard(lambda file: file["/text/pooled"].__setitem__((3, 2), np.nan)),
 }
 
