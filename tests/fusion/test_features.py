@@ -66,7 +66,7 @@ def test_where_features_go_is_decided_by_what_is_free_and_said(monkeypatch):
 def test_features_are_counted_to_the_byte(cache):
     rows = cache.rows("train")
     features = FeatureStore(cache, rows, CPU, "ram")
-    assert features.bytes == sum(tensor.numel() * tensor.element_size() for tensor in features._stored[:4])
+    assert features.bytes == sum(tensor.numel() * tensor.element_size() for tensor in features._stored[:5])
 
 
 def test_a_part_of_a_batch_and_a_changed_one_keep_their_posts(cache):

@@ -12,7 +12,7 @@ from pipeline.encoders.text import encode_texts
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.text_vector import pooled_tokens
 from tests.helpers.local_encoders import write_encoders
-from tests.pipeline.test_text_families import SIZES, save
+from tests.helpers.text_families import SIZES, save
 
 WORDS = ["a", "b", "query", ":", "@", "user", "http"]
 
