@@ -24,6 +24,12 @@ VIT, CLIP, CNN = "test_vit", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m", "te
 SIGLIP = "vit_base_patch16_siglip_224.v2_webli"
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """Transformers of one block: what is tested comes before and behind them."""
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
+
+
 def random_model(name, **options):
     """A timm model with random weights everywhere: some begin with zeros."""
     torch.manual_seed(0)
@@ -73,7 +79,7 @@ def test_the_class_token_is_timms_and_the_patches_stay_what_they_are(tmp_path):
     assert cls.describe() == f"{cls.name} (100 x 64, pooled 64)"
 
 
-def test_a_models_own_vector_is_what_timms_forward_gives(tmp_path):
+def test_a_models_own_vector_is_what_timms_forward_gives(tmp_path, shallow):
     model = random_model(CLIP)
     encoder = loaded(written(tmp_path, model.state_dict()), CLIP, image_pooled="model")
     pixels = pixels_for(encoder)
@@ -84,7 +90,7 @@ def test_a_models_own_vector_is_what_timms_forward_gives(tmp_path):
         close(patches, model.forward_features(normalised(model, pixels))[:, 1:])
 
 
-def test_a_projection_is_read_for_the_models_own_vector_alone(tmp_path):
+def test_a_projection_is_read_for_the_models_own_vector_alone(tmp_path, shallow):
     """The hash of the weights is of what reaches the features."""
     model = random_model(CLIP)
     state = model.state_dict()
@@ -95,8 +101,7 @@ def test_a_projection_is_read_for_the_models_own_vector_alone(tmp_path):
     assert marks[0] != marks[1] != loaded(one, CLIP).fingerprint["weights_sha256"]
 
 
-def test_siglips_own_vector_is_its_attention_pool(tmp_path, monkeypatch):
-    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
+def test_siglips_own_vector_is_its_attention_pool(tmp_path, shallow):
     model = random_model(SIGLIP)
     encoder = loaded(written(tmp_path, model.state_dict()), SIGLIP, image_pooled="model")
     pixels = pixels_for(encoder, 2)
@@ -199,9 +204,8 @@ def test_a_fingerprint_brings_back_size_crop_and_vector(tmp_path):
             same_image_encoder(changed, "cpu", weights=file, owner="the cache")
 
 
-def test_clip_and_siglip_see_what_their_authors_showed_them(tmp_path, monkeypatch):
+def test_clip_and_siglip_see_what_their_authors_showed_them(tmp_path, shallow):
     """transformers' processors give the same pixels; timm's own entries crop a tenth off."""
-    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (301, 233, 3), np.uint8))
     for name, processor in (("clip-b32", CLIPImageProcessorPil()), ("siglip2-b16", SiglipImageProcessorPil())):
         file = written(tmp_path, random_model(PAIRS[name].image).state_dict())
@@ -220,9 +224,8 @@ def test_a_pairs_crop_is_of_its_own_model_and_what_is_given_goes_before_the_rest
     assert EncoderChoice(preset="clip-b32", image=own.image).pair == own
 
 
-def test_checkpoints_of_the_models_authors_are_converted(tmp_path, monkeypatch):
+def test_checkpoints_of_the_models_authors_are_converted(tmp_path, shallow):
     """OpenAI's names, with text tower and projection; the original DINOv2's, with a mask token that timm leaves out."""
-    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
     for name, original, options in (
         (PAIRS["clip-b32"].image, openai_names, {"image_pooled": "model"}),
         (PAIRS["dinov2-b"].image, dinov2_names, {"image_pooled": "cls", "image_size": 224}),
