@@ -13,6 +13,15 @@ _NOT_COMPARED = ("licence",)
 CLIP, SIGLIP = "clip", "siglip"  # families of text towers; see pipeline.encoders.towers
 
 
+def compared(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a fingerprint that is compared: all but the licences."""
+    return {
+        key: compared(value) if isinstance(value, Mapping) else value
+        for key, value in fingerprint.items()
+        if key not in _NOT_COMPARED
+    }
+
+
 def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
     """The first field in which two fingerprints differ, with both values, as `image.weights_sha256: A, not B`; else
     None.

@@ -15,6 +15,7 @@ from fusion.data.feature_store import FeatureStore
 from fusion.data.pooled_store import PooledStore
 from fusion.evaluation.evaluate import evaluate
 from fusion.evaluation.predict import predict_rows
+from fusion.experiments.collect import source_of
 from fusion.explanation.attribution import batch_of, weigh
 from fusion.explanation.explain import NO_PLACES, cached_features, explain_cached, explain_posts
 from fusion.explanation.faithfulness import of_run
@@ -231,6 +232,8 @@ def test_a_licence_makes_no_difference(tmp_path):
     assert written({"licence": "cc-by-nc-4.0"}, {}).damage() == []
     assert written({}, {"licence": "mit"}).damage() == []
     assert Run(tmp_path / "run").open_cache().cache.fingerprint["image"]["licence"] == "mit"
+    assert source_of(written({}, {"licence": "mit"})) == source_of(written({}, {}))
+    assert source_of(written({}, {"dtype": "x"})) != source_of(written({}, {}))
     assert "its posts or encoders are not" in str(written({}, {"pooled": "model"}).damage())
     with pytest.raises(InputError, match=r"image\.pooled: cls, not model"):
         Run(tmp_path / "run").open_cache()
