@@ -72,6 +72,8 @@ class ImageMarks(Document):
     weights_sha256: Line = ""
     transform: Transform | None = None
     views: Annotated[list[str], AfterValidator(_views)] = Field(default=["center"])
+    pooled: Literal["mean", "cls", "model"] = "mean"
+    licence: Line = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -83,6 +85,7 @@ def _prefix(text: str) -> str:
 
 class TextMarks(Document):
     name: EncoderName
+    licence: Line = ""
     weights_sha256: Line = ""
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 128
     layers: list[Annotated[int, Field(ge=-1000, le=1000)]] = Field(min_length=1, max_length=1000, default=[-1])
@@ -126,6 +129,7 @@ class DimensionFacts(Document):
     classes: Annotated[int, Field(ge=2, le=MOST_NAMES)] = len(LABELS)
     patches: Annotated[int, Field(ge=0, le=1 << 16)] = 49
     text_pooled: Annotated[int, Field(ge=1, le=1 << 16)] | None = None  # runs of older versions: as text_width
+    image_pooled: Annotated[int, Field(ge=0, le=1 << 16)] | None = None  # runs of older versions: as channels
 
 
 class Parameters(Document):

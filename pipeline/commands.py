@@ -17,11 +17,11 @@ from pipeline.common.options import (
     allow_unmatched_option,
     cluster_options,
     device_option,
-    encoder_options,
     encoding_options,
     overwrite_option,
     result_options,
 )
+from pipeline.encoders.options import encoder_options
 from pipeline.posts.formats import ReadOptions, formats
 from pipeline.posts.manifest import SPLITS
 
@@ -185,6 +185,7 @@ def extract(
 ) -> None:
     """Run both encoders once over a manifest's posts; write a feature cache. The same command resumes after a kill."""
     from pipeline.encoders.fingerprint import NO_IMAGES
+    from pipeline.encoders.licences import licence_line, restriction
     from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.extraction import extract as extraction
     from pipeline.extraction.decode import start_server
@@ -213,6 +214,10 @@ def extract(
     choice = choice if overwrite else match_existing_cache(choice, out)
     image, text = load_image_encoder(choice), load_text_encoder(choice)
     console.say(f"encoders: {image.describe()} and {text.describe()}")
+    for encoder in (image, text):
+        if encoder.licence:
+            tell = console.warn if restriction(encoder.licence) else console.say
+            tell(licence_line(encoder.name, encoder.licence))
     with contextlib.ExitStack() as stack:
         elsewhere = None
         if engine == "ray":

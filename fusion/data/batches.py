@@ -22,7 +22,7 @@ PAD_TO = 4
 class Batch:
     """B posts; texts are padded to one length. True in a mask means real.
 
-    rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, C), tokens (B, n, D) float32; text_pooled
+    rows (B,): the posts' rows in the cache; patches (B, m, C), pooled (B, P), tokens (B, n, D) float32; text_pooled
     (B, D_p) float32, the texts' vectors; input_ids (B, n); text_mask (B, n); labels (B,) and modality_labels (B, 2), of
     the text and of the image: -1 where unknown; has_text, has_image (B,): False where a modality is left out;
     num_maskable (B,), on the host: word pieces that may be masked.
@@ -112,7 +112,7 @@ def collate(
     has_text: Sequence[bool] | None = None,
     has_image: Sequence[bool] | None = None,
 ) -> Batch:
-    """A batch of patches (B, m, C), pooled (B, C), and each text's tokens (n_i, D) and input_ids (n_i,).
+    """A batch of patches (B, m, C), pooled (B, P), and each text's tokens (n_i, D) and input_ids (n_i,).
 
     `text_pooled` (B, D_p) defaults to the means of the tokens; `rows` to 0, 1, ...; `labels`, `modality_labels` to -1
     (unknown); `has_text` and `has_image` to True.

@@ -88,7 +88,7 @@ class FeatureStore:
         self._starts = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
         (m, channels), dtype = cache.patches_shape, cache.fingerprint["stored_dtype"]
         patches = np.empty((self._views, len(rows), m, channels), dtype)
-        pooled = np.empty((self._views, len(rows), channels), dtype)
+        pooled = np.empty((self._views, len(rows), cache.image_pooled_width), dtype)
         for view, out in enumerate(zip(patches, pooled, strict=True)):
             cache.gather_images(rows, out, views=np.full(len(rows), view))
         tokens = np.concatenate([cache.tokens(row) for row in rows])
@@ -141,7 +141,7 @@ class FeatureStore:
 def _feature_bytes(cache: Cache, rows: np.ndarray, views: int) -> int:
     m, channels = cache.patches_shape
     size = np.dtype(cache.fingerprint["stored_dtype"]).itemsize
-    images = len(rows) * views * (m + 1) * channels * size
+    images = len(rows) * views * (m * channels + cache.image_pooled_width) * size
     texts = cache.lengths[rows].sum() * (cache.text_width * size + 8) + len(rows) * cache.text_pooled_width * 4
     return int(images + texts)
 

@@ -23,7 +23,7 @@ class PooledStore:
 
     def __init__(self, cache: Cache, rows: np.ndarray, device: torch.device | str = "cpu", *, views: int = 1) -> None:
         """views: how many views of each image to hold. Raises InputError if they do not fit into memory."""
-        self.bytes = len(rows) * (cache.text_pooled_width + views * cache.patches_shape[1]) * 4
+        self.bytes = len(rows) * (cache.text_pooled_width + views * cache.image_pooled_width) * 4
         if self.bytes > free_memory() // 2:
             raise InputError(f"{cache.folder}: {self.bytes / 2**20:.0f} MiB of pooled vectors do not fit into memory")
         self.waited = 0.0  # nothing is read while a model works

@@ -2,7 +2,7 @@
 
 from fusion.config import Config
 from fusion.data.batches import modality_labels_of
-from fusion.names import OWN
+from fusion.names import OWN, pooled_models
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import require_images
@@ -19,9 +19,21 @@ def require_trainable(cache: Cache, config: Config) -> None:
         raise InputError(
             f"{cache.folder}: has one view of each image; for views sample extract with {option('views', '2')} to 6"
         )
+    if problem := unequal_widths(config, cache.patches_shape[1], cache.image_pooled_width):
+        raise InputError(f"{cache.folder}: {problem}")
     require_all_classes(cache)
     if config.label_rule:
         require_modality_labels(cache)
+
+
+def unequal_widths(config: Config, channels: int, pooled: int) -> str:
+    """Why a model can't read an image's patches and pooled vector of these widths; empty if it can."""
+    if channels == pooled or config.modalities == "text" or config.model in (OWN, *pooled_models()):
+        return ""
+    return (
+        f"its patches are {channels} wide and its pooled vectors {pooled}, and the model {config.model} needs both "
+        f"alike (eq 3); use {', '.join(pooled_models())}, or extract with {option('image_pooled', 'mean')} or cls"
+    )
 
 
 def require_all_classes(cache: Cache) -> None:

@@ -18,6 +18,7 @@ from fusion.experiments.tables.table_file import read_predictions
 from fusion.run_posts import posts_of
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
+from pipeline.encoders.fingerprint import compared
 from pipeline.posts.mvsa import LABELS
 
 _MOST_DIGITS = 10
@@ -127,7 +128,7 @@ def source_of(cache: Cache) -> dict[str, str]:
     the same source.
     """
     posts = [vars(post) for post in posts_of(cache) if not post.failed]
-    return {"posts_sha256": _sha256(posts), "fingerprint_sha256": _sha256(cache.fingerprint)}
+    return {"posts_sha256": _sha256(posts), "fingerprint_sha256": _sha256(compared(cache.fingerprint))}
 
 
 def _sha256(value: Any) -> str:

@@ -38,6 +38,7 @@ from pipeline.common.files import regular_bytes, write_json
 from pipeline.common.folders import named_errors, remove_file, require_no_link
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import graceful_shutdown
+from pipeline.encoders.fingerprint import compared
 from pipeline.posts.labels import LABEL
 
 RESULT = "sweep.json"
@@ -141,7 +142,7 @@ def _require_same(study: "optuna.Study", spec: SweepSpec, space: Space, cache: C
     now = {
         "space": {name: optuna.distributions.distribution_to_json(range_) for name, range_ in space.items()},
         "configuration": spec.base.model_dump(),
-        "encoder fingerprint": cache.fingerprint,
+        "encoder fingerprint": compared(cache.fingerprint),
         "manifest": cache.manifest_sha256,
         "split": hashlib.sha256(assigned).hexdigest(),
     }

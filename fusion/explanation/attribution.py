@@ -27,10 +27,11 @@ from pipeline.common.errors import InputError, option
 
 @dataclass(frozen=True)
 class PostFeatures:
-    """One post, unpadded: patches (m, C) and pooled (C,), None without an image; tokens (n, D) and input_ids (n,), None
+    """One post, unpadded: patches (m, C) and pooled (P,), None without an image; tokens (n, D) and input_ids (n,), None
     without a text.
 
     text_pooled (D_p,): the text's vector; None where it is the mean of the tokens, so that gradients reach these.
+    own_image_vector: pooled is not the mean of the patches, so that its gradient reaches none of them.
     """
 
     patches: Tensor | None
@@ -38,6 +39,7 @@ class PostFeatures:
     tokens: Tensor | None
     input_ids: Tensor | None = None
     text_pooled: Tensor | None = None
+    own_image_vector: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def gradient_times_input(model: Model, post: PostFeatures, predicted: int) -> We
     word i      max(0, df/dtokens[i] . tokens[i])
     patch j     max(0, (df/dpatches[j] + df/dpooled / m) . patches[j]), as pooled is the patches' mean (eq 2)
     Evidence against the class counts as 0. Words have no weights where the model reads the text's vector alone, and
-    that is not the mean of the tokens.
+    that is not the mean of the tokens; so with patches and the image's vector, whose own slope is then left out.
     """
     signed_pieces, signed_patches = signed_contributions(model, post, predicted)
     return _normalised(signed_pieces.clamp(min=0), signed_patches.clamp(min=0))
@@ -214,11 +216,11 @@ def batch_of(model: Model, post: PostFeatures) -> Batch:
     like, sizes = next(model.parameters()), model.dimensions
     tokens = like.new_zeros(2, sizes.text_width) if post.tokens is None else post.tokens
     patches = like.new_zeros(sizes.patches, sizes.channels) if post.patches is None else post.patches
-    pooled = like.new_zeros(sizes.channels) if post.pooled is None else post.pooled
+    pooled = like.new_zeros(sizes.image_vector_width) if post.pooled is None else post.pooled
     one = torch.ones(1, len(tokens), dtype=torch.bool, device=like.device)
     vector = mean_of_tokens(tokens[None], one) if post.text_pooled is None else post.text_pooled[None]
     if post.tokens is None:
-        vector = like.new_zeros(1, sizes.vector_width)
+        vector = like.new_zeros(1, sizes.text_vector_width)
     unknown = torch.full((1, 2), -1, device=like.device)
     return Batch(
         rows=np.zeros(1, np.int64),
@@ -254,6 +256,8 @@ def signed_contributions(model: Model, post: PostFeatures, predicted: int) -> tu
     by_patches, by_pooled, by_tokens = gradients
     none = odds.new_zeros(0).detach()
     pieces = none if tokens is None or by_tokens is None else (by_tokens * tokens).sum(dim=1).detach()
+    if post.own_image_vector:
+        by_pooled = None
     if patches is None or (by_patches is None and by_pooled is None):
         return pieces, none
     slope = torch.zeros_like(patches) if by_patches is None else by_patches

@@ -20,7 +20,7 @@ from fusion.models.base import Model
 from fusion.run import Run, RunCache
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import require_images
+from pipeline.encoders.fingerprint import pooled_is_mean, require_images
 from pipeline.encoders.load import TextEncoder
 from pipeline.encoders.text_vector import MEAN
 
@@ -29,6 +29,7 @@ from pipeline.encoders.text_vector import MEAN
 DEFAULT_METHOD = "gradient"
 
 _NO_WORDS = "words are not shown: the model reads the text's pooled vector, which is not the mean of its words"
+NO_PLACES = "places are not shown: the model reads the image's pooled vector, which is not the mean of its patches"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def explain_posts(predictor: Predictor, inputs: Sequence[Inputs], *, method: str
         tokens, ids = (None, None) if one.text is None else (batch.tokens[i, :length], batch.input_ids[i, :length])
         patches, pooled = (None, None) if one.pixels is None else (batch.patches[i], batch.pooled[i])
         vector = _own_vector(batch.text_pooled[i], predictor.text.pooled)
-        posts.append(PostFeatures(patches, pooled, tokens, ids, vector))
+        posts.append(PostFeatures(patches, pooled, tokens, ids, vector, predictor.image.pooled != MEAN))
     texts = [None if one.text is None else predictor.text.normalized(one.text) for one in inputs]
     labels = predictor.labels
     return explain_features(
@@ -116,7 +117,11 @@ def explain_features(
     for number, (post, text) in enumerate(zip(posts, texts, strict=True)):
         classes = probabilities_of(model, post) if probabilities is None else probabilities[number]
         weights = weigh(model, post, int(classes.argmax()), method)
-        note = _NO_WORDS if text is not None and post.text_pooled is not None and not len(weights.pieces) else ""
+        hidden = {
+            _NO_WORDS: text is not None and post.text_pooled is not None and not len(weights.pieces),
+            NO_PLACES: post.patches is not None and post.own_image_vector and not len(weights.patches),
+        }
+        note = "; ".join(note for note, is_so in hidden.items() if is_so)
         explanations.append(_explanation(method, names, classes, weights, text, spans, note))
     return explanations
 
@@ -155,7 +160,8 @@ def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeature
     )
     ids = torch.from_numpy(cache.input_ids(row).astype(np.int64)).to(device)
     vector = torch.from_numpy(cache.gather_text_pooled(np.array([row]))[0]).to(device)
-    return PostFeatures(patches, pooled, tokens, ids, _own_vector(vector, cache.text_pooling))
+    own_image_vector = not pooled_is_mean(cache.fingerprint)
+    return PostFeatures(patches, pooled, tokens, ids, _own_vector(vector, cache.text_pooling), own_image_vector)
 
 
 def _own_vector(vector: torch.Tensor, pooling: str) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ are gone from these, too.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,8 +36,10 @@ FRACTION, DRAWS = 0.2, 5
 class FrozenImage(Protocol):
     """What is needed of the frozen image encoder (pipeline.encoders.load.ImageEncoder is one)."""
 
+    pooled: str  # how the image's vector is made
+
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (B, 3, S, S) uint8 to patches (B, m, C) and pooled (B, C)."""
+        """Pixels (B, 3, S, S) uint8 to patches (B, m, C) and pooled (B, P)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def faithfulness(
     count = 0
     for post in posts:
         count += 1
-        features = _features(model, *image.encode(post.pixels[None]), _texts(text, post.input_ids[None]))[0]
+        features = _features(model, image, post.pixels[None], _texts(text, post.input_ids[None]))[0]
         whole = probabilities_of(model, features)
         predicted = int(whole.argmax())
         weights = [weigh(model, features, predicted, method) for method in methods]
@@ -106,7 +108,10 @@ def faithfulness(
     if not count:
         raise InputError("none of the posts' images can be read any more, so nothing can be masked")
     if not any(drops.values()):
-        raise InputError("nothing can be masked: the run reads texts alone, and its text encoder has no mask token")
+        raise InputError(
+            "nothing to measure: no patch has a weight of its own (or the run reads texts alone), and no word has one, "
+            "or the text encoder has no mask token"
+        )
     return _result(methods, drops, count, fraction, draws)
 
 
@@ -182,26 +187,24 @@ def _without(
         ids = np.repeat(post.input_ids[None], len(chosen), axis=0)
         for row, masked in zip(ids, chosen, strict=True):
             row[masked] = text.mask_id
-        changed = [
-            PostFeatures(features.patches, features.pooled, tokens, text_pooled=vector)
-            for tokens, vector in _texts(text, ids)
-        ]
+        changed = [replace(features, tokens=tokens, text_pooled=vector) for tokens, vector in _texts(text, ids)]
     else:
         assert features.patches is not None
         pixels = np.stack([mask_patches(post.pixels, masked, len(features.patches)) for masked in chosen])
-        changed = _features(model, *image.encode(pixels), [(features.tokens, features.text_pooled)] * len(chosen))
+        changed = _features(model, image, pixels, [(features.tokens, features.text_pooled)] * len(chosen))
     return np.stack([probabilities_of(model, one) for one in changed])
 
 
 def _features(
-    model: Model, patches: np.ndarray, pooled: np.ndarray, texts: Sequence[tuple[Tensor | None, Tensor | None]]
+    model: Model, image: FrozenImage, pixels: np.ndarray, texts: Sequence[tuple[Tensor | None, Tensor | None]]
 ) -> list[PostFeatures]:
-    parameter = next(model.parameters())
+    """Of posts whose images have these pixels (B, 3, S, S), and whose texts these tokens and vectors."""
+    parameter, own_image_vector = next(model.parameters()), image.pooled != MEAN
     here = [(None if one is None else one.to(parameter) for one in text) for text in texts]
-    images = (torch.from_numpy(values).to(parameter) for values in (patches, pooled))
+    images = (torch.from_numpy(values).to(parameter) for values in image.encode(pixels))
     return [
-        PostFeatures(patch_rows, mean, tokens, text_pooled=vector)
-        for patch_rows, mean, (tokens, vector) in zip(*images, here, strict=True)
+        PostFeatures(patches, pooled, tokens, text_pooled=vector, own_image_vector=own_image_vector)
+        for patches, pooled, (tokens, vector) in zip(*images, here, strict=True)
     ]
 
 

@@ -15,7 +15,8 @@ from fusion.run import Run
 from fusion.run_posts import read_posts
 from pipeline.common.markup import escaped, fenced
 from pipeline.encoders.fingerprint import NO_IMAGES
-from pipeline.encoders.load import PACKAGED_TEXT
+from pipeline.encoders.licences import restriction
+from pipeline.encoders.pairs import PACKAGED_TEXT, UNKNOWN
 from pipeline.encoders.weights import PACKAGED_IMAGES
 from pipeline.posts.manifest import SPLITS
 
@@ -92,13 +93,15 @@ def _encoders(run: Run) -> str:
             else f"from the Hugging Face hub, or a local copy with `{option}`"
         )
         weights = escaped(fingerprint[kind].get("weights_sha256", ""))
-        rows.append(f"| {kind} | {escaped(name)} | {weights} | {source} |")
+        licence = fingerprint[kind].get("licence", UNKNOWN)
+        asked = f" ({restriction(licence)})" if restriction(licence) else ""
+        rows.append(f"| {kind} | {escaped(name)} | {escaped(licence)}{asked} | {weights} | {source} |")
     return f"""## Encoders
 
 Predictions hold for these encoders alone; others are refused by their fingerprint (in `run.json`).
 
-| | name | SHA-256 of the weights | where from |
-|---|---|---|---|
+| | name | licence | SHA-256 of the weights | where from |
+|---|---|---|---|---|
 {chr(10).join(rows)}"""
 
 
@@ -144,9 +147,9 @@ _LIMITS = """## Limits
 
 _LICENCES = """## Licences
 
-The software is under Apache-2.0. The weights of the encoders are not in this folder and have licences of their own, and
-so have the posts that the model learned from; whether this model may be passed on or used commercially depends on
-those."""
+The software is under Apache-2.0. The weights of the encoders are not in this folder and have licences of their own,
+named above, and so have the posts that the model learned from; whether this model may be passed on or used commercially
+depends on those."""
 
 
 def _files(run: Run, onnx_difference: float | None) -> str:
@@ -158,7 +161,7 @@ def _files(run: Run, onnx_difference: float | None) -> str:
         ""
         if onnx_difference is None
         else f"""
-- `model.onnx`: from features to logits: `patches` (B, m, C), `pooled` (B, C), `tokens` (B, n, D) float32 and
+- `model.onnx`: from features to logits: `patches` (B, m, C), `pooled` (B, P), `tokens` (B, n, D) float32 and
   `text_mask` (B, n) bool to `logits` (B, {classes}); {free}. At export onnxruntime's logits differed from
   the model's by at most {onnx_difference:.1g}, in float32."""
     )

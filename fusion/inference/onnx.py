@@ -54,7 +54,7 @@ class _Logits(nn.Module):
 def write_onnx(model: Model, path: Path, labels: Sequence[str], *, own_vector: bool = False) -> float:
     """Write the model, float32, on the CPU. Returns the largest difference of a logit that was seen.
 
-    Inputs: patches (B, m, C), pooled (B, C), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
+    Inputs: patches (B, m, C), pooled (B, P), tokens (B, n, D) float32 and text_mask (B, n) bool, True = real token; B,
     m and n are free, m not where it is built into the weights. With `own_vector`, where the texts' vectors are not the
     means of their tokens, also text_pooled (B, D_p). Output: logits (B, classes). Raises InputError, and leaves no
     file, if a logit differs by TOLERANCE, or if the exporter can't follow the model.
@@ -112,8 +112,10 @@ def _features(sizes: Dimensions, posts: int, grid: int, longest: int) -> tuple[T
     lengths = torch.randint(2, longest + 1, (posts,), generator=generator)
     lengths[0] = longest
     tokens = torch.randn(posts, longest, sizes.text_width, generator=generator)
-    vectors = torch.randn(posts, sizes.vector_width, generator=generator)
-    return patches, patches.mean(dim=1), tokens, torch.arange(longest) < lengths[:, None], vectors
+    vectors = torch.randn(posts, sizes.text_vector_width, generator=generator)
+    equal = sizes.image_vector_width == sizes.channels
+    pooled = patches.mean(dim=1) if equal else torch.randn(posts, sizes.image_vector_width, generator=generator)
+    return patches, pooled, tokens, torch.arange(longest) < lengths[:, None], vectors
 
 
 def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> float:

@@ -187,7 +187,7 @@ class Predictor:
         ids, truncated = self.text.tokenize([one.text or "" for one in inputs])
         tokens, vectors = encode_texts(self.text, ids, self._stored)
         patches = np.zeros((len(inputs), self._views, *self.image.patches_shape), np.float32)
-        pooled = np.zeros((len(inputs), self._views, self.image.patches_shape[1]), np.float32)
+        pooled = np.zeros((len(inputs), self._views, self.image.pooled_width), np.float32)
         seen = {
             i: one.pixels.reshape(-1, *one.pixels.shape[-3:])[: self._views]
             for i, one in enumerate(inputs)

@@ -16,7 +16,7 @@ from pipeline.cache.reader import Cache
 @dataclass(frozen=True)
 class Dimensions:
     """What the encoders fix: image channels C, text width D, vocabulary V, number of patches m, and of classes, and the
-    width D_p of the texts' vectors: None for D, as in runs of earlier versions.
+    widths D_p of the texts' vectors and P of the images': None for D and for C, as in runs of earlier versions.
     """
 
     channels: int
@@ -25,11 +25,17 @@ class Dimensions:
     classes: int
     patches: int = 49
     text_pooled: int | None = None
+    image_pooled: int | None = None
 
     @property
-    def vector_width(self) -> int:
+    def text_vector_width(self) -> int:
         """D_p."""
         return self.text_width if self.text_pooled is None else self.text_pooled
+
+    @property
+    def image_vector_width(self) -> int:
+        """P."""
+        return self.channels if self.image_pooled is None else self.image_pooled
 
 
 @dataclass(frozen=True)

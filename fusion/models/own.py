@@ -68,7 +68,8 @@ def as_model(module: nn.Module, cache: Cache, config: Config | None = None) -> b
             raise InputError("config: a model of this library has its own; leave it out")
         return module
     m, channels = cache.patches_shape
-    sizes = {"classes": len(cache.label_names), "patches": m, "text_pooled": cache.text_pooled_width}
+    vectors = {"text_pooled": cache.text_pooled_width, "image_pooled": cache.image_pooled_width}
+    sizes = {"classes": len(cache.label_names), "patches": m, **vectors}
     return OwnModel(module, own_config(config), Dimensions(channels, cache.text_width, 0, **sizes))
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 from torch import Tensor
 
 from fusion.config import Config
+from fusion.data.requirements import unequal_widths
 from fusion.models.base import Dimensions, Model
 from fusion.names import FUSION, OWN, model_modules
 
@@ -29,5 +30,7 @@ def build_model(
     `word_embeddings` are the fusion model's, for `tie_mlm_head`. Raises ValueError naming the setting if config and
     dimensions don't fit.
     """
+    if problem := unequal_widths(config, dimensions.channels, dimensions.image_vector_width):
+        raise ValueError(problem)
     own = {"word_embeddings": word_embeddings} if config.model == FUSION else {}
     return model_class(config.model)(config, dimensions, **own)

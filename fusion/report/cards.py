@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fusion.explanation.explain import Explanation
+from fusion.explanation.explain import NO_PLACES, Explanation
 from fusion.report.heatmap import MARKED, STOPS, overlay
 from pipeline.common.files import write_text
 
@@ -69,7 +69,7 @@ def card(
     for title, note, explanation, view in looks:
         heat, missing_heat = None, ""
         if explanation.heat is None:
-            missing_heat = "this run does not look at the image"
+            missing_heat = NO_PLACES if NO_PLACES in explanation.note else "this run does not look at the image"
         elif isinstance(small, str):
             missing_heat = f"no heat map: {small}"
         else:

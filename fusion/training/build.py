@@ -54,7 +54,8 @@ def new_model(
     """
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0
-    sizes = {"classes": len(cache.label_names), "patches": m, "text_pooled": cache.text_pooled_width}
+    vectors = {"text_pooled": cache.text_pooled_width, "image_pooled": cache.image_pooled_width}
+    sizes = {"classes": len(cache.label_names), "patches": m, **vectors}
     dimensions = Dimensions(channels, cache.text_width, vocabulary, **sizes)
     torch.manual_seed(config.seed)
     try:

@@ -264,7 +264,9 @@ class _Stack:
         sizes = self._models[0].dimensions
         some = next(self._models[0].parameters())
         with torch.no_grad():
-            self._template.eval()(some.new_zeros(1, sizes.text_width), some.new_zeros(1, sizes.channels))
+            self._template.eval()(
+                some.new_zeros(1, sizes.text_vector_width), some.new_zeros(1, sizes.image_vector_width)
+            )
         for hook in hooks:
             hook.remove()
         self._template.train()

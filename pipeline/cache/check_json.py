@@ -123,7 +123,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "weights_sha256": is_sha256,
         "transform": _transform,
         "views": lambda value: isinstance(value, list) and value == list(VIEWS[: len(value)]) and bool(value),
+        "pooled": lambda value: value in ("mean", "cls", "model"),
         "compute_dtype": _text,
+        "licence": _text,
     },
     "text": {
         "weights_sha256": is_sha256,
@@ -137,5 +139,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "normalize": lambda value: value in NORMALIZATIONS,
         "prefix": lambda value: _text(value) and len(value) <= LONGEST_PREFIX and value.isprintable(),
         "compute_dtype": _text,
+        "licence": _text,
     },
 }

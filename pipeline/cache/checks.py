@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.cache.check_json import Wrong, is_sha256
 from pipeline.cache.hdf5_layout import FEATURES, FLAGS, SHARD_NAME, feature_dtype
 from pipeline.common.errors import InputError
-from pipeline.encoders.fingerprint import SIGLIP
+from pipeline.encoders.fingerprint import SIGLIP, pooled_is_mean
 from pipeline.encoders.text_vector import MEAN, MODEL, text_pooling
 from pipeline.encoders.views import VIEWS
 from pipeline.posts.labels import label_problem, target_problem
@@ -84,19 +84,21 @@ def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
 
 def arrays(
     fingerprint: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], at: Mapping[str, int] | None
-) -> tuple[int, int, int, int | None]:
+) -> tuple[int, int, int, int, int | None]:
     """Check the shapes of the features of `count` posts against each other and the fingerprint, and, where `at` gives
-    their places in a file, that none overlaps another. Returns m, C, D and, where there are texts' vectors, D_p.
+    their places in a file, that none overlaps another. Returns m, C, P, D and, where there are texts' vectors, D_p.
     """
     views = len(fingerprint["image"].get("views", VIEWS[:1]))
     between = [views] if views > 1 else []
-    patches, tokens = list(shapes["patches"]), list(shapes["tokens"])
-    if len(patches) != 3 + len(between) or len(tokens) != 2:
-        raise Wrong(f"patches of the shape {patches} and tokens of the shape {tokens}")
-    (m, channels), (total, width) = patches[-2:], tokens
+    patches, pooled, tokens = (list(shapes[name]) for name in ("patches", "pooled", "tokens"))
+    if len(patches) != 3 + len(between) or len(pooled) != 2 + len(between) or len(tokens) != 2:
+        raise Wrong(f"patches of the shape {patches}, pooled of {pooled} and tokens of {tokens}")
+    (m, channels), pooled_width, (total, width) = patches[-2:], pooled[-1], tokens
+    if pooled_is_mean(fingerprint):
+        pooled_width = channels
     expected = {
         "patches": [count, *between, m, channels],
-        "pooled": [count, *between, channels],
+        "pooled": [count, *between, pooled_width],
         "tokens": [total, width],
         "input_ids": [total],
         "offsets": [count + 1],
@@ -107,13 +109,15 @@ def arrays(
     for name, shape in shapes.items():
         if list(shape) != expected[name]:
             raise Wrong(f"{FEATURES[name]} has the shape {list(shape)}, not {expected[name]}")
-    if not (1 <= width <= _LARGEST and m <= _LARGEST and channels <= _LARGEST and bool(m) == bool(channels)):
-        raise Wrong(f"{m} patches, {channels} channels and a text width of {width} are impossible")
+    no_image = {m == 0, channels == 0, pooled_width == 0}  # one of both
+    if not width or max(m, channels, pooled_width, width) > _LARGEST or len(no_image) > 1:
+        sizes = f"{m} patches of {channels} channels, pooled vectors of {pooled_width} and a text width of {width}"
+        raise Wrong(f"{sizes} are impossible")
     if (fingerprint["image"]["name"] == NO_IMAGES) != (m == 0):
         raise Wrong("the fingerprint and the patches do not agree on whether there are images")
     if at is not None:
         _places(expected, at, fingerprint["stored_dtype"])
-    return m, channels, width, vector
+    return m, channels, pooled_width, width, vector
 
 
 def _vector_width(fingerprint: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], width: int) -> int | None:
@@ -140,7 +144,7 @@ def index(
     Returns what pipeline.cache.records.Index holds of them.
     """
     count = len(columns["id"])
-    m, channels, width, vector = arrays(fingerprint, count, shapes, None)
+    m, channels, pooled_width, width, vector = arrays(fingerprint, count, shapes, None)
     offsets(starts, shapes["tokens"][0])
     names, rows, sizes = shards["name"], shards["rows"], shards["bytes"]
     if not all(SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
@@ -155,7 +159,7 @@ def index(
         here, tokens = rows[number], int(starts[first + rows[number]] - starts[first])
         sizes_here = {
             "patches": [here, *views, m, channels],
-            "pooled": [here, *views, channels],
+            "pooled": [here, *views, pooled_width],
             "tokens": [tokens, width],
             "input_ids": [tokens],
             "offsets": [here + 1],
@@ -174,6 +178,7 @@ def index(
         "offsets": starts,
         "shards": shards,
         "patches_shape": [m, channels],
+        "image_pooled_width": pooled_width,
         "text_width": width,
         "text_pooled": vector,
     }

@@ -47,7 +47,7 @@ class ShardMaps:
         return {name.removesuffix("_at"): int(table[name][number]) for name in table if name.endswith("_at")}
 
     def arrays(self, number: int) -> dict[str, np.ndarray]:
-        """A shard's features: patches (rows, V, m, C), pooled (rows, V, C), tokens (sum n, D), input_ids, offsets,
+        """A shard's features: patches (rows, V, m, C), pooled (rows, V, P), tokens (sum n, D), input_ids, offsets,
         and text_pooled (rows, D_p) where the cache has it.
         """
         if number not in self._maps:
@@ -57,7 +57,7 @@ class ShardMaps:
             tokens = int(index.offsets[last] - index.offsets[first])
             shapes: dict[str, tuple[int, ...]] = {
                 "patches": (rows, self._views, *index.patches_shape),
-                "pooled": (rows, self._views, index.patches_shape[1]),
+                "pooled": (rows, self._views, index.image_pooled_width),
                 "tokens": (tokens, index.text_width),
                 "input_ids": (tokens,),
                 "offsets": (rows + 1,),

@@ -18,6 +18,7 @@ from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
 from pipeline.common.errors import InputError, switch
 from pipeline.common.files import sha256_of_file
+from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.text_vector import MODEL, pooled_tokens, text_pooling
 from pipeline.posts.duplicates import Keys, duplicate_keys
 from pipeline.posts.labels import LABEL
@@ -50,9 +51,9 @@ class Cache(Labelled):
 
     Attributes: `ids` (list of str), `ok` (N,) bool, `labels` (N,) int16 indices into `label_names`, the classes of
     `target`, and `splits` (N,) int8 into SPLITS, both with -1 for none; `lengths` (N,) tokens per text, `fingerprint`,
-    `patches_shape` (m, C), `text_width` D, `text_pooled_width` D_p of the texts' vectors, `text_pooling` how these are
-    made (pipeline.encoders.text_vector), `views` how many there are of each image; `index` is the content of the
-    index file.
+    `patches_shape` (m, C), `image_pooled_width` P of the images' vectors, `text_width` D, `text_pooled_width` D_p of
+    the texts' vectors, `text_pooling` how these are made (pipeline.encoders.text_vector), `views` how many there are of
+    each image; `index` is the content of the index file.
     """
 
     def __init__(self, folder: str | Path, *, target: str = LABEL) -> None:
@@ -75,6 +76,7 @@ class Cache(Labelled):
         self.target, self.splits = target, index.splits
         self.label_names, self.labels = self.labels_of(target).names, self.labels_of(target).codes
         self.patches_shape, self.text_width = index.patches_shape, index.text_width
+        self.image_pooled_width = index.image_pooled_width
         self.text_pooling = text_pooling(self.fingerprint)
         self.text_pooled_width = index.text_pooled or self.text_width
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
@@ -106,7 +108,7 @@ class Cache(Labelled):
         return self._feature("patches", row)[self._view(view)]
 
     def pooled(self, row: int, view: int = 0) -> np.ndarray:
-        """(C,), the mean of the patches."""
+        """(P,), the image's one vector: the mean of the patches, unless the fingerprint says otherwise."""
         return self._feature("pooled", row)[self._view(view)]
 
     def gather_images(
@@ -116,7 +118,7 @@ class Cache(Labelled):
         *,
         views: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Patches (len(rows), m, C) and pooled (len(rows), C) of many posts, copied out of the mapped shards.
+        """Patches (len(rows), m, C) and pooled (len(rows), P) of many posts, copied out of the mapped shards.
 
         views (len(rows),): which view of each post's image; without it the first. They go into the arrays `out`,
         contiguous and of the stored dtype and these shapes, where it is given. Raises IndexError on a row or view that
@@ -126,7 +128,7 @@ class Cache(Labelled):
         if views is not None:
             _require_within(views, self.views, "view")
         dtype = np.dtype(self.fingerprint["stored_dtype"])
-        shapes = (len(rows), *self.patches_shape), (len(rows), self.patches_shape[1])
+        shapes = (len(rows), *self.patches_shape), (len(rows), self.image_pooled_width)
         patches, pooled = out or (np.empty(shapes[0], dtype), np.empty(shapes[1], dtype))
         if (patches.shape, pooled.shape) != shapes or not patches.dtype == pooled.dtype == dtype:
             raise ValueError(f"out: must be {dtype} of the shapes {shapes[0]} and {shapes[1]}")
@@ -145,11 +147,11 @@ class Cache(Labelled):
         return patches, pooled
 
     def gather_pooled(self, rows: np.ndarray, *, views: np.ndarray | None = None) -> np.ndarray:
-        """Pooled (len(rows), C) of many posts, as `gather_images` gives it, without a look at the patches."""
+        """Pooled (len(rows), P) of many posts, as `gather_images` gives it, without a look at the patches."""
         _require_within(rows, len(self), "row")
         shown = np.zeros(len(rows), np.int64) if views is None else views
         _require_within(shown, self.views, "view")
-        pooled = np.empty((len(rows), self.patches_shape[1]), self.fingerprint["stored_dtype"])
+        pooled = np.empty((len(rows), self.image_pooled_width), self.fingerprint["stored_dtype"])
         if not pooled.size:
             return pooled
         to_pooled = flat_bytes(pooled)
@@ -184,13 +186,20 @@ class Cache(Labelled):
 
     def require_sizes(self, dimensions: Mapping[str, Any], owner: object) -> None:
         """Raises InputError if the features have other sizes than those that a model was made for, whatever the
-        fingerprint says. `dimensions` may lack `patches` and `text_pooled`.
+        fingerprint says. `dimensions` may lack `patches`, `text_pooled` and `image_pooled`.
         """
-        sizes = {"channels": self.patches_shape[1], "text_width": self.text_width, "patches": self.patches_shape[0],
-                 "text_pooled": self.text_pooled_width}  # fmt: skip
+        made_for = {"text_pooled": dimensions["text_width"], "image_pooled": dimensions["channels"]}
+        made_for |= {name: size for name, size in dimensions.items() if size is not None}
+        sizes = {
+            "channels": self.patches_shape[1],
+            "text_width": self.text_width,
+            "patches": self.patches_shape[0],
+            "text_pooled": self.text_pooled_width,
+            "image_pooled": self.image_pooled_width,
+        }
         for name, size in sizes.items():
-            if dimensions.get(name, size) not in (size, None):
-                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {dimensions[name]}")
+            if made_for.get(name, size) != size:
+                raise InputError(f"{self.folder}: {name} {size}, but {owner} was made for {made_for[name]}")
 
     def require_word_pieces(self, vocabulary: int, width: int) -> None:
         """Raises InputError if the tokens can't be those of a text encoder, whatever the fingerprint says."""
@@ -246,7 +255,7 @@ class Cache(Labelled):
             yield str(shard).removeprefix(f"{self._shards.path(number)}: ")
         elif shard.lengths != self.lengths[rows].tolist():
             yield "text offsets do not match the index"
-        elif shard.fingerprint != self.fingerprint or (listed and shard.posts != self.records[rows]):
+        elif first_difference(shard.fingerprint, self.fingerprint) or (listed and shard.posts != self.records[rows]):
             yield "its posts or encoders are not those of the index"
         elif shard.at != self._shards.places(number) or any(
             shard.shapes[name] != array.shape for name, array in self._shards.stored(number).items()
@@ -290,7 +299,7 @@ class Cache(Labelled):
         return view
 
     def _feature(self, name: str, row: int) -> np.ndarray:
-        """Of all views: (V, m, C) or (V, C)."""
+        """Of all views: (V, m, C) or (V, P)."""
         shard, local = self._locate(row)
         return shard[name][local]
 

@@ -23,7 +23,7 @@ class PostRecord:
 class ShardFeatures:
     """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
 
-    patches (N, m, C), pooled (N, C), of several views (N, V, m, C) and (N, V, C); tokens and input_ids a list of (n, D)
+    patches (N, m, C), pooled (N, P), of several views (N, V, m, C) and (N, V, P); tokens and input_ids a list of (n, D)
     and (n,), one per post; text_pooled (N, D_p) float32, None for a shard of a cache that was begun without.
     """
 
@@ -66,6 +66,7 @@ class Index:
     offsets: np.ndarray
     shards: dict[str, np.ndarray]
     patches_shape: tuple[int, int]
+    image_pooled_width: int
     text_width: int
     text_pooled: int | None  # the width of the texts' vectors; None where the cache has none
     part: dict[str, Any] | None  # which part of a larger cache this is, if it is one

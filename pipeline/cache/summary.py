@@ -43,6 +43,7 @@ def summary(cache: Cache) -> dict[str, Any]:
         if len(lengths)
         else {},
         "patches": list(cache.patches_shape),
+        "image_pooled_width": cache.image_pooled_width,
         "text_width": cache.text_width,
         "text_pooled_width": cache.text_pooled_width,
         "mask_token": has_mask_token(cache.fingerprint),

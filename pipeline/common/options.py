@@ -56,46 +56,6 @@ def _paths(value: Any) -> list[Path]:
     return [one for one in (value if isinstance(value, tuple | list) else [value]) if isinstance(one, Path)]
 
 
-encoder_options = all_of(  # the fields of pipeline.encoders.load.EncoderChoice
-    click.option(
-        "--encoders",
-        "preset",
-        type=click.Choice(["paper", "packaged", "packaged-lite2"]),
-        default="paper",
-        help="Preset pair of encoders.",
-    ),
-    click.option("--image-encoder", "image", help="Name of a timm model with a patch grid, or `none` for texts alone."),
-    click.option("--image-weights", type=PATH, help="Image-encoder weights from a local .safetensors or .pth file."),
-    click.option(
-        "--views",
-        type=click.IntRange(1, 6),
-        default=1,
-        help="Number of views of each image: centre crop, mirrored, corners.",
-    ),
-    click.option("--text-encoder", "text", help="Hub name or local folder of a BERT-family, CLIP or SigLIP model."),
-    click.option(
-        "--text-layers",
-        type=click.IntRange(1),
-        default=1,
-        help="Use the mean of the text encoder's last K layers as tokens.",
-    ),
-    click.option(
-        "--text-pooled",
-        type=click.Choice(["mean", "cls", "eos", "model"]),
-        default="mean",
-        help="A text's one vector: mean of its tokens, first or last token, or the model's own pooling and projection.",
-    ),
-    click.option(
-        "--text-normalize",
-        type=click.Choice(["none", "tweet"]),
-        default="none",
-        help="tweet: mentions become @user and links http, as models of tweets expect.",
-    ),
-    click.option("--text-prefix", default="", help="Put before every text, like 'query: ' for E5."),
-    click.option(
-        "--max-tokens", type=int, help="Longer texts are truncated; by default 128, or as many as the encoder takes."
-    ),
-)
 text_encoder_option = click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one.")
 local_encoder_options = all_of(
     click.option("--image-weights", type=PATH, help="File of the run's image-encoder weights, if they were local."),

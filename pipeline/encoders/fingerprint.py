@@ -1,12 +1,25 @@
-"""Compares the fingerprints of encoders: everything that changes the meaning of their features, and nothing else."""
+"""Compares the fingerprints of encoders: everything that changes the meaning of their features, and nothing else but
+the licences of their weights, which are not compared.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.errors import InputError, option
+from pipeline.encoders.text_vector import MEAN
 
 NO_IMAGES = "none"  # in place of an image encoder's name
+_NOT_COMPARED = ("licence",)
 CLIP, SIGLIP = "clip", "siglip"  # families of text towers; see pipeline.encoders.towers
+
+
+def compared(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a fingerprint that is compared: all but the licences."""
+    return {
+        key: compared(value) if isinstance(value, Mapping) else value
+        for key, value in fingerprint.items()
+        if key not in _NOT_COMPARED
+    }
 
 
 def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
@@ -14,6 +27,8 @@ def first_difference(expected: Mapping[str, Any], found: Mapping[str, Any], pref
     None.
     """
     for key in [*expected, *(key for key in found if key not in expected)]:
+        if key in _NOT_COMPARED:
+            continue
         a, b = expected.get(key), found.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             if inner := first_difference(a, b, f"{prefix}{key}."):
@@ -32,3 +47,8 @@ def require_images(fingerprint: Mapping[str, Any], owner: object, what: str) -> 
     """Raises InputError if a fingerprint is of texts alone; `what` says what needs images."""
     if fingerprint["image"]["name"] == NO_IMAGES:
         raise InputError(f"{owner}: has texts alone ({option('image_encoder', 'none')}), and {what}")
+
+
+def pooled_is_mean(fingerprint: Mapping[str, Any]) -> bool:
+    """Whether the one vector of each image is the mean of its patches: so of all fingerprints that do not say."""
+    return str(fingerprint["image"].get("pooled", MEAN)) == MEAN

@@ -14,7 +14,6 @@ from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import (
     MAX_TOKENS,
     NO_IMAGES,
-    PACKAGED_TEXT,
     EncoderChoice,
     ImageEncoder,
     NoImages,
@@ -22,6 +21,7 @@ from pipeline.encoders.load import (
     load_image_encoder,
     load_text_encoder,
 )
+from pipeline.encoders.pairs import PACKAGED_TEXT, Crop
 from pipeline.encoders.text_form import NONE
 from pipeline.encoders.text_vector import MEAN
 from pipeline.encoders.weights import Unreachable
@@ -38,9 +38,13 @@ def same_image_encoder(
     if fingerprint["name"] == NO_IMAGES:
         return NoImages(resolve_device(device))
     views = fingerprint.get("views", ["center"])
+    transform = fingerprint.get("transform") or {}
     choice = EncoderChoice(
         image=fingerprint["name"],
         image_weights=weights,
+        image_size=transform.get("size"),
+        image_pooled=fingerprint.get("pooled", MEAN),
+        crop=_crop(transform),
         views=len(views),
         dtype=fingerprint.get("compute_dtype", "float32"),
         device=device,
@@ -100,6 +104,14 @@ def same_text_encoder(
         {**fingerprint, "layers": layers}, encoder.fingerprint, option("text_encoder", folder or name), owner
     )
     return encoder
+
+
+def _crop(transform: Mapping[str, Any]) -> Crop | None:
+    """What a fingerprint says was seen of a picture; None where it says nothing that could be."""
+    pct, mode = transform.get("crop_pct"), transform.get("crop_mode")
+    if mode not in ("center", "squash", "border") or not isinstance(pct, int | float) or not 0.01 <= pct <= 4:
+        return None
+    return Crop(pct, mode)
 
 
 def _refuse_another(fingerprint: Mapping[str, Any], found: Mapping[str, Any], given: str, owner: object) -> None:

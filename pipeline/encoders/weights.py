@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import InputError, option, switch
 from pipeline.common.files import open_regular
+from pipeline.encoders.pairs import PACKAGED_TEXT
 
 _MOST_WEIGHTS_BYTES = 1 << 36
 _MOST_TEXT_BYTES = 1 << 28  # of a configuration or a tokenizer; the largest known ones have some 30 MiB
@@ -110,6 +111,33 @@ def package_folder(package: str, folder: str) -> Path:
             f"-e '.[packaged]'"
         )
     return Path(spec.origin).parent / folder
+
+
+def image_is_here(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the weights of a timm model are installed or in the local hub cache. Nothing is loaded."""
+    if name in PACKAGED_IMAGES:
+        return importlib.util.find_spec(PACKAGED_IMAGES[name]) is not None
+    try:
+        return hub_file(config, name, offline=True).exists()
+    except InputError:
+        return False
+
+
+def text_is_here(name: str) -> bool:
+    """Whether a text model is a local folder, installed, or in the local hub cache. Nothing is loaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name == PACKAGED_TEXT:
+        return importlib.util.find_spec(PACKAGED_TEXT.replace("-", "_")) is not None
+    if Path(name).is_dir():
+        return True
+    try:
+        files = [
+            try_to_load_from_cache(name, file) for file in ("config.json", "model.safetensors", "pytorch_model.bin")
+        ]
+    except ValueError:  # no name of a repository
+        return False
+    return isinstance(files[0], str) and any(isinstance(file, str) for file in files[1:])
 
 
 def hub_file(config: Mapping[str, Any], name: str, offline: bool) -> Path:

@@ -12,7 +12,11 @@ import torch
 
 from pipeline.common.errors import InputError
 from pipeline.common.machine import free_memory, usable_cores
+from pipeline.encoders.fingerprint import NO_IMAGES
+from pipeline.encoders.licences import image_licence, restriction, text_licence
 from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from pipeline.encoders.timm_models import config_of
+from pipeline.encoders.weights import image_is_here, text_is_here
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ def examine(choice: EncoderChoice, folder: Path) -> Iterator[Finding]:
     """Look for everything that `extract` with these encoders into `folder` needs, loading both encoders for it."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "h5py"))
     yield Finding("versions", f"Python {platform.python_version()}, {packages}")
+    yield from _pair(choice)
     yield _encoder("image encoder", lambda: load_image_encoder(choice))
     yield _encoder("text encoder", lambda: load_text_encoder(choice))
     for number in range(torch.cuda.device_count()):
@@ -46,6 +51,24 @@ def examine(choice: EncoderChoice, folder: Path) -> Iterator[Finding]:
     yield Finding("disk", f"{free >> 20} MiB free at {place}", free > 64 << 20)
     writable = os.access(place, os.W_OK)
     yield Finding("output", f"{place} {'can' if writable else 'can not'} be written", writable)
+
+
+def _pair(choice: EncoderChoice) -> Iterator[Finding]:
+    """What is known of both encoders before any is loaded, and whether their files are here; no network is asked."""
+    pair, sides = choice.pair, []
+    if choice.image != NO_IMAGES:
+        config = config_of(pair.image)
+        here = choice.image_weights or (config is not None and image_is_here(config.to_dict(), pair.image))
+        sides.append(("image", pair.image, image_licence(pair.image, config and config.license), here))
+    sides.append(("text", pair.text, text_licence(pair.text), text_is_here(pair.text)))
+    for side, name, licence, here in sides:
+        asked = restriction(licence)
+        files = "files are here" if here else "files are not here"
+        yield Finding(f"{side} model", f"{name}, licence {licence}{f' ({asked})' if asked else ''}, {files}")
+    if choice.image is None and choice.text is None and choice.image_size is None and choice.image_pooled is None:
+        mask = f"mask token {pair.mask_token}" if pair.mask_token else "no mask token: train with mlm false"
+        post, token = pair.bytes_a_post / 1024, pair.bytes_a_token
+        yield Finding("features", f"{post:.0f} KiB a post and {token} bytes a token, in float16; {mask}")
 
 
 def _encoder(what: str, load: Callable[[], ImageEncoder | TextEncoder]) -> Finding:

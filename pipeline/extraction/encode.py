@@ -42,7 +42,7 @@ class ShardJob:
         self._image, self._text, self._dtype = image, text, dtype
         views = image.pixels_shape[:-3]  # (V,), or none where there is one
         self._patches = np.zeros((len(posts), *views, *image.patches_shape), dtype)
-        self._pooled = np.zeros((len(posts), *views, image.patches_shape[1]), dtype)
+        self._pooled = np.zeros((len(posts), *views, image.pooled_width), dtype)
         self._input_ids, self._truncated = text.tokenize(
             ["" if text_problem(post) else str(post.text) for post in posts]
         )

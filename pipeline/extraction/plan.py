@@ -180,9 +180,10 @@ def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dty
     )
     size = np.dtype(stored_dtype).itemsize
     pictures = len(posts) * math.prod(image.pixels_shape[:-3])  # one post's views are as many
+    numbers = pictures * (patches * channels + image.pooled_width)
     vectors = len(posts) * text.pooled_width * 4 if plan.text_pooled else 0
     words = tokens * (text.width * size + 4) + (len(posts) + 1) * 8 + vectors
-    return pictures * (patches + 1) * channels * size + words
+    return numbers * size + words
 
 
 def record_bytes(plan: Plan) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 import pytest
+import timm
+import torch
 
 import cli
 from fusion import Config, train
@@ -120,10 +122,12 @@ def drawn(made, out, patch):
 
 
 def tower(made, manifest, out):
-    """The texts by a tower of CLIP, with all that can be said of how a text is read."""
-    encoder = write_tower(made.folder.parent / "clip", "CLIP")
+    """The texts by a tower of CLIP, with all that can be said of how a text is read; the class tokens of images."""
+    encoder, image = write_tower(made.folder.parent / "clip", "CLIP"), made.folder.parent / "image.pth"
+    torch.save(timm.create_model("test_vit", pretrained=False).state_dict(), image)
     how = ("--text-pooled", "model", "--text-normalize", "tweet", "--text-prefix", "a: ", "--max-fail-rate", 1)
-    options = ("--image-encoder", "none", "--text-encoder", encoder, *how, "--quiet", *CPU)
+    images = ("--image-encoder", "test_vit", "--image-weights", image, "--image-pooled", "cls")
+    options = (*images, "--text-encoder", encoder, *how, "--quiet", *CPU)
     made("extract", manifest, "--out", out / "CACHE", *options)
     made("inspect", out / "CACHE")
 

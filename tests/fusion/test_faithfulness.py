@@ -29,6 +29,8 @@ class PlantedText:
 class PlantedImage:
     """A patch's channel 0 is how red its square is beyond its blue, the rest does not matter."""
 
+    pooled = "mean"
+
     def encode(self, pixels):
         squares = pixels.reshape(len(pixels), 3, 3, 4, 3, 4).mean(axis=(3, 5)).reshape(len(pixels), 3, 9)
         patches = np.zeros((len(pixels), 9, WIDTH), np.float32)

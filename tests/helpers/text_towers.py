@@ -46,14 +46,14 @@ def write_tower(folder: Path, kind: str, *, both: bool = False, **config) -> Pat
     return folder
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(positions: int = POSITIONS) -> CLIPTokenizer:
     """CLIP's own, of single bytes: lower case, BOS first and EOS last, EOS also for padding."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer({word: number for number, word in enumerate(words)}, [], model_max_length=POSITIONS)
+    return CLIPTokenizer({word: number for number, word in enumerate(words)}, [], model_max_length=positions)
 
 
-def siglip_tokenizer() -> Siglip2Tokenizer:
+def siglip_tokenizer(positions: int = POSITIONS) -> Siglip2Tokenizer:
     """SigLIP 2's own, of letters: lower case, EOS last, a mask token that the tower was not trained with."""
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz@:"]
     return Siglip2Tokenizer(
@@ -62,6 +62,6 @@ def siglip_tokenizer() -> Siglip2Tokenizer:
         add_bos_token=False,
         add_eos_token=True,
         padding_side="right",
-        model_max_length=POSITIONS,
+        model_max_length=positions,
         model_input_names=["input_ids"],
     )

@@ -12,6 +12,7 @@ class TinyImage:
     device = torch.device("cpu")
     pixels_shape = (3, 2, 2)
     patches_shape = (4, 3)
+    pooled, pooled_width = "mean", 3
     transform = SHRINK
     fingerprint = {"name": "tiny"}  # noqa: RUF012
 

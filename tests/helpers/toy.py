@@ -19,7 +19,7 @@ from pipeline.posts.manifest import SPLITS, Post
 from pipeline.posts.mvsa import LABELS
 
 CLS, SEP, MASK, VOCABULARY = 2, 3, 5, 31
-VECTOR = 3  # width of the texts' vectors by the pooling `model`
+VECTOR, IMAGE_VECTOR = 3, 2  # widths of the texts' and the images' vectors by the pooling `model`
 MVSA_NAMES = dict.fromkeys(("label", "text_label", "image_label"), LABELS)
 FINGERPRINT = {"image": {"name": "toy"}, "text": {"name": "toy"}, "stored_dtype": "float32"}
 
@@ -55,11 +55,12 @@ def write_cache(
     modality_labels: bool = True,
     image_sha256: Sequence[str] | None = None,
     text_pooled: str = "mean",
+    image_pooled: str = "mean",
 ) -> Cache:
     """A cache of random features in which each modality tells part of the label; splits 6:2:2, all labels in each.
 
     `text_pooled`: how the texts' vectors are made; `model`: random ones of another width; empty: as in a cache of an
-    earlier version, which has none.
+    earlier version, which has none. `image_pooled`: likewise of the images; `cls`: random ones of the patches' width.
 
     With `modality_labels`, every third text is labelled neutral, every third image too, and every seventh text not.
     """
@@ -67,6 +68,8 @@ def write_cache(
         fingerprint = {**fingerprint, "image": {**fingerprint["image"], "views": list(VIEWS[:views])}}
     if text_pooled not in ("", MEAN):
         fingerprint = {**fingerprint, "text": {**fingerprint["text"], "pooled": text_pooled}}
+    if image_pooled != MEAN:
+        fingerprint = {**fingerprint, "image": {**fingerprint["image"], "pooled": image_pooled}}
     random = np.random.default_rng(seed)
     text_encoder = ToyText(width)
     labels = np.arange(posts) % 3
@@ -82,6 +85,10 @@ def write_cache(
     if channels:
         patches[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 2))
     pooled = patches.mean(axis=-2) if m else np.zeros((posts, channels), np.float32)
+    if image_pooled != MEAN:
+        wide = IMAGE_VECTOR if image_pooled == MODEL else channels
+        pooled = np.random.default_rng([seed, 2]).normal(size=(*shape[:-2], wide)).astype(np.float32)
+        pooled[..., 0] += strength * labels.reshape(-1, *[1] * (len(shape) - 3))
     vectors = None if not text_pooled else np.stack([pooled_tokens(one, text_pooled) for one in tokens])
     if text_pooled == MODEL:
         vectors = np.random.default_rng([seed, 1]).normal(size=(posts, VECTOR)).astype(np.float32)

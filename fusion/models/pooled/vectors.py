@@ -34,15 +34,15 @@ class PooledModel(base.Model):
     def __init__(self, config: Config, dimensions: Dimensions, *, mixed: int, layers: int) -> None:
         """`mixed`: the width of what `mix` gives; `layers`: how many hidden layers follow."""
         super().__init__(config, dimensions)
-        self.text_vector = Standardised(dimensions.vector_width)
-        self.image_vector = Standardised(dimensions.channels)
+        self.text_vector = Standardised(dimensions.text_vector_width)
+        self.image_vector = Standardised(dimensions.image_vector_width)
         self.text_dropout, self.image_dropout = Dropout(config.input_dropout), Dropout(config.input_dropout)
         self.hidden = blocks(config, mixed, layers)
         width = config.width if layers else mixed
         self.head = LabelRule(width) if config.label_rule else nn.Linear(width, dimensions.classes)
 
     def mix(self, text: Tensor, image: Tensor) -> Tensor:
-        """The standardised vectors (B, D_p) and (B, C) to features of the post, (B, mixed)."""
+        """The standardised vectors (B, D_p) and (B, P) to features of the post, (B, mixed)."""
         raise NotImplementedError
 
     def fit(self, cache: Cache, features: Features | None = None) -> None:
