@@ -139,8 +139,10 @@ class RunFolder:
         remove_file(self.folder / STATE)
 
     def note_end(self, state: str, reason: str) -> None:
-        """Write that training was interrupted, or has failed, and why."""
-        self._write_metadata({**self._facts.model_dump(exclude_unset=True), "state": state, "reason": reason[:2000]})
+        """Write that training was interrupted, or has failed, and why; a finished run has ended before."""
+        if not self.finished:
+            facts = self._facts.model_dump(exclude_unset=True)
+            self._write_metadata({**facts, "state": state, "reason": reason[:2000]})
 
     @property
     def failure(self) -> str:

@@ -30,7 +30,7 @@ def score_rows(result: dict[str, Any]) -> list[ScoreRow]:
     members = result.get("members") or []
     return [
         ScoreRow("this model", result, result["interval"]),
-        *(ScoreRow(f"its members, {what}", of_members(members, get), {}) for what, get in _OF_MEMBERS if members),
+        *(ScoreRow(f"members, {what}", of_members(members, get), {}) for what, get in _OF_MEMBERS if members),
         *([ScoreRow(f"at threshold {decided['threshold']:.3f}", decided, decided["interval"])] if decided else []),
         *([ScoreRow("without duplicates", clean, {}, clean["posts"])] if clean else []),
         *(ScoreRow(name.replace("_", " "), scores, {}) for name, scores in result["controls"].items()),
