@@ -48,6 +48,9 @@ def combine_runs(
     members = [member for run in given for member in (run.members or [run])]
     if not 2 <= len(members) <= MOST_MEMBERS:
         raise InputError(f"an ensemble has from 2 to {MOST_MEMBERS} members, not {len(members)}; give other runs")
+    folders = [member.folder.resolve() for member in members]
+    if twice := next((one for number, one in enumerate(folders) if one in folders[:number]), None):
+        raise InputError(f"{twice}: stands twice among the runs; give it once")
     first, posts = members[0], read_posts(given[0].splits)
     for member in members[1:]:
         problem = member.unlike(first.metadata) or _other_posts(read_posts(member.splits), posts)
@@ -61,12 +64,12 @@ def combine_runs(
         raise InputError(f"{opened.note}; an ensemble needs all of them to be validated")
     if opened.note:
         say(opened.note)
+    facts = _facts_of(given, members)
+    model = load_together(members, Dimensions(**facts["dimensions"]), chosen)
+    facts["validation"], facts["temperature"] = validated(model, opened.cache, chosen)
     with only_writer(out.folder):
         if not overwrite and out.started:
             raise InputError(f"{out.folder}: a run lies there; give another name, or {switch('overwrite')}")
-        facts = _facts_of(given, members)
-        model = load_together(members, Dimensions(**facts["dimensions"]), chosen)
-        facts["validation"], facts["temperature"] = validated(model, opened.cache, chosen)
         out.clear()
         for number, member in enumerate(members):
             for name in _COPIED:

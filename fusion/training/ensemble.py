@@ -100,15 +100,15 @@ def train_ensemble(
             run.start(config, cache, dimensions, facts)
         ranks.barrier()  # the folder says what is trained
         try:
-            for number in range(members):
+            for number, member in enumerate(run.members):
                 ours = config.model_copy(update={"seed": config.seed + number})
-                if _is_trained(run.member(number), ours):
+                if _is_trained(member, ours):
                     continue
                 say(f"member {number + 1} of {members}, seed {ours.seed}")
                 train(
                     cache,
                     ours,
-                    run.member(number),
+                    member,
                     chosen,
                     text_encoder=text_encoder,
                     execution=execution,
