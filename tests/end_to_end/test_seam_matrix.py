@@ -93,11 +93,14 @@ def test_faithfulness(predictor, model):
     assert set(result["drop"]["words"]) == {*methods, "random"}
 
 
-def test_report(run, text_encoder, tmp_path, monkeypatch):
+def test_report(run, model, text_encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(run_report, "same_text_encoder", lambda *_, **__: text_encoder)
     summary = run_report.write_report(run, tmp_path / "report.html", CPU, worst=2)
     assert len(summary["explained"]) == 2
-    assert "Traceback" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Traceback" not in page
+    assert ("an ensemble of 2 members" in page) == (model == ENSEMBLE)
+    assert ("after calibration with the temperature 1.700" in page) == (model == ENSEMBLE)
 
 
 def test_predict(predictor, drawn_posts):
