@@ -93,7 +93,7 @@ class RunFolder:
         """
         if self.started and (there := self._facts.members) != count:
             raise InputError(
-                f"{self.folder}: an unfinished run of {there or 'no'} members, not {count or 'one model'}; "
+                f"{self.folder}: an unfinished run of {_members(there)}, not of {_members(count)}; "
                 f"{wording('use --resume alone', 'give the same')}, or {switch('overwrite')}"
             )
 
@@ -194,6 +194,10 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The epochs, in order. Raises InputError naming the first line that is damaged."""
         return self.metrics_file.read()
+
+
+def _members(count: int | None) -> str:
+    return f"{count} members" if count else "one model"
 
 
 def member_folders(folder: Path) -> list[Path]:

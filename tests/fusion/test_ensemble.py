@@ -227,8 +227,10 @@ def test_the_command_is_resumed_with_its_own_settings(cache, whole, tmp_path, mo
         invoke(*command, "--members", 3, "--out", out, *TRAINING, code=1)
     facts = json.loads((out / "run.json").read_text())
     assert (facts["finished"], facts["members"], facts["state"]) == (False, 3, "interrupted")
-    assert "an unfinished run of 3 members, not 4" in refused(*command, "--members", 4, "--out", out, "--resume")
-    assert "an unfinished run of 3 members, not one model" in refused(*command, "--out", out, *TRAINING)
+    assert "an unfinished run of 3 members, not of 4 members" in refused(
+        *command, "--members", 4, "--out", out, "--resume"
+    )
+    assert "an unfinished run of 3 members, not of one model" in refused(*command, "--out", out, *TRAINING)
     assert "seed 5, not 6" in refused(*command, "--members", 3, "--out", out, *TRAINING, "--seed", 6)
     assert "training is not finished" in refused("evaluate", out)
     assert "member 2 of 3, seed 6" in invoke(*command[:-1], "--out", out, "--resume")
@@ -239,7 +241,7 @@ def test_the_command_is_resumed_with_its_own_settings(cache, whole, tmp_path, mo
 def test_a_single_run_does_not_go_on_as_an_ensemble(cache, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_of(tmp_path, cache, *SETTINGS, on_epoch=lambda line: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(InputError, match="an unfinished run of no members, not 3"):
+    with pytest.raises(InputError, match="an unfinished run of one model, not of 3 members"):
         ensemble_of(cache, tmp_path)
 
 
