@@ -87,7 +87,7 @@ def _require_epoch(path: Path, epoch: int | None) -> None:
 
 
 def save_state(
-    path: Path, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState, average: Model | None = None
+    path: Path, model: Model, optimizer: torch.optim.Optimizer, average: Model | None, state: TrainingState
 ) -> None:
     """Write weights, their moving average where there is one, the optimiser's state and how far training is."""
     tensors = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}

@@ -228,10 +228,10 @@ class Run(RunFolder):
             raise InputError(f"{self.folder}: a run of the module {self.metadata['module']}, not {name}")
 
     def save_state(
-        self, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState, average: Model | None = None
+        self, model: Model, optimizer: torch.optim.Optimizer, average: Model | None, state: TrainingState
     ) -> None:
         """Everything that the next epoch depends on. The random state is not in it: each epoch seeds its own."""
-        save_state(self.folder / STATE, model, optimizer, state, average)
+        save_state(self.folder / STATE, model, optimizer, average, state)
 
     def load_state(
         self, model: Model, optimizer: torch.optim.Optimizer, average: Model | None = None

@@ -223,7 +223,7 @@ def _train(
             state = state.model_copy(update={"epoch": epoch, **best})
             if ranks.is_main:
                 run.metrics_file.append(line)
-                run.save_state(model, optimizer, state, average.model if average else None)
+                run.save_state(model, optimizer, average.model if average else None, state)
                 if better:
                     run.save_model(kept, state)
             display.epoch(line, better)
@@ -237,7 +237,6 @@ def _train(
     ranks.broadcast(model.state_dict().values())
     chosen = calibration(model, cache, features, val_rows, ranks)
     temperature = chosen.pop("temperature")
-    say(f"temperature: {temperature:.3f}")
     result = TrainResult(
         best_epoch=state.best_epoch,
         epochs=state.epoch,
