@@ -13,7 +13,7 @@ from pipeline.common.options import PATH, device_option
 
 MODULES = {
     "pipeline.commands": ("prepare", "extract", "inspect", "merge", "doctor"),
-    "fusion.commands.training": ("probe", "train", "evaluate"),
+    "fusion.commands.training": ("probe", "train", "ensemble", "evaluate"),
     "fusion.commands.experiments": ("sweep", "reproduce", "study", "table", "folds"),
     "fusion.commands.deployment": ("predict", "explain", "report", "export", "serve"),
 }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fusion.inference.predictor import Predictor, RawPost
     from fusion.models.base import Losses, Term
     from fusion.run import Run
+    from fusion.training.combine import combine_runs
+    from fusion.training.ensemble import EnsembleResult, train_ensemble
     from fusion.training.train import ExecutionOptions, TrainResult, train
     from pipeline.cache.reader import Cache
     from pipeline.common.errors import InputError
@@ -31,6 +33,8 @@ _MODULES = {
     "fusion.inference.predictor": ("Predictor", "RawPost"),
     "fusion.models.base": ("Losses", "Term"),
     "fusion.run": ("Run",),
+    "fusion.training.combine": ("combine_runs",),
+    "fusion.training.ensemble": ("EnsembleResult", "train_ensemble"),
     "fusion.training.train": ("ExecutionOptions", "TrainResult", "train"),
     "pipeline.cache.reader": ("Cache",),
     "pipeline.common.errors": ("InputError",),
@@ -40,6 +44,7 @@ __all__ = [
     "Batch",
     "Cache",
     "Config",
+    "EnsembleResult",
     "ExecutionOptions",
     "InputError",
     "Losses",
@@ -48,6 +53,7 @@ __all__ = [
     "Run",
     "Term",
     "TrainResult",
+    "combine_runs",
     "evaluate",
     "evaluate_model",
     "explain_posts",
@@ -56,6 +62,7 @@ __all__ = [
     "load_config",
     "predict_rows",
     "train",
+    "train_ensemble",
 ]
 
 

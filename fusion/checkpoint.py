@@ -86,20 +86,27 @@ def _require_epoch(path: Path, epoch: int | None) -> None:
         raise InputError(f"{path}: holds the weights of epoch {saved}, the run's best is {epoch}; train again")
 
 
-def save_state(path: Path, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Write weights, the optimiser's state and how far training is."""
+def save_state(
+    path: Path, model: Model, optimizer: torch.optim.Optimizer, average: Model | None, state: TrainingState
+) -> None:
+    """Write weights, their moving average where there is one, the optimiser's state and how far training is."""
     tensors = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
+    if average is not None:
+        tensors.update({f"average/{name}": tensor for name, tensor in _tensors(average).items()})
     for number, values in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer/{number}/{key}": value.detach().contiguous() for key, value in values.items()})
     save_tensors(path, tensors, {"progress": state.model_dump_json()})
 
 
-def load_state(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+def load_state(
+    path: Path, model: Model, optimizer: torch.optim.Optimizer, average: Model | None = None
+) -> TrainingState | None:
     """Restore what `save_state` wrote; None if there is no file. Raises InputError if it is damaged."""
     if not path.is_file():
         return None
     state = parse_json(read_metadata(path).get("progress", ""), TrainingState, f"{path}, progress")
-    expected = {f"model/{name}": kind for name, kind in _expected(model).items()}
+    parts = {"model/": model, **({} if average is None else {"average/": average})}
+    expected = {f"{part}{name}": kind for part, one in parts.items() for name, kind in _expected(one).items()}
     names = tensor_names(path)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in enumerate(parameters):
@@ -107,8 +114,9 @@ def load_state(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> Tr
             for key in _ADAM:
                 expected[f"optimizer/{number}/{key}"] = parameter.dtype, () if key == "step" else parameter.shape
     tensors = load_tensors(path, expected)
-    weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-    model.kept.load_state_dict(_with_shared(model, weights))
+    for part, one in parts.items():
+        weights = {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        one.kept.load_state_dict(_with_shared(one, weights))
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):

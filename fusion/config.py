@@ -1,6 +1,6 @@
 """The configuration of a run: presets, YAML files and `key=value` settings, validated together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -95,6 +95,7 @@ class Config(BaseModel):
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, over all epochs
     warmup: Fraction = 0.0  # fraction of all steps in which the learning rate rises to lr
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    ema: Fraction = 0.0  # decay of the moving average of the weights that is validated and kept; 0: the weights
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     patience: Annotated[int, Field(ge=1, le=100_000)] = 5  # epochs without a better validation weighted F1
     # bfloat16: autocast over float32 weights; auto: bfloat16 where the hardware has it, else float32
@@ -177,6 +178,23 @@ def load_config(
             message = f"unknown key; known are {', '.join(Config.model_fields)}"
         given = f" (given {repr(values[key])[:100]} in {origin[key]})" if key in values else ""
         raise InputError(f"config{f', {key[:100]}' if key else ''}: {message}{given}") from None
+
+
+def shared_config(configs: Sequence[Config]) -> Config:
+    """What the prediction of an ensemble of models with these configurations goes by: the first one's, but for the
+    settings that say what a post must have and how it is read. `modality_dropout` above 0 means that a post may lack a
+    modality, and so it must be for all.
+    """
+    first = configs[0]
+    same = {name: {getattr(one, name) for one in configs} for name in ("modalities", "views", "precision")}
+    return first.model_copy(
+        update={
+            "modalities": first.modalities if len(same["modalities"]) == 1 else "both",
+            "views": "sample" if "sample" in same["views"] else "first",
+            "precision": first.precision if len(same["precision"]) == 1 else "float32",
+            "modality_dropout": min(one.modality_dropout for one in configs),
+        }
+    )
 
 
 def save_config(path: Path, config: Config) -> None:

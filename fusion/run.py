@@ -6,7 +6,7 @@ an epoch), model.safetensors (the best epoch's weights), train_state.safetensors
 finished).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fusion.checkpoint import load_model, load_state, load_weights, save_model, 
 from fusion.config import Config, save_config
 from fusion.data.batches import Batch
 from fusion.models.base import Dimensions, Model
+from fusion.models.ensemble import Ensemble
 from fusion.models.own import OwnModel, ready
 from fusion.names import OWN
 from fusion.run_files import TrainingState
@@ -33,6 +34,7 @@ from fusion.run_posts import (
     posts_of,
     read_posts,
 )
+from fusion.tensor_files import require_memory
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option, switch, wording
 from pipeline.common.files import write_text
@@ -170,6 +172,11 @@ class Run(RunFolder):
         """The best epoch's weights, which say of which epoch they are."""
         save_model(self.folder / MODEL, model, state)
 
+    def load_weights(self, model: Model, epoch: int) -> None:
+        """Give a model the best epoch's weights, and set it to predict. Raises InputError for other weights."""
+        load_weights(self.folder / MODEL, model, epoch=epoch)
+        model.eval()
+
     def load_model(self, device: torch.device, module: nn.Module | None = None, batch: Batch | None = None) -> Model:
         """The best epoch's model, ready to predict. A run of a custom module needs that `module`; the weights are
         loaded into it, and its lazy layers get sizes from `batch`.
@@ -177,6 +184,13 @@ class Run(RunFolder):
         Raises InputError if weights, run.json and config.yaml do not fit each other.
         """
         metadata, config = self.metadata, self.config
+        if members := self.members:
+            for member in members:
+                if problem := member.unlike(metadata):
+                    raise InputError(f"{member.folder}: {problem} than the ensemble {self.folder}; make it again")
+            ensemble = load_together(members, Dimensions(**metadata["dimensions"]), device)
+            ensemble.temperature = metadata["temperature"]
+            return ensemble
         if config.model == OWN and module is None:
             what = f"a run of a module of your own, {metadata.get('module')}"
             raise InputError(f"{self.folder}: {what}; use it from Python with that module as `model`, docs/library.md")
@@ -185,32 +199,56 @@ class Run(RunFolder):
         try:
             if module is not None:
                 self.require_module(module)
-                model = OwnModel(module, config, Dimensions(**metadata["dimensions"])).to(device).eval()
+                model: Model = OwnModel(module, config, Dimensions(**metadata["dimensions"])).to(device).eval()
                 if batch is not None:
                     ready(model, batch)
                 load_weights(self.folder / MODEL, model, epoch=metadata.get("best_epoch"))
-                return model
-            return load_model(
-                self.folder / MODEL, config, metadata["dimensions"], device, epoch=metadata.get("best_epoch")
-            )
+            else:
+                epoch = metadata.get("best_epoch")
+                model = load_model(self.folder / MODEL, config, metadata["dimensions"], device, epoch=epoch)
         except ValueError as error:
             raise InputError(f"{self.folder}: config.yaml does not fit run.json ({error})") from None
+        model.temperature = metadata["temperature"]
+        return model
+
+    def unlike(self, other: dict[str, Any]) -> str:
+        """What of a finished run keeps it from predicting together with one of this metadata; empty if nothing does."""
+        ours = self.require_finished()
+        if difference := first_difference(other["fingerprint"], ours["fingerprint"]):
+            return f"of other encoders, {difference},"
+        for name in ("target", "labels"):
+            if ours[name] != other[name]:
+                return f"another {name}" if name == "target" else "other labels, or in another order,"
+        sizes = [{**one["dimensions"], "vocabulary": 0} for one in (ours, other)]
+        return "" if sizes[0] == sizes[1] else "other sizes of features"
 
     def require_module(self, module: nn.Module) -> None:
         """Raises InputError for a module of another class than the one that the run was trained with."""
         if (name := type(module).__name__) != self.metadata.get("module", name):
             raise InputError(f"{self.folder}: a run of the module {self.metadata['module']}, not {name}")
 
-    def save_state(self, model: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    def save_state(
+        self, model: Model, optimizer: torch.optim.Optimizer, average: Model | None, state: TrainingState
+    ) -> None:
         """Everything that the next epoch depends on. The random state is not in it: each epoch seeds its own."""
-        save_state(self.folder / STATE, model, optimizer, state)
+        save_state(self.folder / STATE, model, optimizer, average, state)
 
-    def load_state(self, model: Model, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+    def load_state(
+        self, model: Model, optimizer: torch.optim.Optimizer, average: Model | None = None
+    ) -> TrainingState | None:
         """Restore what `save_state` wrote; None if no epoch was finished. Raises InputError if it is damaged."""
-        return load_state(self.folder / STATE, model, optimizer)
+        return load_state(self.folder / STATE, model, optimizer, average)
 
     def complete_model(self, model: Model, state: TrainingState) -> None:
         """Write the best weights, those of the state, where a kill came between the state's file and theirs."""
         path = self.folder / MODEL
         if state.best_epoch == state.epoch and (not path.is_file() or saved_epoch(path) not in (None, state.epoch)):
             self.save_model(model, state)
+
+
+def load_together(members: Sequence[Run], dimensions: Dimensions, device: torch.device) -> Ensemble:
+    """The models of finished runs as one, ready to predict. Raises InputError if they do not fit into memory together,
+    and what `load_model` raises.
+    """
+    require_memory(2 * sum((member.folder / MODEL).stat().st_size for member in members), f"{len(members)} members")
+    return Ensemble([member.load_model(device) for member in members], dimensions).eval()

@@ -18,6 +18,7 @@ MOST_RUN = 1 << 20  # bytes of run.json
 MOST_METRICS = 64 << 20  # bytes of metrics.jsonl, 100,000 epochs
 MOST_EPOCHS = 100_000
 MOST_POSTS = 200_000
+MOST_MEMBERS = 100  # of an ensemble
 
 
 def _label(name: str) -> str:
@@ -165,11 +166,15 @@ class Facts(Document):
     device: Line = ""
     module: Line | None = None  # the class of a module of one's own
     precision: Line = ""
+    members: Annotated[int, Field(ge=2, le=MOST_MEMBERS)] | None = None  # of an ensemble: how many runs it is made of
     versions: dict[Name, Line] = Field(max_length=50, default={})
     parameters: Parameters
     best_epoch: Epoch | None = None
     epochs: Epoch | None = None
     validation: Validation | None = None
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = (
+        1.0  # older runs have none: their probabilities are as given
+    )
     train_seconds: Number = 0.0
     wall_seconds_of_last_start: Number = 0.0
     test_reads: Count = 0
@@ -178,7 +183,7 @@ class Facts(Document):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        for name in ("best_epoch", "epochs", "validation"):
+        for name in ("validation", *(() if self.members else ("best_epoch", "epochs"))):
             if self.finished and getattr(self, name) is None:
                 raise ValueError(f"{name}: is missing, and the run is finished")
         if self.cache is None and not self.exported:
@@ -232,6 +237,19 @@ class ScoreFacts(Document):
 
 class CleanScores(ScoreFacts):
     posts: Count
+
+
+class Believed(Document):
+    """How far probabilities can be believed: expected calibration error, and log loss in nats."""
+
+    ece: Share
+    log_loss: Number
+
+
+class Calibration(Document):
+    temperature: Number
+    before: Believed
+    after: Believed
 
 
 class ThresholdScores(Document):
@@ -318,6 +336,8 @@ class Evaluation(ScoreFacts):
     posts_failed: Count
     interval: Intervals
     at_threshold: ThresholdScores | None = None
+    calibration: Calibration | None = None  # older versions had none
+    members: Annotated[list[ScoreFacts], Field(max_length=MOST_MEMBERS)] | None = None  # of an ensemble
     per_class: Annotated[dict[Label, ClassScores], PerLabel]
     confusion: Confusion
     without_duplicates: CleanScores | None

@@ -3,19 +3,22 @@
 `fusion.run` adds what needs a cache or a model.
 """
 
+import hashlib
+import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from fusion.config import Config, load_config
+from fusion.config import Config, load_config, shared_config
 from fusion.evaluation_file import evaluation_file, read_evaluation, require_evaluated
 from fusion.metrics_file import MetricsFile
 from fusion.run_files import MOST_RUN, Facts
 from pipeline.common.documents import read_json
 from pipeline.common.errors import Diverged, InputError, option, switch, wording
 from pipeline.common.files import sha256_of_file, write_json
-from pipeline.common.folders import remove_file
+from pipeline.common.folders import remove_file, require_no_link
 
-MODEL, STATE = "model.safetensors", "train_state.safetensors"
+MODEL, STATE, MEMBERS = "model.safetensors", "train_state.safetensors", "members"
 _OWN_FILES = ("config.yaml", "run.json", "splits.csv", "metrics.jsonl", MODEL, STATE)
 
 
@@ -68,9 +71,46 @@ class RunFolder:
                 f"{switch('overwrite')}"
             )
 
+    def member(self, number: int) -> Self:
+        """The run of an ensemble's member, from 0, whether it is there yet or not."""
+        return type(self)(self.folder / MEMBERS / f"{number:04d}")
+
+    @property
+    def members(self) -> list[Self]:
+        """The runs that an ensemble is made of; none of a run of one model. Raises InputError for a link to elsewhere,
+        and for a member that is an ensemble.
+        """
+        members = [self.member(number) for number in range(self._facts.members or 0)]
+        for member in members:
+            require_no_link(member.folder, self.folder)
+            if member.started and member._facts.members:
+                raise InputError(f"{member.folder}: damaged, an ensemble within an ensemble")
+        return members
+
+    def require_members(self, count: int | None) -> None:
+        """Raises InputError if another number of members is to be trained than that of the run that lies there; None is
+        a run of one model.
+        """
+        if self.started and (there := self._facts.members) != count:
+            raise InputError(
+                f"{self.folder}: an unfinished run of {_members(there)}, not of {_members(count)}; "
+                f"{wording('use --resume alone', 'give the same')}, or {switch('overwrite')}"
+            )
+
     @property
     def config(self) -> Config:
+        """The settings; of a finished ensemble those that its prediction goes by."""
+        if self.finished and (members := self.members):
+            return shared_config([member.config for member in members])
         return load_config(file=self.folder / "config.yaml")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as pages show them: of an ensemble, a list of the members' where they differ."""
+        first, *others = (one.config.model_dump() for one in self.members or [self])
+        return {
+            name: value if all(one[name] == value for one in others) else [value, *(one[name] for one in others)]
+            for name, value in first.items()
+        }
 
     def resumable_config(self) -> Config:
         """The unfinished run's own configuration, to resume it."""
@@ -83,12 +123,14 @@ class RunFolder:
         return self.folder / "splits.csv"
 
     def clear(self) -> None:
-        """Remove the files of a run, and only those: the folder may hold a person's other files."""
-        for name in _OWN_FILES:
-            remove_file(self.folder / name)
-        for pattern in ("evaluation-*.json", "events.out.tfevents.*"):
-            for path in self.folder.glob(pattern):
-                remove_file(path)
+        """Remove the files of a run and of its members, and only those: the folder may hold a person's other files."""
+        for folder in (self.folder, *member_folders(self.folder)):
+            for name in _OWN_FILES:
+                remove_file(folder / name)
+            for pattern in ("evaluation-*.json", "events.out.tfevents.*"):
+                for path in folder.glob(pattern):
+                    remove_file(path)
+        remove_member_folders(self.folder)
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write how training went; `state` in it says whether it stopped early."""
@@ -97,8 +139,10 @@ class RunFolder:
         remove_file(self.folder / STATE)
 
     def note_end(self, state: str, reason: str) -> None:
-        """Write that training was interrupted, or has failed, and why."""
-        self._write_metadata({**self._facts.model_dump(exclude_unset=True), "state": state, "reason": reason[:2000]})
+        """Write that training was interrupted, or has failed, and why; a finished run has ended before."""
+        if not self.finished:
+            facts = self._facts.model_dump(exclude_unset=True)
+            self._write_metadata({**facts, "state": state, "reason": reason[:2000]})
 
     @property
     def failure(self) -> str:
@@ -128,7 +172,9 @@ class RunFolder:
 
     @property
     def weights_sha256(self) -> str:
-        """Of the best epoch's weights. Raises InputError if they are missing."""
+        """Of the best epoch's weights; of an ensemble, of its members' hashes. Raises InputError if one is missing."""
+        if members := self.members if self.started else []:
+            return hashlib.sha256("".join(member.weights_sha256 for member in members).encode()).hexdigest()
         if not (path := self.folder / MODEL).is_file():
             raise InputError(f"{path}: missing or damaged; train again")
         return sha256_of_file(path)
@@ -148,3 +194,30 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The epochs, in order. Raises InputError naming the first line that is damaged."""
         return self.metrics_file.read()
+
+
+def _members(count: int | None) -> str:
+    return f"{count} members" if count else "one model"
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """The folders of members that lie in a run folder or an export, links left out."""
+    if (above := folder / MEMBERS).is_symlink() or not above.is_dir():
+        return []
+    named = (path for path in sorted(above.iterdir()) if re.fullmatch(r"\d{4}", path.name))
+    return [path for path in named if path.is_dir() and not path.is_symlink()]
+
+
+def remove_member_folders(folder: Path) -> None:
+    """Remove the members' folders that are empty, and links in their place."""
+    for path in member_folders(folder):
+        with suppress(OSError):  # a person's files are in it
+            path.rmdir()
+    above = folder / MEMBERS
+    if not above.is_symlink() and above.is_dir():
+        for path in above.iterdir():
+            if path.is_symlink():
+                remove_file(path)
+        with suppress(OSError):
+            above.rmdir()
+    remove_file(above)

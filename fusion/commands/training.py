@@ -1,7 +1,7 @@
-"""probe, train, evaluate."""
+"""probe, train, ensemble, evaluate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +27,7 @@ from pipeline.common.options import (
 
 if TYPE_CHECKING:
     from fusion.data.feature_store import Location
+    from fusion.training.ensemble import EnsembleResult
 
 
 @click.command()
@@ -68,6 +69,11 @@ def probe(
 @splits_options
 @click.option("--model", help=f"Same as --set model=NAME: {', '.join(model_modules())}.")
 @click.option("--seed", type=int, help="Same as --set seed=N.")
+@click.option(
+    "--members",
+    type=click.IntRange(1, 100),
+    help="Train an ensemble of so many models, with the seeds from --seed on; its prediction is their mean.",
+)
 @encoder_folder_option
 @click.option("--resume", is_flag=True, help="Resume the unfinished run at --out with its own configuration.")
 @click.option(
@@ -102,6 +108,7 @@ def train(
     allow_unmatched: bool,
     model: str | None,
     seed: int | None,
+    members: int | None,
     text_encoder: str | None,
     resume: bool,
     cache_in: "Location",
@@ -119,6 +126,7 @@ def train(
     from fusion.training.allocator import keep_memory
     from fusion.training.build import masking_encoder
     from fusion.training.distributed import local_device, ranks
+    from fusion.training.ensemble import train_ensemble
     from pipeline.common.signals import graceful_shutdown
 
     run = Run(out)
@@ -126,6 +134,7 @@ def train(
         run.require_unfinished()
     refuse_finished(out, run.finished, overwrite)
     own = run.resumable_config() if resume else None
+    members = members or (run.metadata.get("members", 1) if resume else 1)
     config = own if own and not source.given(model=model, seed=seed) else source.load(model=model, seed=seed)
     chosen = local_device(console.device(device))
     execution = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
@@ -134,24 +143,56 @@ def train(
     with ranks(chosen) as here, graceful_shutdown() as stop:
         say = console.say if here.is_main else lambda line: None
         if not overwrite:
+            run.require_members(members if members > 1 else None)
             cache = run.resume_or_start(config, cache, same_splits=splits is not None, say=say)
         encoder = masking_encoder(cache, chosen, config, text_encoder) if config.mlm else None
-        result = training.train(
-            cache,
-            config,
-            run,
-            chosen,
-            text_encoder=encoder,
-            execution=execution,
-            ranks=here,
-            stop=stop,
-            overwrite=overwrite,
-            quiet=console.quiet,
-            say=say,
-        )
+        options: dict[str, Any] = {
+            **{"text_encoder": encoder, "execution": execution, "ranks": here, "stop": stop},
+            **{"overwrite": overwrite, "quiet": console.quiet, "say": say},
+        }
+        result: EnsembleResult | training.TrainResult
+        if members > 1:
+            result = train_ensemble(cache, config, run, members, chosen, **options)
+            what = _of_validation(result)
+        else:
+            result = training.train(cache, config, run, chosen, **options)
+            what = f"best epoch {result.best_epoch} of {result.epochs}"
     if here.is_main:
         console.report(result.summary())
-        console.say(f"wrote {out}: best epoch {result.best_epoch} of {result.epochs}")
+        console.say(f"wrote {out}: {what}")
+
+
+@click.command()
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="The run folder to write; the weights are copied into it.")
+@cache_option
+@device_option
+@overwrite_option
+@result_options
+def ensemble(
+    run_dirs: tuple[Path, ...], out: Path, cache_dir: Path | None, device: str, overwrite: bool, console: Console
+) -> None:
+    """Combine finished runs of one cache, of any models and settings, to one run: its prediction is the mean of theirs.
+
+    The runs must have the same posts, splits and labels. In place of an ensemble its members are taken; all weigh
+    alike.
+    """
+    from fusion.run import Run
+    from fusion.training.combine import combine_runs
+
+    refuse_finished(out, Run(out).finished, overwrite)
+    chosen = console.device(device)
+    result = combine_runs(run_dirs, out, chosen, cache=cache_dir, overwrite=overwrite, say=console.say)
+    console.report(result.summary())
+    console.say(f"wrote {out}: {_of_validation(result)}")
+
+
+def _of_validation(result: "EnsembleResult") -> str:
+    scores = result.validation
+    return (
+        f"{result.members} members, validation accuracy {scores['accuracy']:.4f}, "
+        f"weighted F1 {scores['weighted_f1']:.4f}, temperature {result.temperature:.3f}"
+    )
 
 
 @click.command()

@@ -1,5 +1,7 @@
 """Displays an evaluation: the rows of its table of scores, the table as text, and the colours of all plots."""
 
+from collections.abc import Callable
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from fusion.evaluation.metrics import FEW, SCORES
@@ -7,6 +9,7 @@ from fusion.evaluation.ranking import RANKING
 
 MOST_CLASSES = 12  # of which a table or a matrix can be read
 MOST_CONFUSIONS = 10
+_OF_MEMBERS: tuple[tuple[str, Callable[[list[float]], float]], ...] = (("mean", mean), ("deviation", stdev))
 
 BLUE, ORANGE = "#3f83d0", "#dd7a26"  # of like lightness on white and on black; apart for the colour-blind
 GREY = "#8a8f98"
@@ -24,14 +27,22 @@ class ScoreRow(NamedTuple):
 def score_rows(result: dict[str, Any]) -> list[ScoreRow]:
     """The table of scores of an evaluation: the model, its decisions by a threshold, the controls, the probe."""
     probe, clean, decided = result["versus_probe"], result["without_duplicates"], result.get("at_threshold")
+    members = result.get("members") or []
     return [
         ScoreRow("this model", result, result["interval"]),
+        *(ScoreRow(f"members, {what}", of_members(members, get), {}) for what, get in _OF_MEMBERS if members),
         *([ScoreRow(f"at threshold {decided['threshold']:.3f}", decided, decided["interval"])] if decided else []),
         *([ScoreRow("without duplicates", clean, {}, clean["posts"])] if clean else []),
         *(ScoreRow(name.replace("_", " "), scores, {}) for name, scores in result["controls"].items()),
         *([ScoreRow(f"linear probe, {probe.get('kind', 'both')}", probe["probe"], {})] if probe else []),
         *([ScoreRow("model - probe", probe["difference"], probe["interval"])] if probe else []),
     ]
+
+
+def of_members(members: list[dict[str, float]], get: Callable[[list[float]], float]) -> dict[str, float]:
+    """The mean or the deviation of each score that all members have."""
+    common = [name for name in (*SCORES, *RANKING) if all(one.get(name) is not None for one in members)]
+    return {name: get([one[name] for one in members]) for name in common}
 
 
 def format_scores(result: dict[str, Any]) -> str:
@@ -58,6 +69,9 @@ def format_scores(result: dict[str, Any]) -> str:
     if decided := result.get("at_threshold"):
         line = f"at threshold: {decided['label']!r} where its probability is at least {decided['threshold']:.3f}"
         lines.append(f"{line}, chosen on validation; all else, and `predict`, by the likelier class")
+    if fitted := result.get("calibration"):
+        text = "{before[ece]:.2%} before and {after[ece]:.2%} after temperature {temperature:.3f}".format(**fitted)
+        lines.append(f"calibration error: {text}")
     kinds = "Wilson's for this model's accuracy, else " if result["interval"].get("accuracy_by") == "Wilson" else ""
     if result["versus_probe"] and result["versus_probe"]["interval"].get("accuracy_by") == "Bonett-Price":
         kinds = f"Bonett and Price's for the difference in accuracy, {kinds}"

@@ -11,6 +11,7 @@ from torch import nn
 
 from fusion.config import Config
 from fusion.data.batches import read_batch
+from fusion.evaluation.calibration import calibration_of, tempered
 from fusion.evaluation.linear_probe import probe, probed_modalities
 from fusion.evaluation.metrics import (
     FEW,
@@ -23,7 +24,7 @@ from fusion.evaluation.metrics import (
     intervals,
     score,
 )
-from fusion.evaluation.predict import predict_rows
+from fusion.evaluation.predict import mean_of_members, member_logs, mode_kept, predict_rows
 from fusion.evaluation.ranking import ranking, ranking_intervals
 from fusion.evaluation.threshold import predicted_at
 from fusion.models.base import Model
@@ -126,7 +127,10 @@ def _scored(
 ) -> dict[str, Any]:
     """All that is said of a model's predictions for these rows; `match` knows what it was trained on."""
     truth = cache.labels[rows].astype(np.int64)
-    probabilities = predict_rows(model, cache, rows, device)
+    with mode_kept(model):
+        members = member_logs(model, cache, rows, device)
+    logs = mean_of_members(members)
+    probabilities = np.exp(tempered(logs, model.temperature))
     predicted, names = probabilities.argmax(axis=1), cache.label_names
     classes = len(names)
     from sklearn.metrics import precision_recall_fscore_support
@@ -142,6 +146,8 @@ def _scored(
         **ranking(truth, probabilities),
         "interval": {**_intervals(truth, predicted, classes), **ranking_intervals(truth, probabilities)},
         "at_threshold": _at_threshold(threshold, truth, probabilities, names) if threshold is not None else None,
+        "calibration": calibration_of(logs, truth, model.temperature),
+        **({"members": [_scores(truth, np.exp(one)) for one in members]} if len(members) > 1 else {}),
         "per_class": {
             label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for label, p, r, f, n in zip(names, precision, recall, f1, support, strict=True)

@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.config import Config
 from fusion.data.batches import Batch, mean_of_tokens
 from fusion.models.base import Model
+from fusion.models.ensemble import Ensemble
 from fusion.models.fusion import FusionModel
 from fusion.models.label_rule import LabelRule
 from fusion.models.transformer import EncoderLayer
-from fusion.names import FUSION
 from pipeline.common.errors import InputError, option
 
 
@@ -201,7 +200,8 @@ def roll_out(start: Tensor, attention: list[Tensor]) -> Tensor:
 def gradient_times_input(model: Model, post: PostFeatures, predicted: int) -> Weights:
     """What each row of the frozen features adds to the log-odds of the predicted class, to first order.
 
-    f = logit_c - log sum over the other classes of exp(logit) = log(p_c / (1 - p_c)), which unlike p_c never saturates
+    f = logit_c - log sum over the other classes of exp(logit) = log(p_c / (1 - p_c)), which unlike p_c never saturates;
+        logits are divided by the temperature; those of an ensemble are the logarithms of its members' mean probability
     word i      max(0, df/dtokens[i] . tokens[i])
     patch j     max(0, (df/dpatches[j] + df/dpooled / m) . patches[j]), as pooled is the patches' mean (eq 2)
     Evidence against the class counts as 0. Words have no weights where the model reads the text's vector alone, and
@@ -246,7 +246,8 @@ def signed_contributions(model: Model, post: PostFeatures, predicted: int) -> tu
     ]
     with torch.enable_grad():
         patches, pooled, tokens = leaves
-        logits = model(batch_of(model, PostFeatures(patches, pooled, tokens, post.input_ids, post.text_pooled)))[0]
+        features = PostFeatures(patches, pooled, tokens, post.input_ids, post.text_pooled)
+        logits = model(batch_of(model, features))[0] / model.temperature
         others = torch.cat([logits[:predicted], logits[predicted + 1 :]])
         odds = logits[predicted] - others.logsumexp(dim=0)
         inputs = [leaf for leaf in leaves if leaf is not None]
@@ -280,18 +281,19 @@ def weigh(model: Model, post: PostFeatures, predicted: int, method: str) -> Weig
     if method not in METHODS:
         raise InputError(f"{option('method', method)}: no such method; known are {', '.join(METHODS)}")
     if method in _OF_THE_PAPERS_MODEL and not isinstance(model, FusionModel):
+        kind = "an ensemble" if isinstance(model, Ensemble) else model.config.model
         raise InputError(
             f"{option('method', method)}: follows the attention of the model fusion, and this run's model is "
-            f"{model.config.model}; use {option('method', 'gradient')}"
+            f"{kind}; use {option('method', 'gradient')}"
         )
     return METHODS[method](model, post, predicted)
 
 
-def methods_for(config: Config) -> list[str]:
-    """The methods that fit a run."""
-    if config.model != FUSION:
+def methods_for(model: Model) -> list[str]:
+    """The methods that fit a model."""
+    if not isinstance(model, FusionModel):
         return ["gradient"]
-    both = config.modalities == "both" and config.cross_attention
+    both = model.config.modalities == "both" and model.config.cross_attention
     return [name for name in METHODS if both or name != "attention"]
 
 

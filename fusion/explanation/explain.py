@@ -127,9 +127,9 @@ def explain_features(
 
 
 def probabilities_of(model: Model, post: PostFeatures) -> np.ndarray:
-    """Class probabilities (classes,) float64 of one post (eq 15)."""
+    """Class probabilities (classes,) float64 of one post (eq 15), at the model's temperature."""
     with torch.no_grad():
-        return model(batch_of(model, post))[0].cpu().double().softmax(dim=0).numpy()
+        return (model(batch_of(model, post))[0].cpu().double() / model.temperature).softmax(dim=0).numpy()
 
 
 def explain_cached(

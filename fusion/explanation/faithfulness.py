@@ -83,7 +83,7 @@ def faithfulness(
     posts; `best` has the highest mean of these over words and patches.
     """
     random = np.random.default_rng(seed)
-    methods = methods_for(model.config)
+    methods = methods_for(model)
     drops: dict[str, list[list[float]]] = {"words": [], "patches": []}
     count = 0
     for post in posts:

@@ -4,7 +4,6 @@ parts.
 
 import sys
 from collections import Counter
-from typing import Any
 
 import yaml
 
@@ -36,7 +35,7 @@ def model_card(run: Run, onnx_difference: float | None) -> str:
         _encoders(run),
         _data(run),
         _scores(run),
-        _LIMITS,
+        _LIMITS + _calibration(run),
         _LICENCES,
         _files(run, onnx_difference),
     ]
@@ -53,11 +52,19 @@ def _summary(run: Run) -> str:
     labels = run.metadata["labels"]
     more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
     named = ", ".join(map(escaped, labels[:_MOST_NAMED])) + more
+    models = Counter(one.config.model for one in run.members or [run])
+    if count := metadata.get("members"):
+        kinds = " ".join(f"{number} of them: {_model(name)}" for name, number in models.items())
+        what = f"An ensemble: its probabilities are the mean of those of {count} members. {kinds}"
+        how = "each member has the weights of its epoch that was best by validation weighted F1"
+    else:
+        (what,) = map(_model, models)
+        how = f"for {metadata['epochs']} epochs; the weights are those of epoch {metadata['best_epoch']}, the best by"
+        how += "\nvalidation weighted F1"
     return f"""# Image-text classification: {named}
 
-{_model(run.config.model)} It works on the features of two frozen encoders. {trained:,} parameters
-were trained, for {metadata["epochs"]} epochs; the weights are those of epoch {metadata["best_epoch"]}, the best by
-validation weighted F1."""
+{what} It works on the features of two frozen encoders. {trained:,} parameters
+were trained, {how}."""
 
 
 def _model(name: str) -> str:
@@ -138,12 +145,20 @@ it, decide for {second} where its probability is at least that."""
     return f"{text}\n\nTest, percent, with 95 % intervals:\n\n{fenced(format_scores(run.evaluation('test')))}"
 
 
-_LIMITS = """## Limits
+_LIMITS = """\
+## Limits
 
 - A label is what annotators thought that a post says, not what its author felt; nobody should be judged by it.
 - The scores hold for posts like those above: their time, language and topics. The text encoder cuts long texts.
 - With few test posts the intervals are wide; look at them, and at the scores of each class, before comparing anything.
-- Probabilities are as the model gives them, not calibrated."""
+"""
+
+
+def _calibration(run: Run) -> str:
+    if (temperature := run.metadata["temperature"]) == 1:
+        return "- Probabilities are as the model gives them, not calibrated."
+    return f"- Probabilities are calibrated by one temperature, {temperature:.3f}, which was fitted on validation."
+
 
 _LICENCES = """## Licences
 
@@ -153,24 +168,26 @@ depends on those."""
 
 
 def _files(run: Run, onnx_difference: float | None) -> str:
-    kind, sizes = model_class(run.config.model), run.metadata["dimensions"]
+    configs, sizes = [one.config for one in run.members or [run]], run.metadata["dimensions"]
     m, classes = sizes["patches"], sizes["classes"]
-    free = f"B and n are free, m is {m}" if kind.fixed_grid else "B, m and n are free"
-    left_out = " The masked-language head, which only\n  training needs, is left out." if run.config.mlm else ""
+    fixed = any(model_class(config.model).fixed_grid for config in configs)
+    free = f"B and n are free, m is {m}" if fixed else "B, m and n are free"
+    masked = any(config.mlm for config in configs)
+    left_out = " The masked-language head, which only\n  training needs, is left out." if masked else ""
+    where = " in `members/NNNN`, of each member" if run.members else ""
     onnx = (
         ""
         if onnx_difference is None
         else f"""
 - `model.onnx`: from features to logits: `patches` (B, m, C), `pooled` (B, P), `tokens` (B, n, D) float32 and
-  `text_mask` (B, n) bool to `logits` (B, {classes}); {free}. At export onnxruntime's logits differed from
-  the model's by at most {onnx_difference:.1g}, in float32."""
+  `text_mask` (B, n) bool to `logits` (B, {classes}), whose softmax is the probabilities; {free}. At export
+  onnxruntime's logits differed from the model's by at most {onnx_difference:.1g}, in float32."""
     )
     return f"""## Files
 
-- `model.safetensors`, `config.yaml`: the weights and what builds the model.{left_out}
+- `model.safetensors`, `config.yaml`{where}: the weights and what builds the model.{left_out}
 - `run.json`: label names in the order of the logits, the encoders' fingerprint, versions, validation scores.{onnx}"""
 
 
 def _config(run: Run) -> str:
-    settings: dict[str, Any] = run.config.model_dump()
-    return fenced(yaml.safe_dump(settings, sort_keys=False).strip(), "yaml")
+    return fenced(yaml.safe_dump(run.settings(), sort_keys=False).strip(), "yaml")

@@ -22,7 +22,9 @@ _CHECKED = ((1, 49, 2), (1, 49, 37), (3, 196, 11), (7, 49, 128))
 
 
 class _Logits(nn.Module):
-    """Pass 1 with plain tensors in place of a batch; both modalities are there."""
+    """Pass 1 with plain tensors in place of a batch; both modalities are there. The softmax of what it gives are the
+    run's probabilities of one view.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class _Logits(nn.Module):
     ) -> Tensor:
         everyone = torch.ones(patches.shape[0], dtype=torch.bool)
         nothing = torch.zeros(patches.shape[0], dtype=torch.int64)
-        return self.model(
+        logits: Tensor = self.model(
             Batch(
                 rows=np.zeros(0),
                 patches=patches,
@@ -49,6 +51,7 @@ class _Logits(nn.Module):
                 num_maskable=np.zeros(0),
             )
         )
+        return logits / self.model.temperature
 
 
 def write_onnx(model: Model, path: Path, labels: Sequence[str], *, own_vector: bool = False) -> float:

@@ -92,7 +92,7 @@ def predict_file(
     if is_file_of(out, posts):
         raise InputError(f"{out}: the posts are read from it; name another {option('out')}")
     sha256, total = _measure(posts)
-    header = {"model_sha256": sha256_of_file(predictor.run.folder / "model.safetensors"), "posts_sha256": sha256}
+    header = {"model_sha256": predictor.run.weights_sha256, "posts_sha256": sha256}
     report = StreamReport(total)
     with _unfinished_file(out, header, report, overwrite) as file:
         done = report.answered_before

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import nn
 
 from fusion.data.batches import Batch, collate
+from fusion.evaluation.calibration import tempered
+from fusion.evaluation.predict import MemberSums, mean_of_members
 from fusion.models.base import Model
-from fusion.models.precision import precision
 from fusion.names import FUSION
 from fusion.run import Run
 from pipeline.common.device import resolve_device
@@ -160,13 +161,13 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, views: Sequence[Batch]) -> np.ndarray:
-        """(B, 3) float64: the mean over the views of the same posts."""
-        total = np.zeros((len(views[0]), len(self.labels)))
-        for batch in views:
-            with precision(self.config, self.device):
-                logits = self.model(batch)
-            total += logits.cpu().double().softmax(dim=1).numpy()
-        return total / len(views)
+        """(B, classes) float64, at the run's temperature: the mean over the views of the same posts, and over the
+        members of an ensemble.
+        """
+        sums = MemberSums(self.model, len(views[0]), self.device)
+        for view, batch in enumerate(views):
+            sums.add(batch, view)
+        return np.exp(tempered(mean_of_members(sums.means(len(views))), self.model.temperature))
 
     def features(self, inputs: Sequence[Inputs]) -> list[Batch]:
         """The features of posts as a batch for each view that the run predicts with, the encoder's own crop first;

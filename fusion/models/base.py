@@ -98,15 +98,16 @@ class Model(nn.Module):
     """
 
     title: ClassVar[str]  # for tables; of a baseline, also which part of its source is left out
-    fixed_grid: ClassVar[bool] = False  # whether the number of patches is built into the weights
+    fixed_grid: bool = False  # whether the number of patches is built into the weights
 
-    pooled_alone: ClassVar[bool] = False  # whether it reads pooled vectors alone
+    pooled_alone: bool = False  # whether it reads pooled vectors alone
     posts_at_once: ClassVar[int] = 64  # in prediction
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__()
         self.config = config
         self.dimensions = dimensions
+        self.temperature = 1.0  # of a run's probabilities: fusion.evaluation.calibration; learning knows nothing of it
         self.objective: Callable[[Tensor, Tensor], Tensor] | None = None  # in place of cross-entropy, in training
 
     @property

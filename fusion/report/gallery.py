@@ -186,7 +186,7 @@ def write_gallery(folder: Path, posts: Sequence[PostView], looks: Sequence[RunVi
 
 
 def _look(run: Run, first: Run, explanations: list[Explanation]) -> RunView:
-    ours, theirs = run.config.model_dump(), first.config.model_dump()
+    ours, theirs = run.settings(), first.settings()
     note = ", ".join(
         f"{key}: {as_written(value)}" for key, value in ours.items() if value != theirs[key] and key != "seed"
     )

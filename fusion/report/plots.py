@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fusion.evaluation.calibration import Bin
 from fusion.evaluation.display import BLUE, ORANGE
-from fusion.report.calibration import Bin
 
 _INK = "#010203"  # becomes the page's text colour, light or dark
 _STYLE: Any = {

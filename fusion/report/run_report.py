@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from fusion.config import Config
+from fusion.evaluation.calibration import arrays_of, reliability
 from fusion.evaluation.display import MOST_CLASSES, score_rows, shown_scores, top_confusions
 from fusion.evaluation.metrics import SCORES
 from fusion.explanation.explain import DEFAULT_METHOD, cache_of, explain_cached
-from fusion.report.calibration import reliability
 from fusion.report.cards import Card, card, render
 from fusion.report.gallery import most_wrong, name_of, rows_of
 from fusion.report.plots import curves, reliability_diagram
@@ -41,7 +41,7 @@ def write_report(
     not evaluated on the split.
     """
     path, evaluation, facts = Path(path), run.evaluation(split), run.metadata
-    bins, error = reliability(evaluation["posts"])
+    bins, error = reliability(*arrays_of(evaluation["posts"]))
     labels = {post["id"]: post["label"] for post in evaluation["posts"]}
     wrong = {id_: labels[id_] for id_ in most_wrong(evaluation, worst)}
     cards, trouble = _worst(run, wrong, device, method, cache, text_encoder, say)
@@ -58,14 +58,15 @@ def write_report(
         confusions=top_confusions(evaluation),
         shares=shares,
         rows=score_rows(evaluation),
-        plots=curves(run.metrics(), facts["best_epoch"]),
+        plots=[] if run.members else curves(run.metrics(), facts["best_epoch"]),
+        members=[(member.config, member.metadata) for member in run.members],
         diagram=reliability_diagram(bins),
         bins=bins,
         error=error,
         cards=cards,
         trouble=trouble,
         method=method,
-        config=_settings(run.config),
+        config=_settings(run),
         fingerprint=list(_flat(facts["fingerprint"])),
     )
     return {
@@ -117,10 +118,10 @@ def _worst(
     ], ""
 
 
-def _settings(config: Config) -> list[tuple[str, Any, Any, bool]]:
+def _settings(run: Run) -> list[tuple[str, Any, Any, bool]]:
     """Each setting: its name, its value, the default, and whether they differ."""
     defaults = Config().model_dump()
-    return [(key, value, defaults[key], value != defaults[key]) for key, value in config.model_dump().items()]
+    return [(key, value, defaults[key], value != defaults[key]) for key, value in run.settings().items()]
 
 
 def _flat(fingerprint: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

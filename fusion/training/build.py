@@ -16,6 +16,7 @@ from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 
 _BYTES_A_PARAMETER = 16  # float32: the weight, its gradient, and the two means of AdamW
+_BYTES_OF_AVERAGE = 4
 
 
 def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: str | None = None) -> TextEncoder:
@@ -52,16 +53,10 @@ def new_model(
 
     Raises InputError if the model does not fit into memory.
     """
-    m, channels = cache.patches_shape
-    vocabulary = text_encoder.vocabulary if text_encoder else 0
-    vectors = {"text_pooled": cache.text_pooled_width, "image_pooled": cache.image_pooled_width}
-    sizes = {"classes": len(cache.label_names), "patches": m, **vectors}
-    dimensions = Dimensions(channels, cache.text_width, vocabulary, **sizes)
+    dimensions = dimensions_of(cache, text_encoder)
+    require_fits(config, dimensions)
     torch.manual_seed(config.seed)
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            size = parameters_of(build_model(config, dimensions))
-        require_memory(_BYTES_A_PARAMETER * size, f"config, training {size:,} parameters")
         words = text_encoder.word_embeddings if text_encoder and config.tie_mlm_head else None
         model = build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
@@ -71,6 +66,28 @@ def new_model(
         if isinstance(module, Transformer):
             module.checkpointing = checkpointing
     return model
+
+
+def dimensions_of(cache: Cache, text_encoder: TextEncoder | None) -> Dimensions:
+    """The sizes that a cache, and the encoder of masked words, give to a model."""
+    m, channels = cache.patches_shape
+    vocabulary = text_encoder.vocabulary if text_encoder else 0
+    vectors = {"text_pooled": cache.text_pooled_width, "image_pooled": cache.image_pooled_width}
+    return Dimensions(channels, cache.text_width, vocabulary, classes=len(cache.label_names), patches=m, **vectors)
+
+
+def require_fits(config: Config, dimensions: Dimensions) -> int:
+    """How many numbers a model learns. Raises InputError if its training does not fit into memory, or if configuration
+    and dimensions do not fit each other.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            size = parameters_of(build_model(config, dimensions))
+    except ValueError as error:
+        raise InputError(f"config, {error}") from None
+    each = _BYTES_A_PARAMETER + (_BYTES_OF_AVERAGE if config.ema else 0)
+    require_memory(each * size, f"config, training {size:,} parameters")
+    return size
 
 
 def trainable_of(model: torch.nn.Module) -> int:

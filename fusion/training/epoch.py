@@ -19,6 +19,7 @@ from fusion.models.label_rule import known_labels
 from fusion.models.masking import masked_counts
 from fusion.models.precision import precision
 from fusion.models.reencoding import Reencoder
+from fusion.training.average import WeightAverage
 from fusion.training.distributed import Ranks
 from fusion.training.optimizer import learning_rate
 from pipeline.cache.reader import Cache
@@ -120,8 +121,9 @@ class Epoch:
         ranks: Ranks,
         *,
         micro_batch: int | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
-        self._model, self._optimizer, self._reencoder = model, optimizer, reencoder
+        self._model, self._optimizer, self._reencoder, self._average = model, optimizer, reencoder, average
         self._config = model.config
         self._cache, self._features, self._ranks = cache, features, ranks
         self._micro_batch = micro_batch or self._config.batch_size
@@ -182,6 +184,8 @@ class Epoch:
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         self._optimizer.step()
+        if self._average:
+            self._average.update(self._model)
         return means, counts
 
     def _parts(self, shard: Batch | None) -> list[Batch]:

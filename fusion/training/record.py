@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusion.config import Config
 from fusion.models.base import Model
 from fusion.models.precision import resolved
 from fusion.run import Run
@@ -24,6 +25,7 @@ class TrainResult:
     best_epoch: int
     epochs: int
     validation: dict[str, float]
+    temperature: float
     trainable_parameters: int
     frozen_parameters: int
     seconds: float
@@ -39,21 +41,33 @@ def start_run(run: Run, cache: Cache, model: Model, device: torch.device, *, fro
         cache,
         model.dimensions,
         {
-            "device": str(device),
+            **surroundings(model.config, device),
             **({} if model.kept is model else {"module": type(model.kept).__name__}),
-            "precision": resolved(model.config, device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "parameters": {"trainable": trainable_of(model), "frozen_in_training": frozen},
         },
     )
 
 
-def result_of(model: Model, state: TrainingState, lines: list[EpochMetrics], *, frozen: int = 0) -> TrainResult:
-    """What a training came to; `lines`: one for each of its epochs."""
+def surroundings(config: Config, device: torch.device) -> dict[str, Any]:
+    """What a run says of where it is trained: device, precision, versions."""
+    return {
+        "device": str(device),
+        "precision": resolved(config, device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def result_of(
+    model: Model, state: TrainingState, lines: list[EpochMetrics], calibrated: dict[str, float], *, frozen: int = 0
+) -> TrainResult:
+    """What a training came to. lines: one for each of its epochs; calibrated: what validation chose for the best."""
+    chosen = dict(calibrated)
+    temperature = chosen.pop("temperature")
     return TrainResult(
         best_epoch=state.best_epoch,
         epochs=state.epoch,
-        validation=_validation(lines[state.best_epoch - 1]),
+        validation={**_validation(lines[state.best_epoch - 1]), **chosen},
+        temperature=temperature,
         trainable_parameters=trainable_of(model),
         frozen_parameters=frozen,
         seconds=sum(line["seconds"] for line in lines),
@@ -67,6 +81,7 @@ def finish_run(run: Run, model: Model, result: TrainResult, wall: float) -> None
             "best_epoch": result.best_epoch,
             "epochs": result.epochs,
             "validation": result.validation,
+            "temperature": result.temperature,
             "state": "finished" if result.epochs == model.config.epochs else "stopped early",
             "train_seconds": result.seconds,
             "wall_seconds_of_last_start": wall,

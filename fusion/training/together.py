@@ -32,7 +32,7 @@ from fusion.training.distributed import Ranks
 from fusion.training.epoch import EpochLosses, EpochPlan, plan_epoch, reported
 from fusion.training.optimizer import new_optimizer
 from fusion.training.record import TrainResult, finish_run, result_of, start_run
-from fusion.training.validate import validate
+from fusion.training.validate import calibration, validate
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import Diverged, InputError
 from pipeline.common.signals import StopRequest
@@ -43,7 +43,7 @@ _SHARED = ("model", "width", "layers", "label_rule", "batch_size", "views", "pre
 
 def shared_by(config: Config) -> tuple[Any, ...] | None:
     """What configurations must have alike to be trained at once; None for one that is trained alone."""
-    if config.model not in pooled_models():
+    if config.model not in pooled_models() or config.ema:
         return None
     return tuple(getattr(config, name) for name in _SHARED)
 
@@ -192,7 +192,8 @@ class _Training:
         if isinstance(self.member.end, Diverged):
             run.note_end("failed", str(self.member.end))
         if self.member.end is None:
-            self.member.end = result_of(self.model, self.state, self.lines)
+            chosen = calibration(self.model, self.member.cache, self.store, self.val_rows, Ranks())
+            self.member.end = result_of(self.model, self.state, self.lines, chosen)
             finish_run(run, self.model, self.member.end, wall)
 
 

@@ -28,13 +28,15 @@ from fusion.models.reencoding import Reencoder
 from fusion.names import pooled_models
 from fusion.run import Run
 from fusion.run_files import TrainingState
+from fusion.training.average import WeightAverage
 from fusion.training.build import masking_encoder, new_model
 from fusion.training.display import Display, EpochMetrics
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step
 from fusion.training.optimizer import new_optimizer
-from fusion.training.record import TrainResult, finish_run, result_of, start_run
-from fusion.training.validate import validate
+from fusion.training.record import TrainResult, finish_run, result_of
+from fusion.training.resume import resume_or_start
+from fusion.training.validate import calibration, validate
 from pipeline.cache.reader import Cache
 from pipeline.common.device import resolve_device
 from pipeline.common.errors import Diverged, InputError, Stopped, wording
@@ -107,6 +109,7 @@ def train(
         if not overwrite:  # what the folder holds now: another training may have ended since the caller looked
             run.require_not_failed()
             run.require_unfinished()
+            run.require_members(None)
             cache = run.resume_or_start(settings, cache, same_splits=True)
             if own is not None and run.started:
                 run.require_module(own)
@@ -158,6 +161,8 @@ def _train(
     if config.has_objective:
         model.objective = objective_of(cache, config).to(device)
     optimizer = new_optimizer(model, config)
+    average = WeightAverage(model, config.ema) if config.ema else None
+    kept = average.model if average else model
     for split, counts in cache.class_counts().items():
         say(f"{split}: {sum(counts.values())} posts ({', '.join(f'{name}: {n}' for name, n in counts.items())})")
     say(f"features: {features.reason}")
@@ -165,9 +170,12 @@ def _train(
     started = time.perf_counter()
     if overwrite and ranks.is_main:
         run.clear()
-    state = _resume_or_start(run, cache, model, optimizer, text_encoder, ranks)
+    state = resume_or_start(run, cache, model, optimizer, average.model if average else None, text_encoder, ranks)
     reencoder = Reencoder(text_encoder, cache_bytes=execution.encodings_bytes) if text_encoder and config.mlm else None
-    training = Epoch(model, optimizer, cache, features, reencoder, ranks, micro_batch=execution.micro_batch)
+    micro_batch = execution.micro_batch
+    training = Epoch(model, optimizer, cache, features, reencoder, ranks, micro_batch=micro_batch, average=average)
+    if average:
+        average.resume(state.epoch * training.steps)
     display = Display(
         run,
         epochs=config.epochs,
@@ -186,7 +194,7 @@ def _train(
             begun = time.perf_counter()
             line: EpochMetrics = {"epoch": epoch, **training.run(epoch, partial(_step, display, run, state, stop))}
             trained = time.perf_counter()
-            line.update(validate(model, cache, features, val_rows, text_encoder, ranks))
+            line.update(validate(kept, cache, features, val_rows, text_encoder, ranks))
             ended = time.perf_counter()
             line["seconds"] = ended - begun
             line["speed"] = {
@@ -200,20 +208,23 @@ def _train(
             state = state.model_copy(update={"epoch": epoch, **best})
             if ranks.is_main:
                 run.metrics_file.append(line)
-                run.save_state(model, optimizer, state)
+                run.save_state(model, optimizer, average.model if average else None, state)
                 if better:
-                    run.save_model(model, state)
+                    run.save_model(kept, state)
             display.epoch(line, better)
             on_epoch(line)
 
     # Finish.
     ranks.barrier()  # the main rank has written all
-    result = result_of(model, state, run.metrics(), frozen=text_encoder.parameters if text_encoder else 0)
+    if ranks.is_main:
+        run.load_weights(model, state.best_epoch)
+    ranks.broadcast(model.state_dict().values())
+    chosen = calibration(model, cache, features, val_rows, ranks)
+    frozen = text_encoder.parameters if text_encoder else 0
+    result = result_of(model, state, run.metrics(), chosen, frozen=frozen)
     if ranks.is_main:
         finish_run(run, model, result, time.perf_counter() - started)
-    ranks.barrier()  # the weights are those of the finished run
-    if own is not None:
-        run.load_model(device, own)
+    ranks.barrier()
     return result
 
 
@@ -224,27 +235,3 @@ def _step(display: Display, run: Run, state: TrainingState, stop: StopRequest | 
         done = f"{state.epoch} of {display.epochs} epochs are finished"
         way = wording(f"`train ... --out {run.folder} --resume`", "the same call of train()")
         raise Stopped(f"stopped by {stop.signal}; {done}; {way} resumes")
-
-
-def _resume_or_start(
-    run: Run,
-    cache: Cache,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    text_encoder: TextEncoder | None,
-    ranks: Ranks,
-) -> TrainingState:
-    """The state to train on from: that of the unfinished run in the folder, else that of a run which begins there."""
-    ranks.barrier()  # every rank reads the folder before the main rank writes
-    state = run.load_state(model, optimizer) if run.started else None
-    device = next(model.parameters()).device
-    ranks.require_same((state.epoch if state else 0) if run.started else -1, run.folder, device)
-    if not run.started and ranks.is_main:
-        start_run(run, cache, model, device, frozen=text_encoder.parameters if text_encoder else 0)
-    ranks.broadcast(model.state_dict().values())
-    state = state or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
-    if ranks.is_main:
-        run.metrics_file.truncate(state.epoch)
-        if state.epoch:
-            run.complete_model(model, state)
-    return state

@@ -183,6 +183,11 @@ def toy(made, out, patch):
     relabelled(drawn, [{"label": "no" if code else "yes"} for code in drawn.labels], {"label": ("no", "yes")})
     made("train", two / "CACHE", "--out", two / "RUN", *settings(*SMALL), *CPU)
     made("evaluate", two / "RUN", *CPU)
+    trained, combined = (out.parent / name / "RUN" for name in ("members", "combined"))
+    made("train", cache, "--members", 2, "--out", trained, *settings(*SMALL), *CPU)
+    made("ensemble", run, trained, "--out", combined, *CPU)
+    made("evaluate", combined, *CPU)
+    made("export", combined, "--out", out.parent / "combined" / "EXPORT")
     train(posts, Pooled(), out.parent / "own" / "RUN", "cpu", config=Config(epochs=1), quiet=True)
 
 

@@ -25,7 +25,7 @@ from tests.helpers.local_encoders import LocalEncoders, write_encoders
 from tests.helpers.processes import lines_in
 from tests.helpers.training import lines_of
 
-KILLS = 5  # of each of the four commands
+KILLS = 5  # of each of the five commands
 EARLIEST = 0.25  # of a whole run's time; before that Python only imports
 WORDS = ["good", "day", "plain", "thing", "bad", "night", "the", "sun", "rain", "road"]
 SIZES = ("width=16", "heads=2", "layers=1", "batch_size=8", "lr=3e-3", "dropout=0.1")
@@ -66,6 +66,11 @@ def trained(out: Path) -> object:
     return lines_of(Run(out)), (out / MODEL).read_bytes(), without_times((out / "run.json").read_text())
 
 
+def trained_together(out: Path) -> object:
+    run = Run(out)
+    return [trained(member.folder) for member in run.members], without_times((out / "run.json").read_text())
+
+
 def swept(out: Path) -> object:
     """All trials, and the best one's settings, weights and metrics."""
     result = json.loads((out / "sweep.json").read_text())
@@ -92,6 +97,15 @@ COMMANDS = {
         lambda out: Run(out).finished,
         lambda out: lines_in(out / "metrics.jsonl"),
         trained,
+    ),
+    "train --members": Command(
+        lambda place: [
+            *("train", place.cache, "--members", 3, *settings("epochs=50", "patience=50", "ema=0.9")),
+            *text_of(place),
+        ],
+        lambda out: Run(out).finished,
+        lambda out: tuple(lines_in(path) for path in sorted(out.glob("members/*/metrics.jsonl"))),
+        trained_together,
     ),
     "sweep": Command(
         lambda place: [

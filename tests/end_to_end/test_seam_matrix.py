@@ -1,6 +1,9 @@
 """Every model through every command that reads a run; the cells are counted in docs/reliability.md."""
 
+import json
+
 import numpy as np
+import onnxruntime
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,14 +18,16 @@ from fusion.run import Run
 from fusion.serving.app import build_app
 from fusion.serving.guard import Guard
 from fusion.serving.handler import RequestHandler
+from fusion.training.combine import combine_runs
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_json
 from tests.helpers.predictions import raw, values
 from tests.helpers.requests import HOME, LIMITS, ask
 from tests.helpers.training import CPU, trained
 
-MODELS = sorted(model_modules())
-QUICK_ONNX = (FUSION, "fenet", "concat-product")  # torch takes seconds to export a graph
+ENSEMBLE = "an ensemble"  # of the paper's model and one on pooled vectors, with a temperature
+MODELS = [*sorted(model_modules()), ENSEMBLE]
+QUICK_ONNX = (FUSION, "fenet", "concat-product", ENSEMBLE)  # torch takes seconds to export a graph
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,13 @@ def runs(drawn_cache, tmp_path_factory):
 
     def run_of(model):
         if model not in made:
-            made[model] = trained(drawn_cache, folder / model, f"model={model}")
+            if model == ENSEMBLE:
+                combine_runs([run_of(FUSION), run_of("concat-product")], folder / model, CPU)
+                made[model] = Run(folder / model)
+                facts = json.loads((folder / model / "run.json").read_text())
+                write_json(folder / model / "run.json", {**facts, "temperature": 1.7})
+            else:
+                made[model] = trained(drawn_cache, folder / model, f"model={model}")
             write_json(made[model].folder / "evaluation-test.json", evaluate(made[model], CPU))
         return made[model]
 
@@ -71,7 +82,8 @@ def test_explain(run, model, drawn_cache, text_encoder):
         if model == FUSION:
             explain_cached(run.load_model(CPU), drawn_cache, rows, CPU, text_encoder, method)
         else:
-            with pytest.raises(InputError, match=f"method={method}: follows the attention of the model fusion, and"):
+            what = f"method={method}: follows the attention of the model fusion, and this run's model is {model};"
+            with pytest.raises(InputError, match=what):
                 explain_cached(run.load_model(CPU), drawn_cache, rows, CPU, text_encoder, method)
 
 
@@ -81,11 +93,14 @@ def test_faithfulness(predictor, model):
     assert set(result["drop"]["words"]) == {*methods, "random"}
 
 
-def test_report(run, text_encoder, tmp_path, monkeypatch):
+def test_report(run, model, text_encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(run_report, "same_text_encoder", lambda *_, **__: text_encoder)
     summary = run_report.write_report(run, tmp_path / "report.html", CPU, worst=2)
     assert len(summary["explained"]) == 2
-    assert "Traceback" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Traceback" not in page
+    assert ("an ensemble of 2 members" in page) == (model == ENSEMBLE)
+    assert ("after calibration with the temperature 1.700" in page) == (model == ENSEMBLE)
 
 
 def test_predict(predictor, drawn_posts):
@@ -100,7 +115,8 @@ def test_export(run, predictor, model, image_encoder, text_encoder, drawn_posts,
     posts = [raw(post) for post in drawn_posts[:3]]
     assert values(there.predict(posts)).tolist() == values(predictor.predict(posts)).tolist()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("in the manner of Liu, Bai, Cheng and Gui" in card) == (model == FUSION)
+    assert ("in the manner of Liu, Bai, Cheng and Gui" in card) == (model in (FUSION, ENSEMBLE))
+    assert ("An ensemble: its probabilities are the mean" in card) == (model == ENSEMBLE)
     assert (f"The model `{model}`, as reconstructed in this library: " in card) == (model in baselines())
     assert (f"The model `{model}`, of this library: " in card) == (model in pooled_models())
 
@@ -108,9 +124,16 @@ def test_export(run, predictor, model, image_encoder, text_encoder, drawn_posts,
 @pytest.mark.parametrize(
     "model", [name if name in QUICK_ONNX else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
 )
-def test_onnx(run, tmp_path):
+def test_onnx(run, predictor, drawn_posts, tmp_path):
+    """The softmax of the graph's logits are the probabilities of `predict`."""
     export(run, tmp_path / "out", onnx=True)
-    assert (tmp_path / "out" / "model.onnx").is_file()
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    (batch,) = predictor.features([predictor.inputs(raw(post)) for post in drawn_posts[:5]])
+    given = {one.name: getattr(batch, one.name).numpy() for one in session.get_inputs()}
+    (logits,) = session.run(["logits"], given)
+    powers = np.exp(logits.astype(float))
+    expected = values(predictor.predict([raw(post) for post in drawn_posts[:5]]))
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), expected, atol=1e-4)
 
 
 def test_serve(predictor, drawn_posts):
@@ -129,4 +152,4 @@ def test_serve(predictor, drawn_posts):
 
 
 def test_a_run_of_every_model_is_in_the_matrix():
-    assert set(MODELS) == {FUSION, *baselines(), *pooled_models()}
+    assert set(MODELS) == {FUSION, *baselines(), *pooled_models(), ENSEMBLE}

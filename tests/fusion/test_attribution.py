@@ -151,7 +151,7 @@ def test_weights_are_shares_of_the_whole_post(method):
 
 def test_a_run_without_cross_modal_attention_says_which_methods_serve_it():
     config = load_config(settings=(*BASE, "cross_attention=false"))
-    assert methods_for(config) == ["rollout", "gradient"]
-    assert methods_for(load_config(settings=BASE)) == list(METHODS)
+    assert methods_for(model_of(config)) == ["rollout", "gradient"]
+    assert methods_for(model_of(load_config(settings=BASE))) == list(METHODS)
     with pytest.raises(InputError, match="no cross-modal attention"):
         attribution.cross_modal_attention(model_of(config), features_of(batch_of(LENGTHS), 0), 0)

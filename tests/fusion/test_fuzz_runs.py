@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fusion.evaluation.calibration import arrays_of, reliability
 from fusion.evaluation.display import format_scores
 from fusion.inference.model_card import model_card
 from fusion.models.base import Dimensions
 from fusion.models.registry import build_model
-from fusion.report.calibration import reliability
 from fusion.report.gallery import most_wrong
 from fusion.report.plots import curves
 from fusion.run import Run
@@ -78,7 +78,7 @@ def read_everything(folder: Path, cache: Cache) -> None:
     evaluation = run.evaluation("test")
     format_scores(evaluation)
     most_wrong(evaluation, 3)
-    reliability(evaluation["posts"])
+    reliability(*arrays_of(evaluation["posts"]))
     model_card(run, None)
     run.metrics()
     model = build_model(run.config, Dimensions(**facts["dimensions"]))

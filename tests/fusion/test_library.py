@@ -503,7 +503,7 @@ def test_the_example_of_the_document_trains_a_module_and_prints_the_table(exampl
     names: dict[str, object] = {"cache": relabelled(drawn, labels, {"label": drawn.label_names})}
     (preset := tmp_path / "demo.yaml").write_text("width: 16\nheads: 2\nepochs: 1\nlr: 1e-3\n")
     monkeypatch.setattr("fusion.config.presets", lambda: {"demo": preset})
-    for example in examples[1:4]:  # the others need encoders: test_raw_posts
+    for example in examples[1:5]:  # the others need encoders: test_raw_posts
         exec(example, names | {"model": mine()})
 
 
@@ -526,7 +526,7 @@ def test_raw_posts_are_predicted_and_explained_by_a_run_of_ones_own(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"model": model}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        for example in examples[4:]:
+        for example in examples[5:]:
             exec(example, names)
     assert printed.getvalue().count("positive") >= 2
 

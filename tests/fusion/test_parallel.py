@@ -14,6 +14,7 @@ import torch
 from fusion.config import load_config
 from fusion.run import Run
 from fusion.training.distributed import Ranks
+from fusion.training.ensemble import train_ensemble
 from fusion.training.train import train
 from pipeline.common.errors import InputError
 from tests.helpers.commands import ROOT
@@ -70,6 +71,19 @@ def test_two_processes_train_as_one_does_with_the_masked_language_loss(tmp_path,
     two = by_two(cache, tmp_path / "two")
     assert_same_numbers(two, one)
     assert min(line["hidden"] for line in two.metrics()) > 0
+
+
+@pytest.mark.long
+def test_two_processes_train_an_ensemble_as_one_does(tmp_path, cache):
+    """With an average of the weights, which each process keeps for itself."""
+    settings = ("mlm=false", "ema=0.5", "lr=1e-2")
+    arguments = [*command(cache, tmp_path / "two", *settings), "--members", "2"]
+    subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=SECONDS)
+    train_ensemble(cache, load_config(settings=(*SMALL, *settings)), tmp_path / "one", 2, CPU, quiet=True)
+    for ours, theirs in zip(Run(tmp_path / "two").members, Run(tmp_path / "one").members, strict=True):
+        assert_same_numbers(ours, theirs)
+    scores = [Run(tmp_path / name).metadata["validation"] for name in ("two", "one")]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks' process numbers under /proc")

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from fusion.config import Config
+from fusion.evaluation.calibration import arrays_of, reliability
 from fusion.explanation.explain import DEFAULT_METHOD
 from fusion.report import cards
 from fusion.report import run_report as page
-from fusion.report.calibration import reliability
 from fusion.report.gallery import most_wrong, view_cached_posts, write_gallery
 from fusion.report.plots import reliability_diagram
 from fusion.run import Run
@@ -211,7 +211,7 @@ def test_calibration_by_hand():
         {"label": "negative", "probabilities": {"positive": 0.65, "neutral": 0.25, "negative": 0.1}},
         {"label": "neutral", "probabilities": {"positive": 0.3, "neutral": 0.4, "negative": 0.3}},
     ]
-    bins, error = reliability(posts)
+    bins, error = reliability(*arrays_of(posts))
     assert [(one.low, one.high, one.posts) for one in bins] == [(0.3, 0.4, 1), (0.6, 0.7, 2)]
     assert [one.accuracy for one in bins] == [1, 0.5]
     assert [one.confidence for one in bins] == pytest.approx([0.4, 0.675])
@@ -220,7 +220,7 @@ def test_calibration_by_hand():
 
 def test_drawings_take_the_pages_colour_and_have_no_size_of_their_own():
     drawing = reliability_diagram(
-        reliability([{"label": "neutral", "probabilities": {"neutral": 1.0, "positive": 0.0}}])[0]
+        reliability(*arrays_of([{"label": "neutral", "probabilities": {"neutral": 1.0, "positive": 0.0}}]))[0]
     )
     head = drawing[: drawing.index(">")]
     assert "viewBox" in head

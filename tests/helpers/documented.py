@@ -28,6 +28,8 @@ _PLACES = {
 }
 _RUN_FOLDERS = re.compile(r"(SWEEP/trial-\d{4}|TABLES/[a-z0-9.-]+/seed-\d+(-fold-\d+)?)/")
 
+_MEMBERS = re.compile(r"(?<=/)members/\d{4}/")
+
 
 @dataclass
 class Field:
@@ -60,8 +62,8 @@ class Page:
     others: list[str]
 
     def name_of(self, file: str) -> str | None:
-        """The documented name of a file; one of a trial's or a fit's run folder is that of a run."""
-        for candidate in (file, _RUN_FOLDERS.sub("RUN/", file, count=1)):
+        """The documented name of a file; one of a trial's, a fit's or a member's run folder is that of a run."""
+        for candidate in (file, _RUN_FOLDERS.sub("RUN/", file, count=1), _MEMBERS.sub("", file)):
             for name in [*self.sections, *self.others]:
                 if _pattern(name).fullmatch(candidate):
                     return name

@@ -9,6 +9,7 @@ import torch
 
 from fusion.config import Config
 from fusion.inference.predictor import Prediction, RawPost
+from fusion.run_folder import RunFolder
 from pipeline.posts.mvsa import LABELS
 from tests.helpers.transforms import SHRINK
 
@@ -34,7 +35,7 @@ class Toy:
     image = SimpleNamespace(transform=SHRINK, pixels_shape=(3, 2, 2))
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
-        self.run = SimpleNamespace(folder=folder)
+        self.run = RunFolder(folder)
         (folder / "model.safetensors").write_bytes(b"toy")
         self._seconds = seconds
 
