@@ -86,6 +86,7 @@ class Model(nn.Module):
     fixed_grid: ClassVar[bool] = False  # whether the number of patches is built into the weights
 
     pooled_alone: ClassVar[bool] = False  # whether it reads pooled vectors alone
+    fitted_alone: ClassVar[bool] = False  # whether `fit` finds all weights, so that no step is left to take
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__()

@@ -47,7 +47,8 @@ def new_model(cache: Cache, config: Config, text_encoder: TextEncoder | None, *,
         model = build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
-    model.fit(cache)
+    if not model.fitted_alone:  # that is its one epoch
+        model.fit(cache)
     for module in model.modules():
         if isinstance(module, Transformer):
             module.checkpointing = checkpointing

@@ -65,9 +65,12 @@ class Epoch:
 
     def run(self, epoch: int, on_step: Callable[[Step], None] = lambda step: None) -> dict[str, float]:
         """Train over all posts once; epochs count from 1. Returns the mean losses: sentiment by post, MLM by masked
-        position, the label rule's by known label. Raises InputError on a loss that is not finite.
+        position, the label rule's by known label. Raises InputError on a loss that is not finite. A model that `fit`
+        alone makes is fitted, and passed over once for its losses.
         """
         config, rows = self._config, self._rows
+        if self._model.fitted_alone:
+            self._model.fit(self._cache)
         seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
         draws = torch.Generator().manual_seed(seed)  # what all ranks must agree on
         torch.manual_seed(seed + self._ranks.rank)  # dropout and random masks
@@ -100,7 +103,7 @@ class Epoch:
             "loss": losses["sentiment"] + config.mlm_weight * losses["mlm"] + config.auxiliary_weight * auxiliary,
             **{f"loss_{name}": mean for name, mean in losses.items()},
             "hidden": counted["mlm"],
-            "lr": lr,
+            "lr": 0.0 if self._model.fitted_alone else lr,
         }
 
     def _batches(self, shards: list[np.ndarray], views: np.ndarray | None) -> Any:
@@ -124,15 +127,17 @@ class Epoch:
         for part in self._parts(shard):
             with precision(config, self._device):
                 losses = self._losses(part)
-            losses.scaled_total(counts, posts=len(rows)).backward()
+            if not self._model.fitted_alone:
+                losses.scaled_total(counts, posts=len(rows)).backward()
             means += torch.stack(
                 [losses.mean(name).detach() * (losses.count(name) / max(counts[name], 1)) for name in self._reported]
             )
-        self._ranks.sum_gradients(self._model.parameters())
         self._ranks.all_reduce(means)
-        if config.clip_norm:
-            nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
-        self._optimizer.step()
+        if not self._model.fitted_alone:
+            self._ranks.sum_gradients(self._model.parameters())
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
+            self._optimizer.step()
         return means, counts
 
     def _parts(self, shard: Batch | None) -> list[Batch]:

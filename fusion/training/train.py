@@ -165,7 +165,7 @@ def _train(
         model = ready(as_model(own, cache, config).to(device), read_batch(cache, train_rows[:2], device))
     if config.has_objective:
         model.objective = objective_of(cache, config).to(device)
-    optimizer = new_optimizer(model, config)
+    optimizer, epochs = new_optimizer(model, config), 1 if model.fitted_alone else config.epochs
     views = cache.views if config.views == "sample" else 1
     rows = np.concatenate([train_rows, val_rows])
     features: Features
@@ -185,7 +185,7 @@ def _train(
     training = Epoch(model, optimizer, cache, features, reencoder, ranks, micro_batch=execution.micro_batch)
     display = Display(
         run,
-        epochs=config.epochs,
+        epochs=epochs,
         steps=training.steps,
         done=state.epoch,
         best_score=state.best_score,
@@ -196,7 +196,7 @@ def _train(
 
     # Loop.
     with display:
-        while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
+        while state.epoch < epochs and state.epoch - state.best_epoch < config.patience:
             epoch, waited = state.epoch + 1, features.waited
             begun = time.perf_counter()
             line: EpochMetrics = {"epoch": epoch, **training.run(epoch, partial(_step, display, run, state, stop))}
@@ -235,7 +235,7 @@ def _train(
     )
     if ranks.is_main:
         scores = {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": result.validation}
-        scores["state"] = "finished" if result.epochs == config.epochs else "stopped early"
+        scores["state"] = "finished" if result.epochs == epochs else "stopped early"
         wall = time.perf_counter() - started
         run.finish({**scores, "train_seconds": result.seconds, "wall_seconds_of_last_start": wall})
     ranks.barrier()  # the weights are those of the finished run

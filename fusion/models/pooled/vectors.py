@@ -45,11 +45,9 @@ class PooledModel(base.Model):
 
     def fit(self, cache: Cache) -> None:
         """Take mean and deviation of both vectors from the training posts, of all views that training shows."""
-        rows = cache.rows("train")
-        self.text_vector.fit(text_vectors(cache, rows))
-        views = range(cache.views if self.config.views == "sample" else 1)
-        pooled = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in views]
-        self.image_vector.fit(np.concatenate(pooled).astype(np.float32))
+        texts, images = training_vectors(cache, self.config)
+        self.text_vector.fit(texts)
+        self.image_vector.fit(images.reshape(-1, images.shape[2]))
 
     def features(self, batch: Batch) -> Tensor:
         """What the head reads, (B, F). A post's features do not depend on its batch."""
@@ -67,6 +65,14 @@ class PooledModel(base.Model):
         if not isinstance(self.head, LabelRule):
             return self.label_losses(batch, self.head(features))
         return rule_losses(self, self.head, features, batch)
+
+
+def training_vectors(cache: Cache, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The training posts' vectors of the text, (N, D), and of the views of the image that training shows, (V, N, C)."""
+    rows = cache.rows("train")
+    views = range(cache.views if config.views == "sample" else 1)
+    images = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in views]
+    return text_vectors(cache, rows), np.stack(images).astype(np.float32)
 
 
 def mean_of_words(batch: Batch) -> Tensor:
