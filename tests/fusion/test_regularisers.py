@@ -31,7 +31,7 @@ from fusion.training.build import new_model
 from fusion.training.epoch import drop_modalities
 from fusion.training.train import train
 from pipeline.common.errors import InputError
-from tests.fusion import test_model
+from tests.helpers.agreement import assert_agrees
 from tests.helpers.fast import assert_equals_the_clear_path, encode
 from tests.helpers.models import (
     BASE,
@@ -77,17 +77,10 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("settings", DROPPED.values(), ids=DROPPED)
-def test_features_are_dropped_before_eqs_4_and_6_in_both_passes(settings, monkeypatch):
+def test_features_are_dropped_before_eqs_4_and_6_in_both_passes(settings):
     """Against the oracle: logits, words to mask, losses and gradients."""
     kept = {"text_kept": tuple(KEPT[TEXT_WIDTH]), "image_kept": tuple(KEPT[CHANNELS])}
-    oracle_of = test_model.oracle_of
-
-    def dropping(model, batch):
-        parameters, options, posts = oracle_of(model, batch)
-        return parameters, replace(options, **kept), posts
-
-    monkeypatch.setattr(test_model, "oracle_of", dropping)
-    test_model.assert_agrees(with_fixed_dropout(*settings), batch_of(SHORT, m=FEW))
+    assert_agrees(with_fixed_dropout(*settings), batch_of(SHORT, m=FEW), **kept)
 
 
 @pytest.mark.parametrize("settings", DROPPED.values(), ids=DROPPED)

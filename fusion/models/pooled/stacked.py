@@ -110,7 +110,7 @@ def _folds(cache: Cache, rows: np.ndarray, seed: int) -> np.ndarray:
         if len(np.unique(parts[labels == code])) < 2:
             raise InputError(
                 f"{cache.folder}: {counts[code]} training posts are {cache.label_names[code]}, counting repeats of "
-                "each other; the model stacked needs some to learn from and others to calibrate by; choose another model"
+                "each other; the model stacked needs some to learn from, others to calibrate by; choose another model"
             )
     return parts
 
