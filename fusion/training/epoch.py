@@ -65,8 +65,8 @@ class Epoch:
 
     def run(self, epoch: int, on_step: Callable[[Step], None] = lambda step: None) -> dict[str, float]:
         """Train over all posts once; epochs count from 1. Returns the mean losses: sentiment by post, MLM by masked
-        position, the label rule's by known label. Raises InputError on a loss that is not finite. A model that `fit`
-        alone makes is fitted, and passed over once for its losses.
+        position, the label rule's by known label. Raises InputError on a loss that is not finite. A model with
+        `fitted_alone` is fitted, and then gives its losses; it takes no step.
         """
         config, rows = self._config, self._rows
         if self._model.fitted_alone:
