@@ -102,6 +102,7 @@ class Model(nn.Module):
 
     pooled_alone: bool = False  # whether it reads pooled vectors alone
     posts_at_once: ClassVar[int] = 64  # in prediction
+    fitted_alone: ClassVar[bool] = False  # whether `fit` finds all weights, so that no step is left to take
 
     def __init__(self, config: Config, dimensions: Dimensions) -> None:
         super().__init__()
@@ -109,6 +110,11 @@ class Model(nn.Module):
         self.dimensions = dimensions
         self.temperature = 1.0  # of a run's probabilities: fusion.evaluation.calibration; learning knows nothing of it
         self.objective: Callable[[Tensor, Tensor], Tensor] | None = None  # in place of cross-entropy, in training
+
+    @property
+    def most_epochs(self) -> int:
+        """How many epochs its training has at most."""
+        return 1 if self.fitted_alone else self.config.epochs
 
     @property
     def kept(self) -> nn.Module:

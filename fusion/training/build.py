@@ -61,7 +61,8 @@ def new_model(
         model = build_model(config, dimensions, word_embeddings=words)
     except ValueError as error:
         raise InputError(f"config, {error}") from None
-    model.fit(cache, features)
+    if not model.fitted_alone:  # that is its one epoch
+        model.fit(cache, features)
     for module in model.modules():
         if isinstance(module, Transformer):
             module.checkpointing = checkpointing

@@ -133,10 +133,13 @@ class Epoch:
         self.steps = math.ceil(len(cache.rows("train")) / self._config.batch_size)
 
     def run(self, epoch: int, on_step: Callable[[Step], None] = lambda step: None) -> dict[str, float]:
-        """Train over all posts once; epochs count from 1. Returns the line of metrics.
+        """Train over all posts once; epochs count from 1. Returns the line of metrics. A model with `fitted_alone` is
+        fitted, and then gives its losses; it takes no step.
 
         Raises Diverged on a loss that is not finite.
         """
+        if self._model.fitted_alone:
+            self._model.fit(self._cache, self._features)
         plan, losses = plan_epoch(self._config, self._cache, epoch), EpochLosses(self._config, self._cache, epoch)
         draws = torch.Generator().manual_seed(plan.seed)  # what all ranks must agree on
         torch.manual_seed(plan.seed + self._ranks.rank)  # dropout and random masks
@@ -152,7 +155,7 @@ class Epoch:
                     means = losses.add(step, plan.batches[step], values.tolist(), counts)
                     on_step(Step(step, means["sentiment"], means["mlm"], counts["sentiment"]))
                 unread.clear()
-        return losses.line(plan.rates[-1])
+        return losses.line(0.0 if self._model.fitted_alone else plan.rates[-1])
 
     def _batches(self, shards: list[np.ndarray], views: np.ndarray | None) -> Any:
         """This rank's batches; None where a small last batch leaves it without a post."""
@@ -175,12 +178,15 @@ class Epoch:
         for part in self._parts(shard):
             with precision(config, self._device):
                 losses = self._losses(part)
-            losses.scaled_total(counts, posts=len(rows)).backward()
+            if not self._model.fitted_alone:
+                losses.scaled_total(counts, posts=len(rows)).backward()
             means += torch.stack(
                 [losses.mean(name).detach() * (losses.count(name) / max(counts[name], 1)) for name in self._reported]
             )
-        self._ranks.sum_gradients(self._model.parameters())
         self._ranks.all_reduce(means)
+        if self._model.fitted_alone:
+            return means, counts
+        self._ranks.sum_gradients(self._model.parameters())
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         self._optimizer.step()

@@ -82,7 +82,7 @@ def finish_run(run: Run, model: Model, result: TrainResult, wall: float) -> None
             "epochs": result.epochs,
             "validation": result.validation,
             "temperature": result.temperature,
-            "state": "finished" if result.epochs == model.config.epochs else "stopped early",
+            "state": "finished" if result.epochs == model.most_epochs else "stopped early",
             "train_seconds": result.seconds,
             "wall_seconds_of_last_start": wall,
         }

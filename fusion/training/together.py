@@ -23,6 +23,7 @@ from fusion.models.objective import objective_of
 from fusion.models.pooled.dropout import Dropout, fill_mask
 from fusion.models.pooled.vectors import PooledModel
 from fusion.models.precision import precision
+from fusion.models.registry import model_class
 from fusion.names import pooled_models
 from fusion.run import Run
 from fusion.run_files import TrainingState
@@ -43,7 +44,7 @@ _SHARED = ("model", "width", "layers", "label_rule", "batch_size", "views", "pre
 
 def shared_by(config: Config) -> tuple[Any, ...] | None:
     """What configurations must have alike to be trained at once; None for one that is trained alone."""
-    if config.model not in pooled_models() or config.ema:
+    if config.model not in pooled_models() or config.ema or model_class(config.model).fitted_alone:
         return None
     return tuple(getattr(config, name) for name in _SHARED)
 

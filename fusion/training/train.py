@@ -178,7 +178,7 @@ def _train(
         average.resume(state.epoch * training.steps)
     display = Display(
         run,
-        epochs=config.epochs,
+        epochs=model.most_epochs,
         steps=training.steps,
         done=state.epoch,
         best_score=state.best_score,
@@ -189,7 +189,7 @@ def _train(
 
     # Loop.
     with display:
-        while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
+        while state.epoch < model.most_epochs and state.epoch - state.best_epoch < config.patience:
             epoch, waited = state.epoch + 1, features.waited
             begun = time.perf_counter()
             line: EpochMetrics = {"epoch": epoch, **training.run(epoch, partial(_step, display, run, state, stop))}

@@ -10,7 +10,20 @@ import torch
 from torch import nn
 
 from fusion.config import load_config
-from fusion.explanation.attribution import attention_rollout, decisive_rows, head_weights, roll_out, support, trace
+from fusion.evaluation.evaluate import evaluate
+from fusion.evaluation.predict import log_probabilities
+from fusion.explanation.attribution import (
+    METHODS,
+    attention_rollout,
+    decisive_rows,
+    head_weights,
+    roll_out,
+    support,
+    trace,
+)
+from fusion.explanation.explain import explain_cached
+from fusion.inference.export import export
+from fusion.inference.predictor import Predictor
 from fusion.models import fast_losses as fast
 from fusion.models.standardised import Standardised
 from fusion.run import Run
@@ -18,7 +31,7 @@ from fusion.training.build import new_model
 from fusion.training.epoch import drop_modalities
 from fusion.training.train import train
 from pipeline.common.errors import InputError
-from tests.fusion import test_model
+from tests.helpers.agreement import assert_agrees
 from tests.helpers.fast import assert_equals_the_clear_path, encode
 from tests.helpers.models import (
     BASE,
@@ -33,8 +46,9 @@ from tests.helpers.models import (
     features_of,
     model_of,
 )
+from tests.helpers.predictions import TOLERANCE, raw, values
 from tests.helpers.toy import ToyText, write_cache
-from tests.helpers.training import CPU, TINY
+from tests.helpers.training import CPU, TINY, trained
 
 ALL = ("standardise=true", "pooled_product=true", "input_dropout=0.4", "label_smoothing=0.1")
 KEPT = {width: [0.0 if k % 3 == 1 else 5 / 3 for k in range(width)] for width in (TEXT_WIDTH, CHANNELS)}
@@ -63,17 +77,10 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("settings", DROPPED.values(), ids=DROPPED)
-def test_features_are_dropped_before_eqs_4_and_6_in_both_passes(settings, monkeypatch):
+def test_features_are_dropped_before_eqs_4_and_6_in_both_passes(settings):
     """Against the oracle: logits, words to mask, losses and gradients."""
     kept = {"text_kept": tuple(KEPT[TEXT_WIDTH]), "image_kept": tuple(KEPT[CHANNELS])}
-    oracle_of = test_model.oracle_of
-
-    def dropping(model, batch):
-        parameters, options, posts = oracle_of(model, batch)
-        return parameters, replace(options, **kept), posts
-
-    monkeypatch.setattr(test_model, "oracle_of", dropping)
-    test_model.assert_agrees(with_fixed_dropout(*settings), batch_of(SHORT, m=FEW))
+    assert_agrees(with_fixed_dropout(*settings), batch_of(SHORT, m=FEW), **kept)
 
 
 @pytest.mark.parametrize("settings", DROPPED.values(), ids=DROPPED)
@@ -229,3 +236,38 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         load_config(settings=settings)
+
+
+@pytest.fixture(scope="module")
+def regularised(drawn_cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("regularised")
+    return trained(drawn_cache, folder / "run", *ALL, "modality_dropout=0.3", "epochs=2")
+
+
+def test_a_run_with_all_of_them_is_evaluated_explained_and_predicts(
+    regularised, drawn_cache, drawn_posts, image_encoder, text_encoder, tmp_path
+):
+    export(regularised, tmp_path / "out")
+    model, exported = regularised.load_model(CPU), Run(tmp_path / "out")
+    result = evaluate(regularised, CPU)
+    assert result["posts_used"] == len(drawn_cache.rows("test"))
+    for method in METHODS:
+        for explanation in explain_cached(model, drawn_cache, drawn_cache.rows("test")[:2], CPU, text_encoder, method):
+            assert float(explanation.pieces.sum() + explanation.patches.sum()) == pytest.approx(1, abs=1e-4)
+    here, there = (
+        Predictor(run, run.load_model(CPU), image_encoder, text_encoder, CPU) for run in (regularised, exported)
+    )
+    whole = [raw(post) for post in drawn_posts[:3]]
+    posts = [*whole, *(replace(post, image=None) for post in whole), *(replace(post, text=None) for post in whole)]
+    answers = values(here.predict(posts))
+    assert values(there.predict(posts)).tolist() == answers.tolist()
+    np.testing.assert_allclose(answers.sum(axis=1), 1)
+    row = drawn_cache.ids.index(drawn_posts[0].id)
+    cached = np.exp(log_probabilities(model, drawn_cache, np.array([row]), CPU))
+    np.testing.assert_allclose(answers[:1], cached, atol=TOLERANCE)
+
+
+@pytest.mark.long
+def test_its_onnx_file_says_the_same(regularised, tmp_path):
+    export(regularised, tmp_path / "out", onnx=True)  # refuses a file whose logits differ
+    assert (tmp_path / "out" / "model.onnx").is_file()

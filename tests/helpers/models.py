@@ -74,10 +74,10 @@ def batch_of(lengths: list[int], seed: int = 0, m: int = PATCHES) -> Batch:
     return random_batch(lengths, m=m, channels=CHANNELS, width=TEXT_WIDTH, seed=seed)
 
 
-def oracle_of(model: FusionModel, batch: Batch):
-    """The oracle's parameters and settings, and the batch's posts without their padding."""
+def oracle_of(model: FusionModel, batch: Batch, **more):
+    """The oracle's parameters and settings, `more` among them, and the batch's posts without their padding."""
     names = [field.name for field in fields(oracle.Settings) if field.name in type(model.config).model_fields]
-    options = oracle.Settings(**{name: getattr(model.config, name) for name in names}, prior=PRIOR)
+    options = oracle.Settings(**{name: getattr(model.config, name) for name in names}, prior=PRIOR, **more)
     parameters = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     parameters |= dict(model.named_buffers())
     posts = [

@@ -6,6 +6,7 @@ words and patches say one by one (docs/results.md).
 
 from itertools import pairwise
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,11 +48,18 @@ class PooledModel(base.Model):
 
     def fit(self, cache: Cache, features: Features | None = None) -> None:
         """Take mean and deviation of both vectors from the training posts, of all views that training shows."""
+        texts, images = self.training_vectors(cache, features)
+        self.text_vector.fit(texts)
+        self.image_vector.fit(images.reshape(-1, images.shape[2]))
+
+    def training_vectors(self, cache: Cache, features: Features | None) -> tuple[np.ndarray, np.ndarray]:
+        """The training posts' vectors of the text, (N, D_p), and of the views of the image that training shows,
+        (V, N, P).
+        """
         rows, views = cache.rows("train"), cache.views if self.config.views == "sample" else 1
         store = features if isinstance(features, PooledStore) else PooledStore(cache, rows, views=views)
         texts, images = store.vectors(rows)
-        self.text_vector.fit(texts)
-        self.image_vector.fit(images[:views].reshape(-1, images.shape[2]))
+        return texts, images[:views]
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The standardised vectors of text and image, (B, D) and (B, C); 0, their mean, where a post lacks one."""
