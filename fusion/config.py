@@ -68,7 +68,8 @@ class Config(BaseModel):
     modality_dropout: Fraction = 0.0
 
     # Beyond the paper, of a cache with several views: train on a random one each epoch, predict with the mean over all
-    views: Literal["first", "sample"] = "first"
+    # auto: sample where the cache has several
+    views: Literal["first", "sample", "auto"] = "first"
 
     # The masked-language loss
     mlm: bool = True  # the fusion model's alone: with a baseline it is always false
@@ -81,7 +82,9 @@ class Config(BaseModel):
     validate_mlm: bool = False  # also report the loss of eq 25 on validation
 
     # The sentiment head and its loss, beyond the paper: label_rule.py and logit_adjustment.py in fusion/models/
-    label_rule: bool = False  # predict the text's and the image's own label, and derive the post's by the label rule
+    # Predict the text's and the image's own label, and derive the post's by the label rule; auto: where the cache has
+    # MVSA's labels of both
+    label_rule: bool | Literal["auto"] = False
     auxiliary_weight: Weight = 0.5  # weight of the two modality heads' auxiliary loss
     logit_adjustment: Weight = 0.0  # tau, strength of the adjustment towards rare classes; 0 disables it
     # What a training post weighs: each alike, each class alike, or given by class, {hateful: 2}, others 1
@@ -128,7 +131,7 @@ class Config(BaseModel):
             raise ValueError(
                 "mask_choice: no image to choose words by when modalities is text; set mask_choice to random"
             )
-        if self.modalities == "text" and self.views == "sample":
+        if self.modalities == "text" and self.views != "first":
             raise ValueError("views: no image to see when modalities is text; leave it at first")
         if self.modalities != "both" and self.modality_dropout:
             raise ValueError("modality_dropout: needs modalities both")
@@ -136,6 +139,11 @@ class Config(BaseModel):
             if self.modalities != "both" and getattr(self, name):
                 raise ValueError(f"{name}: needs modalities both")
         return self
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no setting is left to the cache that is trained on."""
+        return "auto" not in (self.label_rule, self.views)
 
     @property
     def has_objective(self) -> bool:

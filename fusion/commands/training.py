@@ -121,6 +121,7 @@ def train(
     console: Console,
 ) -> None:
     """Train the fusion model or a baseline from a cache; write a run folder. torchrun uses several GPUs or hosts."""
+    from fusion.data.requirements import settled
     from fusion.run import Run
     from fusion.training import train as training
     from fusion.training.allocator import keep_memory
@@ -139,6 +140,7 @@ def train(
     chosen = local_device(console.device(device))
     execution = training.ExecutionOptions(cache_in, remember << 20, micro_batch, checkpointing, tensorboard)
     cache = open_with_splits(cache_dir, target, splits, allow_unmatched, console)
+    config = settled(config, cache)
     keep_memory()
     with ranks(chosen) as here, graceful_shutdown() as stop:
         say = console.say if here.is_main else lambda line: None

@@ -10,8 +10,19 @@ from pipeline.posts.labels import MODALITY_TARGETS
 from pipeline.posts.mvsa import LABELS
 
 
+def settled(config: Config, cache: Cache) -> Config:
+    """The configuration with what it leaves to the cache: the label rule and the views where they are `auto`."""
+    left: dict[str, bool | str] = {}
+    if config.label_rule == "auto":
+        left["label_rule"] = not lacks_modality_labels(cache)
+    if config.views == "auto":
+        left["views"] = "sample" if cache.views > 1 else "first"
+    return config.model_copy(update=left)
+
+
 def require_trainable(cache: Cache, config: Config) -> None:
     """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels."""
+    config = settled(config, cache)
     if config.modalities != "text" and config.model != OWN:
         unless = " unless modalities is text" if config.model == "fusion" else ""
         require_images(cache.fingerprint, cache.folder, f"the model {config.model} needs images{unless}")
@@ -50,18 +61,25 @@ def require_all_classes(cache: Cache) -> None:
 
 
 def require_modality_labels(cache: Cache) -> None:
-    """Raises InputError if the classes are not those of MVSA's label rule, or if the training posts have no label of
-    the text, or none of the image, to learn from.
+    """Raises InputError if the label rule has nothing to learn from."""
+    if problem := lacks_modality_labels(cache):
+        raise InputError(f"{cache.folder}: {problem}")
+
+
+def lacks_modality_labels(cache: Cache) -> str:
+    """Why the label rule has nothing to learn from, empty if it has: the classes are not those of MVSA's rule, or the
+    training posts have no label of the text, or none of the image.
     """
     if cache.label_names != LABELS:
-        raise InputError(
-            f"{cache.folder}: label_rule is MVSA's rule for {', '.join(LABELS)}, in this order; the target "
-            f"{cache.target!r} has {', '.join(cache.label_names[:20])}; set label_rule to false"
+        return (
+            f"label_rule is MVSA's rule for {', '.join(LABELS)}, in this order; the target {cache.target!r} has "
+            f"{', '.join(cache.label_names[:20])}; set label_rule to false"
         )
     known = modality_labels_of(cache, cache.rows("train")) >= 0
     for column, name in enumerate(MODALITY_TARGETS):
         if not known[:, column].any():
-            raise InputError(
-                f"{cache.folder}: {name} is unknown of all training posts, and label_rule learns from it; "
+            return (
+                f"{name} is unknown of all training posts, and label_rule learns from it; "
                 "extract from a manifest that has it (`prepare` writes it for MVSA), or set label_rule to false"
             )
+    return ""

@@ -115,7 +115,7 @@ def _groups(fits: list[TableRun], spec: TableSpec) -> list[list[TableRun]]:
     groups: list[list[TableRun]] = []
     open_groups: dict[str, list[TableRun]] = {}
     for fit in fits:
-        alone = fit.row.kind != "trained" or not shared_by(spec.config(fit.row, 0))
+        alone = fit.row.kind != "trained" or not shared_by(fit.row.config(spec.base))
         group = None if alone else open_groups.get(fit.row.key)
         if group is None or len(group) == together(counts[fit.row.key], spec.jobs):
             group = []
@@ -139,7 +139,8 @@ def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[list[Ta
                 caches[fit.fold] = trainer.cache.with_splits(fit.fold) if fit.fold else trainer.cache
                 sources[fit.fold] = source_of(caches[fit.fold])
         if group[0].row.kind == "trained":
-            runs = [(_run(fit, spec), spec.config(fit.row, fit.seed or 0), caches[fit.fold]) for fit in group]
+            configs = [spec.config(fit.row, fit.seed or 0, caches[fit.fold]) for fit in group]
+            runs = [(_run(fit, spec), config, caches[fit.fold]) for fit, config in zip(group, configs, strict=True)]
             trainer.train_all(runs, stop)
         for fit in group:
             cache, run = caches[fit.fold], _run(fit, spec)
@@ -209,7 +210,7 @@ def _require_same(fit: TableRun, spec: TableSpec, cache: Cache, source: dict[str
     """
     run, answers = _run(fit, spec), fit.folder(spec.out) / ANSWERS
     if fit.row.kind == "trained" and run.finished:
-        before, now = run.config.model_dump(), spec.config(fit.row, fit.seed or 0).model_dump()
+        before, now = run.config.model_dump(), spec.config(fit.row, fit.seed or 0, cache).model_dump()
         difference = next((f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]), None)
         difference = difference or first_difference(run.metadata["fingerprint"], cache.fingerprint)
         difference = difference or run.difference_to(cache)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion.config import Config
-from fusion.data.requirements import require_trainable
+from fusion.data.requirements import require_trainable, settled
 from fusion.experiments.tables.rows import STUDY, Row, rows_of
 from fusion.experiments.tables.study_rows import study_rows
 from pipeline.cache.reader import Cache
@@ -62,14 +62,15 @@ class TableSpec:
                 rows.append(row)
         return rows, left_out
 
-    def config(self, row: Row, seed: int) -> Config:
-        """A row's configuration; the quick budget has half of its epochs, over which a schedule runs its whole course.
+    def config(self, row: Row, seed: int, cache: Cache) -> Config:
+        """A row's configuration for a cache; the quick budget has half of its epochs, over which a schedule runs its
+        whole course.
 
         Raises InputError where the base excludes the row's settings.
         """
         config = row.config(self.base)
         epochs = -(-config.epochs // 2) if self.budget == "quick" else config.epochs
-        return config.model_copy(update={"seed": seed, "epochs": epochs})
+        return settled(config, cache).model_copy(update={"seed": seed, "epochs": epochs})
 
 
 @dataclass(frozen=True)

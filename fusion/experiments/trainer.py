@@ -10,6 +10,7 @@ import torch
 
 from fusion.config import Config
 from fusion.data.pooled_store import PooledStore
+from fusion.data.requirements import settled
 from fusion.models.precision import resolved
 from fusion.names import pooled_models
 from fusion.run import Run
@@ -71,6 +72,7 @@ class Trainer:
 
         `on_epoch` is also called for epochs trained before a restart: the killed process may not have reported them.
         """
+        config = settled(config, cache or self.cache)
         cache = run.resume_or_start(config, cache or self.cache, same_splits=True)
         for line in run.metrics():
             on_epoch(line)

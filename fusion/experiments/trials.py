@@ -9,6 +9,7 @@ import torch
 from optuna.storages.journal import JournalFileBackend
 
 from fusion.config import Config
+from fusion.data.requirements import settled
 from fusion.experiments.search_space import RepeatableSampler, Space, configured, draw, optuna
 from fusion.experiments.sweep_results import (
     SCORE,
@@ -82,7 +83,7 @@ def attempt(
     """
     reporter = TrialReporter(study, number)
     try:
-        config = configured(spec.base, draw(reporter.trial, space))
+        config = settled(configured(spec.base, draw(reporter.trial, space)), trainer.cache)
         score = trainer.train(Run(trial_folder(spec.out, number)), config, reporter.on_epoch, stop=stop)
     except optuna.TrialPruned:
         reporter.pruned()
@@ -107,7 +108,7 @@ def attempt_all(
     for number in numbers:
         reporter, run = TrialReporter(study, number), Run(trial_folder(spec.out, number))
         try:
-            config = configured(spec.base, draw(reporter.trial, space))
+            config = settled(configured(spec.base, draw(reporter.trial, space)), trainer.cache)
             shared = None if run.finished or run.failure else shared_by(config)
             if shared:
                 cache = run.resume_or_start(config, trainer.cache, same_splits=True)

@@ -30,6 +30,8 @@ def build_model(
     `word_embeddings` are the fusion model's, for `tie_mlm_head`. Raises ValueError naming the setting if config and
     dimensions don't fit.
     """
+    if not config.is_settled:
+        raise ValueError("label_rule, views: auto is for training, which writes what it came to")
     if problem := unequal_widths(config, dimensions.channels, dimensions.image_vector_width):
         raise ValueError(problem)
     own = {"word_embeddings": word_embeddings} if config.model == FUSION else {}

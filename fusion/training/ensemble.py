@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fusion.config import Config
-from fusion.data.requirements import require_trainable
+from fusion.data.requirements import require_trainable, settled
 from fusion.evaluation.calibration import calibrate, log_loss
 from fusion.evaluation.metrics import score
 from fusion.evaluation.predict import mean_of_members, member_logs
@@ -79,6 +79,7 @@ def train_ensemble(
     cache = (cache if isinstance(cache, Cache) else Cache(cache)).with_used_names()
     run = run if isinstance(run, Run) else Run(run)
     chosen = resolve_device(device) if isinstance(device, str) else device
+    config = settled(config, cache)
     require_trainable(cache, config)
     if config.mlm and text_encoder is None:
         text_encoder = masking_encoder(cache, chosen, config)

@@ -19,7 +19,7 @@ from fusion.config import Config
 from fusion.data.batches import read_batch
 from fusion.data.feature_store import Features, FeatureStore, Location
 from fusion.data.pooled_store import PooledStore
-from fusion.data.requirements import require_trainable
+from fusion.data.requirements import require_trainable, settled
 from fusion.models.base import Model
 from fusion.models.objective import objective_of
 from fusion.models.own import as_model, ready
@@ -98,7 +98,7 @@ def train(
     if isinstance(model, Config) and config is not None:
         raise InputError("config: only for a module of your own; the settings are those of the second argument")
     own = None if isinstance(model, Config) else model
-    settings = model if isinstance(model, Config) else as_model(model, cache, config).config
+    settings = settled(model if isinstance(model, Config) else as_model(model, cache, config).config, cache)
     require_trainable(cache, settings)
     if settings.mlm and text_encoder is None:
         text_encoder = masking_encoder(cache, chosen, settings)

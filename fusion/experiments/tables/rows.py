@@ -47,7 +47,7 @@ def rows_of(table: str, base: Config, *, extra: bool = True, with_baselines: boo
     """
     rows = {"2": _table_2, "3": _table_3, "4": _table_4, "beyond": _beyond}[table](base)
     if extra:
-        rows += [*_EXTRA.get(table, []), *([_best()] if table == "2" else [])]
+        rows += [*_EXTRA.get(table, []), *(_presets() if table == "2" else [])]
     if with_baselines:
         rows += [
             Row(name, model_class(name).title, {"model": name}, _BASELINES.get(name, {}), group="same frozen features")
@@ -125,10 +125,14 @@ def _beyond(base: Config) -> list[Row]:
     return [full, *(Row(*option, group=_BEYOND) for option in options)]
 
 
-def _best() -> Row:
-    """What the preset `best` changes in the one that it was chosen with, over any base."""
-    best, start = load_config("best").model_dump(), load_config("packaged").model_dump()
-    return Row("best", "preset best", {key: best[key] for key in best if best[key] != start[key]}, group=_BEYOND)
+def _presets() -> list[Row]:
+    """What the preset `packaged-fast` changes in the one it was chosen with, over any base, and the preset `best`."""
+    fast, start, best = (load_config(name).model_dump() for name in ("packaged-fast", "packaged", "best"))
+    changes = {key: fast[key] for key in fast if fast[key] != start[key]}
+    return [
+        Row("packaged-fast", "preset packaged-fast", changes, group=_BEYOND),
+        Row("best", "preset best", {key: best[key] for key in best if key != "seed"}, group=_BEYOND),
+    ]
 
 
 _BEYOND = "beyond the paper"
