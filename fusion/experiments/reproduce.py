@@ -159,7 +159,7 @@ def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterato
     """Yield the paper's rows first; within a group finish one seed for all rows before the next, so that a partial
     table is comparable.
     """
-    rows = [row for row in rows if row.kind != "shuffled"]
+    rows = [row for row in rows if row.kind not in ("shuffled", "ensemble")]  # made of the others'
     for group in dict.fromkeys(row.group for row in rows):
         for seed in range(spec.seeds):
             for row in rows:
