@@ -12,6 +12,8 @@ from fusion.experiments.tables.markdown import Line, reference_title
 from fusion.experiments.tables.rows import FULL
 from pipeline.common.files import write_bytes
 
+_LONGEST = 60  # characters of a title, for which the figure has room
+
 
 def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) -> bool:
     """Accuracy minus the full model's, in points, a row a line; False, and no file, if there is none to compare."""
@@ -46,5 +48,6 @@ def draw_differences(result: dict[str, Any], lines: Sequence[Line], path: Path) 
 
 
 def _as_written(title: str) -> str:
-    """A title with its dollar signs, which would begin a formula."""
-    return title.replace("$", r"\$")
+    """A title that fits, with its dollar signs, which would begin a formula."""
+    short = title if len(title) <= _LONGEST else f"{title[: _LONGEST - 3]}..."
+    return short.replace("$", r"\$")
