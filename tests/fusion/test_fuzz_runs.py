@@ -138,9 +138,9 @@ def test_the_card_escapes_what_a_run_says(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     for kind in ("image", "text"):
-        facts["fingerprint"][kind] |= {"name": "<b>|x`", "weights_sha256": "`<i>"}
+        facts["fingerprint"][kind] |= {"name": "<b>|x`", "weights_sha256": "`<i>", "licence": "<u>|mit"}
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     card = model_card(Run(tmp_path / "run"), None)
-    assert "| image | &lt;b&gt;\\|x\\` | \\`&lt;i&gt; |" in card
-    assert "<b>" not in card
-    assert "<i>" not in card
+    licence = "&lt;u&gt;\\|mit (has terms of its own; read them first)"
+    assert f"| image | &lt;b&gt;\\|x\\` | {licence} | \\`&lt;i&gt; |" in card
+    assert not any(tag in card for tag in ("<b>", "<i>", "<u>"))

@@ -31,6 +31,9 @@ class ToyTokenizer:
     def __init__(self, cache):
         self.lengths = {text: int(length) for text, length in zip(cache.texts, cache.lengths, strict=True)}
 
+    def normalized(self, text):
+        return text
+
     def spans(self, text):
         return [(0, 0), *((i, i + 1) for i in range(self.lengths[text] - 2)), (0, 0)]
 
