@@ -62,7 +62,7 @@ def test_all_are_compared_with_the_first_row(whole):
     text = (whole[0] / "table-study.md").read_text()
     assert "minus linear probe, both: accuracy" in text
     assert "| **linear probe, both** |" in text
-    assert "the full model" not in text
+    assert "to the full model" not in text
 
 
 def test_an_ensemble_is_the_mean_of_the_probabilities_of_all_seeds(whole):
