@@ -90,13 +90,15 @@ def sweep(
             for number in group:
                 say(describe_trial(study, number))
 
-        numbers = _trials_to_run(study, trials)
-        groups = _grouped(numbers, together(trials - finished, spec.jobs) if shared_by(spec.base) else 1)
+        at_once = together(trials, spec.jobs) if shared_by(spec.base) and ray is None else 1
+        groups = _trials_to_run(study, trials, at_once)
         try:
             if ray is not None:
                 from fusion.experiments.sweep_ray import run_on_ray
 
-                run_on_ray(ray, study, numbers, spec, space, lambda number: ended([number]))
+                run_on_ray(
+                    ray, study, itertools.chain.from_iterable(groups), spec, space, lambda number: ended([number])
+                )
             elif spec.jobs == 1:
                 for group in groups:
                     attempt_all(study, group, spec, space, trainer, stop)
@@ -115,17 +117,14 @@ def sweep(
         return result
 
 
-def _trials_to_run(study: "optuna.Study", trials: int) -> Iterator[int]:
-    """The trials to run: first those that a kill interrupted, then new ones, each created just before it begins."""
-    yield from [trial.number for trial in study.trials if not trial.state.is_finished()]
-    while len(study.get_trials(deepcopy=False)) < trials:
-        yield study.ask().number
-
-
-def _grouped(numbers: Iterator[int], size: int) -> Iterator[list[int]]:
-    """The numbers in groups of so many, each taken when it is asked for."""
-    while group := list(itertools.islice(numbers, size)):
-        yield group
+def _trials_to_run(study: "optuna.Study", trials: int, at_once: int) -> Iterator[list[int]]:
+    """The trials to run, so many at once: first those that a kill interrupted, then new ones, each created just before
+    it begins.
+    """
+    interrupted = [trial.number for trial in study.trials if not trial.state.is_finished()]
+    yield from (interrupted[start : start + at_once] for start in range(0, len(interrupted), at_once))
+    while (asked := len(study.get_trials(deepcopy=False))) < trials:
+        yield [study.ask().number for _ in range(min(at_once, trials - asked))]
 
 
 def _begin(spec: SweepSpec, space: Space) -> Callable[[list[int]], None]:

@@ -1,6 +1,7 @@
 """A sweep: its table, its best, its pruning; a kill changes nothing; processes share trials and the mapped cache."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from benchmarks.cache import memory_of_readers
 from fusion.config import load_config
@@ -20,6 +22,7 @@ from fusion.experiments import trials
 from fusion.experiments.search_space import configured, read_space
 from fusion.experiments.trainer import Trainer
 from fusion.run import Run
+from fusion.training.train import train
 from pipeline.common.errors import Diverged, InputError
 from tests.helpers.commands import ROOT, invoke, refused
 from tests.helpers.processes import lines_in, wait_until
@@ -153,6 +156,57 @@ def test_a_kill_between_any_two_epochs_or_before_the_score_is_told_changes_no_tr
         break
     assert len(stops) > 60
     assert rows_of(out) == rows_of(whole[0])
+
+
+POOLED = load_config(settings=("model=concat", "width=7", "layers=1", "epochs=3", "batch_size=16"))
+
+
+def test_pooled_models_are_trained_several_at_a_time_and_as_they_are_alone(cache, space_file, tmp_path, monkeypatch):
+    groups, original = [], Trainer.train_members
+
+    def watched(self, members, stop=None):
+        groups.append([int(member.run.folder.name.removeprefix("trial-")) for member in members])
+        original(self, members, stop)
+
+    monkeypatch.setattr(Trainer, "train_members", watched)
+    space, spec = read_space(space_file, POOLED), sweeping.SweepSpec(cache.folder, tmp_path / "sweep", POOLED, "cpu")
+    sweeping.sweep(spec, space, 13)
+    assert sorted(itertools.chain.from_iterable(groups)) == list(range(13))
+    assert max(map(len, groups)) > 1  # the groups of 7 and 6 are split by their number of layers
+    for row in rows_of(spec.out)[:3]:
+        config = configured(POOLED, {key: yaml.safe_load(row[key]) for key in ("lr", "layers", "schedule")})
+        alone = train(cache, config, tmp_path / row["trial"], "cpu", quiet=True)
+        assert alone.validation["weighted_f1"] == pytest.approx(float(row["val_weighted_f1"]), abs=0.05)
+
+
+def test_a_kill_amid_trials_that_are_trained_at_once_changes_none(cache, space_file, tmp_path, monkeypatch):
+    space = read_space(space_file, POOLED)
+    sweeping.sweep(sweeping.SweepSpec(cache.folder, tmp_path / "whole", POOLED, "cpu"), space, 13)
+    stops, on_epoch, ended = [], trials.TrialReporter.on_epoch, trials.TrialReporter.ended
+
+    def stop_once(place):
+        if place not in stops:
+            stops.append(place)
+            raise KeyboardInterrupt
+
+    def stopped_on_epoch(self, line):
+        stop_once((self._number, line["epoch"]))
+        on_epoch(self, line)
+
+    def stopped_ended(self, end):
+        stop_once((self._number, "ended"))
+        ended(self, end)
+
+    monkeypatch.setattr(trials.TrialReporter, "on_epoch", stopped_on_epoch)
+    monkeypatch.setattr(trials.TrialReporter, "ended", stopped_ended)
+    for _ in range(200):
+        try:
+            sweeping.sweep(sweeping.SweepSpec(cache.folder, tmp_path / "killed", POOLED, "cpu"), space, 13)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert len(stops) > 30
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
 
 
 def planted(cache, space_file, out, monkeypatch, scores, trials):
