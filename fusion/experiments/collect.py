@@ -103,11 +103,11 @@ def _parts(
 
 
 def _of_mean(members: list[Row], spec: TableSpec, folds: list[Path | None], ids: list[str]) -> str | list[int] | None:
-    """What the mean of the members' probabilities, over all seeds, predicts; None while one is missing."""
+    """What the mean of the members' probabilities, over all finished seeds, predicts; None while one has none."""
     means = []
     for row in members:
-        each = [_parts(row, seed, spec, folds, ids, "probabilities") for seed in range(spec.seeds)]
-        if not all(each):
+        seeds = (_parts(row, seed, spec, folds, ids, "probabilities") for seed in range(spec.seeds))
+        if not (each := [parts for parts in seeds if parts]):
             return None
         means.append(np.mean([np.concatenate([part["probabilities"] for part in parts]) for parts in each], axis=0))
     mean = np.mean(means, axis=0)

@@ -12,7 +12,7 @@ from tests.helpers.toy import FINGERPRINT, write_cache
 
 COMMANDS = (
     *("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "sweep", "evaluate"),
-    *("reproduce", "table", "folds", "explain", "report", "predict", "export", "serve"),
+    *("ensemble", "reproduce", "study", "table", "folds", "explain", "report", "predict", "export", "serve"),
 )
 
 
