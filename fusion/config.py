@@ -101,6 +101,7 @@ class Config(BaseModel):
     ema: Fraction = 0.0  # decay of the moving average of the weights that is validated and kept; 0: the weights
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     patience: Annotated[int, Field(ge=1, le=100_000)] = 5  # epochs without a better validation weighted F1
+    keep: Literal["best", "last"] = "best"  # which epoch's weights: of the best validation weighted F1, or the last's
     # bfloat16: autocast over float32 weights; auto: bfloat16 where the hardware has it, else float32
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -171,7 +171,7 @@ class _Training:
             "validation_seconds": validated,
             "waiting_share": 0.0,
         }
-        better = line["val_weighted_f1"] > self.state.best_score
+        better = self.member.config.keep == "last" or line["val_weighted_f1"] > self.state.best_score
         found = {"best_epoch": line["epoch"], "best_score": line["val_weighted_f1"]} if better else {}
         self.state = self.state.model_copy(update={"epoch": line["epoch"], **found})
         self.lines.append(line)

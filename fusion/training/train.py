@@ -203,7 +203,7 @@ def _train(
                 "waiting_share": (features.waited - waited) / (ended - begun),
                 **(reencoder.pop_stats() if reencoder else {}),
             }
-            better = line["val_weighted_f1"] > state.best_score
+            better = config.keep == "last" or line["val_weighted_f1"] > state.best_score
             best = {"best_epoch": epoch, "best_score": line["val_weighted_f1"]} if better else {}
             state = state.model_copy(update={"epoch": epoch, **best})
             if ranks.is_main:
