@@ -10,6 +10,7 @@ import torch
 from fusion.checkpoint import saved_epoch
 from fusion.config import load_config
 from fusion.experiments.reproduce import TableSpec, reproduce
+from fusion.experiments.trainer import Trainer
 from fusion.experiments.search_space import read_space
 from fusion.experiments.sweep import sweep
 from fusion.experiments.trials import SweepSpec
@@ -118,16 +119,15 @@ def test_certainty_beyond_a_float_is_a_finite_loss(cache, tmp_path):
 
 
 def test_a_row_that_diverges_is_named_in_the_table_and_the_others_stand(cache, tmp_path, monkeypatch):
-    from fusion.experiments import reproduce as module
+    train_all = Trainer.train_all
 
-    trained = module._trained
+    def planted(self, runs, stop=None):
+        for run, _, _ in runs:
+            if "separate" in run.folder.parts:
+                run_of(run.folder, cache, *SETTINGS, *NAN)
+        return train_all(self, runs, stop)
 
-    def planted(fit, *rest):
-        if fit.row.key == "separate":
-            run_of(fit.folder(tmp_path / "table"), cache, *SETTINGS, *NAN)
-        return trained(fit, *rest)
-
-    monkeypatch.setattr(module, "_trained", planted)
+    monkeypatch.setattr(Trainer, "train_all", planted)
     spec = TableSpec(cache.folder, tmp_path / "table", "2", load_config(settings=SETTINGS), "cpu", seeds=1)
     result = reproduce(spec)
     (failed,) = result["failed"]

@@ -201,6 +201,9 @@ def experiments(made, cache, out):
     table = ("reproduce", cache, "--table", 2, "--seeds", 1, *options, *CPU)
     made(*table, "--out", out / "TABLES")
     made("table", out / "TABLES" / "table-2.json", "--out", out / "TABLES")
+    rows = "probe,concat+width=7+epochs=1"
+    studied = ("--models", rows, "--ensemble", rows.split(",")[1], "--seeds", 1)
+    made("study", cache, *studied, *CPU, "--out", out.parent / "studied" / "TABLES")
     made(*table, *settings("lr=1e30", "clip_norm=null"), "--out", out.parent / "diverged" / "TABLES")
 
 

@@ -86,7 +86,7 @@ def test_models_that_need_equal_widths_say_so_and_name_those_that_do_not(name, t
         train(cache, load_config(settings=(f"model={name}",)), tmp_path / "run", CPU, quiet=True)
     assert str(caught.value) == (
         f"{tmp_path / 'cache'}: its patches are 11 wide and its pooled vectors 2, and the model {name} needs both "
-        "alike (eq 3); use concat, concat-product, product, or extract with image_pooled=mean or cls"
+        "alike (eq 3); use concat, concat-product, product, stacked, or extract with image_pooled=mean or cls"
     )
 
 

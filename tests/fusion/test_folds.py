@@ -33,7 +33,7 @@ def cache(tmp_path):
         hdf5.PostRecord(one.id, one.text_sha256, cache.records[40].image_sha256 if row == 41 else one.image_sha256)
         for row, one in enumerate(cache.records)
     ]
-    cache.texts, cache.records = found, records
+    vars(cache._of_posts).update(texts=found, records=records)
     return cache
 
 

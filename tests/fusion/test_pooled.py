@@ -174,7 +174,7 @@ def test_vectors_held_in_memory_give_the_logits_of_the_posts_themselves(name, te
 def test_the_vector_alone_reaches_the_logits(tmp_path):
     cache = write_cache(tmp_path / "cache", posts=20, text_pooled="model")
     model = new_model(cache, load_config(settings=(*BASE, "model=concat", "layers=1")), None).eval()
-    assert (model.dimensions.text_pooled, model.dimensions.vector_width) == (VECTOR, VECTOR)
+    assert (model.dimensions.text_pooled, model.dimensions.text_vector_width) == (VECTOR, VECTOR)
     batch = read_batch(cache, [4, 7], CPU)
     other = replace(batch, tokens=torch.zeros_like(batch.tokens), patches=torch.zeros_like(batch.patches))
     assert torch.equal(model(batch), model(other))

@@ -49,7 +49,7 @@ def test_a_shard_holds_the_described_datasets_in_the_described_form_and_no_other
     with h5py.File(folder / "cache" / "shard-00000.h5") as shard:
         assert datasets(shard) == described().keys()
         n = shard["/text/offsets"][-1]
-        shapes = {"(N, m, C)": (SHARD, M, C), "(N, C)": (SHARD, C), "(sum of n, D)": (n, D), "(sum of n,)": (n,),
+        shapes = {"(N, m, C)": (SHARD, M, C), "(N, P)": (SHARD, C), "(sum of n, D)": (n, D), "(sum of n,)": (n,),
                   "(N + 1,)": (SHARD + 1,), "(N,)": (SHARD,),
                   "(N, D_p)": (SHARD, D)}  # fmt: skip
         for name, form in described().items():

@@ -142,7 +142,7 @@ def as_version_1(folder):
 
 @pytest.mark.parametrize("modality_labels", [True, False])
 def test_an_index_of_version_1_opens_and_is_the_same_cache(modality_labels, tmp_path):
-    new = write_cache(tmp_path / "cache", modality_labels=modality_labels)
+    new = write_cache(tmp_path / "cache", modality_labels=modality_labels, text_pooled="")
     labels = {name: (one.names, one.codes.tolist()) for name, one in new.index.targets.items()}
     records, texts = new.records, new.texts
     as_version_1(new.folder)
