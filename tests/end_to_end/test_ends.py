@@ -10,9 +10,9 @@ import torch
 from fusion.checkpoint import saved_epoch
 from fusion.config import load_config
 from fusion.experiments.reproduce import TableSpec, reproduce
-from fusion.experiments.trainer import Trainer
 from fusion.experiments.search_space import read_space
 from fusion.experiments.sweep import sweep
+from fusion.experiments.trainer import Trainer
 from fusion.experiments.trials import SweepSpec
 from fusion.run import MODEL, Run
 from pipeline.common.errors import Diverged, InputError, Stopped, as_command
@@ -124,7 +124,8 @@ def test_a_row_that_diverges_is_named_in_the_table_and_the_others_stand(cache, t
     def planted(self, runs, stop=None):
         for run, _, _ in runs:
             if "separate" in run.folder.parts:
-                run_of(run.folder, cache, *SETTINGS, *NAN)
+                with pytest.raises(Diverged):
+                    run_of(run.folder, cache, *SETTINGS, *NAN)
         return train_all(self, runs, stop)
 
     monkeypatch.setattr(Trainer, "train_all", planted)

@@ -17,7 +17,7 @@ PARTS, OTHERS = "Parts of several files", "Files without fields"  # headings
 _PLACES = {
     "SPLIT": "(train|val|test)",
     "KEY": "[0-9a-f]{8}",
-    "TABLE": "(2|3|4|beyond)",
+    "TABLE": "(2|3|4|beyond|study)",
     "ROW": "[a-z0-9.-]+",
     "FIT": r"(seed-\d+(-fold-\d+)?|fit)",
     "TIME": r"[\d.]+",
