@@ -6,8 +6,8 @@ test split is read exactly once). A call resumes where a killed one stopped, in 
 runs of other tables. Models on pooled vectors are trained several at a time.
 """
 
+import itertools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
 from fusion.experiments.tables.rows import FULL, Row
 from fusion.experiments.tables.table_file import read_predictions
-from fusion.experiments.trainer import Trainer, together
+from fusion.experiments.trainer import Trainer, group_sizes
 from fusion.run import Run
 from fusion.training.together import shared_by
 from pipeline.cache.reader import Cache
@@ -111,18 +111,17 @@ def _failure(fit: TableRun, spec: TableSpec) -> dict[str, str]:
 
 def _groups(fits: list[TableRun], spec: TableSpec) -> list[list[TableRun]]:
     """The fits in groups that are made at once: of a row on pooled vectors several, of any other one at a time."""
-    counts = Counter(fit.row.key for fit in fits)
-    groups: list[list[TableRun]] = []
-    open_groups: dict[str, list[TableRun]] = {}
+    of_row: dict[str, list[TableRun]] = {}
     for fit in fits:
-        alone = fit.row.kind != "trained" or not shared_by(fit.row.config(spec.base))
-        group = None if alone else open_groups.get(fit.row.key)
-        if group is None or len(group) == together(counts[fit.row.key], spec.jobs):
-            group = []
-            groups.append(group)
-            open_groups[fit.row.key] = group
-        group.append(fit)
-    return groups
+        of_row.setdefault(fit.row.key, []).append(fit)
+    groups: list[list[TableRun]] = []
+    for same in of_row.values():
+        pooled = same[0].row.kind == "trained" and shared_by(same[0].row.config(spec.base))
+        left = iter(same)
+        sizes = group_sizes(len(same), spec.jobs) if pooled else [1] * len(same)
+        groups += (list(itertools.islice(left, size)) for size in sizes)
+    order = {id(fit): number for number, fit in enumerate(fits)}
+    return sorted(groups, key=lambda group: order[id(group[0])])
 
 
 def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[list[TableRun]], None]:

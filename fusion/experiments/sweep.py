@@ -27,7 +27,7 @@ from fusion.experiments.sweep_results import (
     summary,
     write_results,
 )
-from fusion.experiments.trainer import together
+from fusion.experiments.trainer import group_sizes
 from fusion.experiments.trials import JOURNAL, SweepSpec, attempt_all, open_study, trainer_of
 from fusion.run import Run
 from fusion.training.together import shared_by
@@ -90,7 +90,7 @@ def sweep(
             for number in group:
                 say(describe_trial(study, number))
 
-        at_once = together(trials, spec.jobs) if shared_by(spec.base) and ray is None else 1
+        at_once = group_sizes(trials, spec.jobs)[0] if shared_by(spec.base) and ray is None else 1
         groups = _trials_to_run(study, trials, at_once)
         try:
             if ray is not None:

@@ -27,10 +27,13 @@ from pipeline.posts.labels import LABEL
 _MOST_TOGETHER = 8  # models on pooled vectors that are trained at once (benchmarks/study.py)
 
 
-def together(trainings: int, jobs: int) -> int:
-    """How many of so many trainings on pooled vectors are made at once, so that all processes are done at a time."""
-    rounds = -(-trainings // (jobs * _MOST_TOGETHER))
-    return -(-trainings // (jobs * rounds))
+def group_sizes(trainings: int, jobs: int) -> list[int]:
+    """How many of so many trainings on pooled vectors are made at once, group by group: alike, and as many groups for
+    each process, so that all are done at a time.
+    """
+    groups = jobs * -(-trainings // (jobs * _MOST_TOGETHER))
+    sizes = [trainings // groups + (number < trainings % groups) for number in range(groups)]
+    return [size for size in sizes if size]
 
 
 class Trainer:

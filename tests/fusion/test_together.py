@@ -6,7 +6,7 @@ import torch
 
 from fusion.config import load_config
 from fusion.data.pooled_store import PooledStore
-from fusion.experiments.trainer import together
+from fusion.experiments.trainer import group_sizes
 from fusion.models.pooled.dropout import fill_mask
 from fusion.names import pooled_models
 from fusion.run import Run
@@ -128,11 +128,17 @@ def test_only_what_decides_sizes_keeps_members_apart():
 
 
 @pytest.mark.parametrize(
-    ("trainings", "jobs", "at_once"),
-    [(50, 2, 7), (50, 1, 8), (16, 2, 8), (10, 2, 5), (3, 2, 2), (1, 4, 1), (100, 2, 8)],
+    ("trainings", "jobs", "sizes"),
+    [
+        (50, 2, [7, 7, 6, 6, 6, 6, 6, 6]),
+        (50, 1, [8, 7, 7, 7, 7, 7, 7]),
+        (16, 2, [8, 8]),
+        (3, 2, [2, 1]),
+        (1, 4, [1]),
+    ],
 )
-def test_groups_keep_all_processes_busy(trainings, jobs, at_once):
-    assert together(trainings, jobs) == at_once
+def test_groups_keep_all_processes_busy(trainings, jobs, sizes):
+    assert group_sizes(trainings, jobs) == sizes
 
 
 def test_a_mask_keeps_the_mean_and_is_that_of_its_generator():
