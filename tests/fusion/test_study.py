@@ -132,6 +132,14 @@ def test_a_name_stands_for_its_preset():
     assert rows[4].members == ("best", "dnn-lr")
 
 
+def test_a_row_of_many_settings_has_a_name_that_a_table_may_have():
+    long = "best+" + "+".join(f"{name}=0.25" for name in ("dropout", "input_dropout", "label_smoothing", "warmup"))
+    rows = study_rows([long, "fusion+mlm=false+cross_attention=false+share_transformer=false+attention_scale=true"
+                       "+segment_embeddings=true+standardise=true+pooled_product=true"], [])  # fmt: skip
+    ensemble = study_rows([long, "dnn-lr", "best"], [f"{long},dnn-lr,best"])[-1]
+    assert all(len(row.key) <= 100 and len(row.title) <= 200 for row in (*rows, ensemble))
+
+
 @pytest.mark.parametrize(
     ("models", "ensembles", "message"),
     [

@@ -15,6 +15,7 @@ from fusion.names import model_modules, pooled_models, presets
 from pipeline.common.errors import InputError, option
 
 MAJORITY = "majority"
+_LONGEST_KEY, _LONGEST_TITLE = 100, 200  # characters, as a table's file may have them
 _PROBES = {
     "probe": ("probe-both", "linear probe, both"),
     **{f"probe-{one}": (f"probe-{one}", f"linear probe, {one}") for one in MODALITIES[:2]},
@@ -34,8 +35,12 @@ def study_rows(models: Sequence[str], ensembles: Sequence[str]) -> list[Row]:
             raise InputError(f"{option('ensemble', text)}: {unknown[0]!r} is no trained row of {option('models')}")
         parts = [of_text[name] for name in members]
         title = f"mean of the seeds of {' and '.join(row.title for row in parts)}"
-        key = f"mean-{'-'.join(row.key for row in parts)}"[:100]
-        rows.append(Row(key, title, kind="ensemble", group="ensembles", members=tuple(row.key for row in parts)))
+        key = f"mean-{'-'.join(row.key for row in parts)}"[:_LONGEST_KEY]
+        rows.append(
+            Row(
+                key, title[:_LONGEST_TITLE], kind="ensemble", group="ensembles", members=tuple(row.key for row in parts)
+            )
+        )
     keys = [row.key for row in rows]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise InputError(f"{option('models')}: {twice[0]} is named twice")
@@ -52,9 +57,10 @@ def _row(text: str) -> Row:
     config = _config(text, name, tuple(settings))
     title = f"preset {name}" if name in presets() else model_class(name).title
     values = config.model_dump()
-    key = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")[:100]
+    key = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")[:_LONGEST_KEY]
     del values["seed"]
-    return Row(key, ", ".join([title, *(entry.replace("=", " ") for entry in settings)]), values, group="models")
+    whole = ", ".join([title, *(entry.replace("=", " ") for entry in settings)])
+    return Row(key, whole[:_LONGEST_TITLE], values, group="models")
 
 
 def _config(text: str, name: str, settings: tuple[str, ...]) -> Config:
