@@ -294,7 +294,7 @@ def test_the_sentences_say_what_is_shown_and_what_is_not():
     assert "| 0.0 / 134.0 |" in shown
     assert "| another | 1,234,567 | 89 | 2 | 7 | 2 |" in shown
     within = markdown(planted([labels, wrong], [wrong, labels], labels))
-    assert "No difference to the full model is shown for: another." in within
+    assert "No difference in accuracy to the full model is shown for: another." in within
     assert "beyond" not in within
     assert "With 201 posts and 2 repeats" in within
     figures = {"published": {"mvsa-single": (74.0, 73.0)}}

@@ -8,6 +8,8 @@ import pytest
 from fusion.config import load_config
 from fusion.evaluation.metrics import score
 from fusion.experiments.tables.study_rows import study_rows
+from fusion.models.base import Dimensions
+from fusion.models.registry import build_model
 from fusion.run import Run
 from pipeline.common.errors import InputError
 from tests.helpers.commands import invoke, refused
@@ -130,6 +132,9 @@ def test_a_name_stands_for_its_preset():
     assert rows[1].config(base) == load_config("pooled", settings=("model=product", "dropout=0.5"))
     assert rows[2].config(base) == load_config("packaged", settings=("model=dnn-lr",))
     assert rows[4].members == ("best", "dnn-lr")
+    (fitted,) = study_rows(["stacked"], [])
+    assert fitted.config(base) == load_config(settings=("model=stacked",))
+    build_model(fitted.config(base), Dimensions(7, 5, 0, classes=3))
 
 
 def test_a_row_of_many_settings_has_a_name_that_a_table_may_have():

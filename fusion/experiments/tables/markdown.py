@@ -100,7 +100,7 @@ def support(result: dict[str, Any], lines: Sequence[Line]) -> str:
     width = statistics.median((high - low) / 2 for low, high in ends)
     parts = ["**What the posts support.**", *sentences]
     if within:
-        parts.append(f"No difference to {other} is shown for: {'; '.join(within)}.")
+        parts.append(f"No difference in accuracy to {other} is shown for: {'; '.join(within)}.")
     parts.append(
         f"With {posts} posts and {repeats} {'repeat' if repeats == 1 else 'repeats'}, the interval of a row"
         f"{' of the paper' if papers else ''} reaches about {100 * width:.1f} points to either side, so a smaller step "

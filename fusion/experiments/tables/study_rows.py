@@ -1,7 +1,8 @@
 """The rows of a study: any models, presets and probes, and the ensembles of their seeds.
 
 A row is written as a name and settings: `pooled`, `dnn-lr`, `packaged+mlm=false`, `probe`. A preset stands for itself,
-a model on pooled vectors for the preset `pooled` with this model, another model for the preset `packaged` with it.
+a model on pooled vectors for the preset `pooled` with this model, another model for the preset `packaged` with it, and
+one that is fitted, not trained, for itself.
 """
 
 import re
@@ -67,6 +68,8 @@ def _config(text: str, name: str, settings: tuple[str, ...]) -> Config:
     if name in presets():
         return load_config(name, settings=settings)
     if name in model_modules():
-        return load_config("pooled" if name in pooled_models() else "packaged", settings=(f"model={name}", *settings))
+        preset = "pooled" if name in pooled_models() else "packaged"
+        fitted = model_class(name).fitted_alone  # reads none of a training's settings
+        return load_config(None if fitted else preset, settings=(f"model={name}", *settings))
     known = ", ".join([*presets(), *model_modules(), *_PROBES, MAJORITY])
     raise InputError(f"{option('models', text)}: {name!r} is no preset, model or probe; known are {known}")

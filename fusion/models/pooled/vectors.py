@@ -1,7 +1,7 @@
 """What the pooled models share: the two vectors of a post, standardised as on the training posts, and the head.
 
-A model on pooled vectors has few parameters and low variance: on a few thousand posts that is worth more than what
-words and patches say one by one (docs/results.md).
+A model on pooled vectors has few parameters and trains in seconds. docs/results.md compares it with the linear probe
+and the paper's model.
 """
 
 from itertools import pairwise
@@ -62,7 +62,7 @@ class PooledModel(base.Model):
         return texts, images[:views]
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The standardised vectors of text and image, (B, D) and (B, C); 0, their mean, where a post lacks one."""
+        """The standardised vectors of text and image, (B, D_p) and (B, P); 0, their mean, where a post lacks one."""
         text = self.text_vector(batch.text_pooled) * batch.has_text[:, None]
         image = self.image_vector(batch.pooled) * batch.has_image[:, None]
         return text, image
