@@ -219,7 +219,7 @@ class Run(RunFolder):
         for name in ("target", "labels"):
             if ours[name] != other[name]:
                 return f"another {name}" if name == "target" else "other labels, or in another order,"
-        sizes = [{**one["dimensions"], "vocabulary": 0} for one in (ours, other)]
+        sizes = [Dimensions(**one["dimensions"]).of_features for one in (ours, other)]
         return "" if sizes[0] == sizes[1] else "other sizes of features"
 
     def require_module(self, module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from fusion.evaluation.predict import predict_rows
 from fusion.experiments.collect import by_fold, collect, source_of, written
 from fusion.experiments.processes import in_processes
 from fusion.experiments.table_spec import ANSWERS, TableRun, TableSpec, result_file
-from fusion.experiments.tables.rows import FULL, Row
+from fusion.experiments.tables.rows import FULL, STUDY, Row
 from fusion.experiments.tables.table_file import read_predictions
 from fusion.experiments.trainer import Trainer, group_sizes
 from fusion.run import Run
@@ -106,7 +106,7 @@ def _run(fit: TableRun, spec: TableSpec) -> Run:
 
 def _failure(fit: TableRun, spec: TableSpec) -> dict[str, str]:
     seed = "" if fit.seed is None else f", seed {fit.seed}"
-    return {"title": f"{fit.row.title}{seed}", "why": _run(fit, spec).failure}
+    return {"title": f"{fit.row.title[:180]}{seed}", "why": _run(fit, spec).failure}
 
 
 def _groups(fits: list[TableRun], spec: TableSpec) -> list[list[TableRun]]:
@@ -148,7 +148,7 @@ def begin(spec: TableSpec, stop: StopRequest | None = None) -> Callable[[list[Ta
             elif run.failure:
                 continue  # the run keeps the reason, and the table names it
             else:
-                made = _answers(fit, run, trainer, cache)
+                made = _answers(fit, run, spec, trainer, cache)
             write_json(fit.folder(spec.out) / ANSWERS, {"made_of": sources[fit.fold], **made})
 
     return fit_all
@@ -167,10 +167,12 @@ def _fits(spec: TableSpec, rows: list[Row], folds: list[Path | None]) -> Iterato
                         yield TableRun(row, seed if row.kind == "trained" else None, fold)
 
 
-def _answers(fit: TableRun, run: Run, trainer: Trainer, cache: Cache) -> dict[str, Any]:
+def _answers(fit: TableRun, run: Run, spec: TableSpec, trainer: Trainer, cache: Cache) -> dict[str, Any]:
     model, rows, device = run.load_model(trainer.device), cache.rows("test"), trainer.device
     probabilities = predict_rows(model, cache, rows, device, features=trainer.pooled_store(model.config, cache))
-    predictions: dict[str, Any] = {"predicted": _codes(probabilities), "probabilities": _rounded(probabilities)}
+    predictions: dict[str, Any] = {"predicted": _codes(probabilities)}
+    if spec.table == STUDY:  # whose ensembles need them
+        predictions["probabilities"] = _rounded(probabilities)
     if fit.row.key == FULL:
         partner = derangement(len(rows), np.random.default_rng(fit.seed))
         predictions["image-shuffled"] = _codes(predict_rows(model, cache, rows, device, image_rows=rows[partner]))

@@ -101,7 +101,8 @@ def describe_trial(study: "optuna.Study", number: int) -> str:
     """A trial's outcome in one line."""
     trial = study.get_trials(deepcopy=False)[number]
     settings = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
-    outcome = trial.user_attrs.get("reason") or f"weighted F1 {max(trial.intermediate_values.values(), default=0):.4f}"
+    reached = trial.value if trial.value is not None else max(trial.intermediate_values.values(), default=0)
+    outcome = trial.user_attrs.get("reason") or f"weighted F1 {reached:.4f}"
     best = best_trial(study)
     so_far = f"; best {study.trials[best].value:.4f} (trial {best})" if best is not None else ""
     return f"trial {number} {_STATES[trial.state.name]}: {outcome}; {settings}{so_far}"

@@ -50,6 +50,8 @@ class TableSpec:
             wanted = rows_of(self.table, self.base, extra=self.extra, with_baselines=self.baselines)
         for row in wanted:
             try:
+                if absent := set(row.members) - {kept.key for kept in rows}:
+                    raise InputError(f"its row {min(absent)} is left out")
                 if row.kind == "trained":
                     require_trainable(cache, row.config(self.base))
                 elif row.kind == "probe" and row.key != "probe-text":

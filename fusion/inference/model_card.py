@@ -52,15 +52,18 @@ def _summary(run: Run) -> str:
     labels = run.metadata["labels"]
     more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
     named = ", ".join(map(escaped, labels[:_MOST_NAMED])) + more
-    models = Counter(one.config.model for one in run.members or [run])
+    configs = [one.config for one in run.members or [run]]
+    models, kept = Counter(config.model for config in configs), {config.keep for config in configs}
+    which = "the last one" if kept == {"last"} else "the best by validation weighted F1"
+    if len(kept) > 1:
+        which = f"{which}, or the last one"
     if count := metadata.get("members"):
         kinds = " ".join(f"{number} of them: {_model(name)}" for name, number in models.items())
         what = f"An ensemble: its probabilities are the mean of those of {count} members. {kinds}"
-        how = "each member has the weights of its epoch that was best by validation weighted F1"
+        how = f"each member has the weights of one of its epochs, {which}"
     else:
         (what,) = map(_model, models)
-        how = f"for {metadata['epochs']} epochs; the weights are those of epoch {metadata['best_epoch']}, the best by"
-        how += "\nvalidation weighted F1"
+        how = f"for {metadata['epochs']} epochs; the weights are those of epoch {metadata['best_epoch']},\n{which}"
     return f"""# Image-text classification: {named}
 
 {what} It works on the features of two frozen encoders. {trained:,} parameters

@@ -37,6 +37,18 @@ class Dimensions:
         """P."""
         return self.channels if self.image_pooled is None else self.image_pooled
 
+    @property
+    def of_features(self) -> tuple[int, ...]:
+        """The sizes of a post's features, whether or not the run says those of its vectors, and how many classes."""
+        return (
+            self.channels,
+            self.text_width,
+            self.text_vector_width,
+            self.image_vector_width,
+            self.patches,
+            self.classes,
+        )
+
 
 @dataclass(frozen=True)
 class Term:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fusion.config import Config
 from fusion.data.batches import Batch
+from fusion.data.requirements import settled
 from fusion.models import base
 from fusion.models.base import Dimensions, FrozenText, Losses, Term
 from fusion.names import OWN
@@ -70,7 +71,8 @@ def as_model(module: nn.Module, cache: Cache, config: Config | None = None) -> b
     m, channels = cache.patches_shape
     vectors = {"text_pooled": cache.text_pooled_width, "image_pooled": cache.image_pooled_width}
     sizes = {"classes": len(cache.label_names), "patches": m, **vectors}
-    return OwnModel(module, own_config(config), Dimensions(channels, cache.text_width, 0, **sizes))
+    chosen = settled(own_config(config), cache)
+    return OwnModel(module, chosen, Dimensions(channels, cache.text_width, 0, **sizes))
 
 
 def own_config(config: Config | None = None) -> Config:

@@ -52,9 +52,9 @@ class Display:
         self._bar.set_postfix(loss=f"{step.sentiment:.3f}", mlm=f"{step.mlm:.3f}", best_val_f1=best, refresh=False)
         self._bar.update()
 
-    def epoch(self, line: EpochMetrics, better: bool) -> None:
+    def epoch(self, line: EpochMetrics) -> None:
         """After an epoch: one line of text, and its events."""
-        if better:
+        if better := line["val_weighted_f1"] > self._best_score:
             self._best_score = line["val_weighted_f1"]
         self._events(line)
         speed = line["speed"]

@@ -7,6 +7,7 @@ the rounding of sums. A kill loses the trainings in hand, which take seconds: no
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,8 @@ from fusion.training.optimizer import new_optimizer
 from fusion.training.record import TrainResult, finish_run, result_of, start_run
 from fusion.training.validate import calibration, validate
 from pipeline.cache.reader import Cache
-from pipeline.common.errors import Diverged, InputError
+from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest
 
 # What members of a batch share, since it decides the sizes of their layers and of their batches of posts.
@@ -71,22 +73,29 @@ def train_together(
     as that of a cache which lacks what it learns from. Raises Stopped after the step in hand.
     """
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), ExitStack() as writers:
+        for member in members:
+            writers.enter_context(only_writer(member.run.folder))
         training = [one for member in members if (one := _begun(member, device, store))]
-        while training:
-            stack = _Stack([one.model for one in training])
+        try:
+            while training:
+                stack = _Stack([one.model for one in training])
+                for one in training:
+                    one.begin_epoch()
+                for step in range(max(len(one.plan.batches) for one in training)):
+                    if stop:
+                        stop.check()
+                    _step(stack, training, step, device)
+                for one in training:
+                    one.end_epoch(shares=len(training))
+                for one in training:
+                    if one.ended:
+                        one.finish(time.perf_counter() - started)
+                training = [one for one in training if not one.ended]
+        except (Stopped, KeyboardInterrupt) as error:
             for one in training:
-                one.begin_epoch()
-            for step in range(max(len(one.plan.batches) for one in training)):
-                if stop:
-                    stop.check()
-                _step(stack, training, step, device)
-            for one in training:
-                one.end_epoch(shares=len(training))
-            for one in training:
-                if one.ended:
-                    one.finish(time.perf_counter() - started)
-            training = [one for one in training if not one.ended]
+                one.member.run.note_end("interrupted", str(error).split(";")[0] or type(error).__name__)
+            raise
 
 
 def _begun(member: Member, device: torch.device, store: PooledStore) -> "_Training | None":
@@ -161,7 +170,11 @@ class _Training:
             return
         trained = time.perf_counter()
         line: EpochMetrics = {"epoch": self.state.epoch + 1, **self.losses.line(self.plan.rates[-1])}
-        line.update(validate(self.model, self.member.cache, self.store, self.val_rows, None, Ranks()))
+        try:
+            line.update(validate(self.model, self.member.cache, self.store, self.val_rows, None, Ranks()))
+        except Diverged as error:  # in the epoch's last step, whose loss was finite
+            self.member.end = error
+            return
         validated = time.perf_counter() - trained
         training = (trained - self.begun) / shares
         line["seconds"] = training + validated

@@ -211,7 +211,7 @@ def _train(
                 run.save_state(model, optimizer, average.model if average else None, state)
                 if better:
                     run.save_model(kept, state)
-            display.epoch(line, better)
+            display.epoch(line)
             on_epoch(line)
 
     # Finish.

@@ -10,10 +10,12 @@ from fusion.experiments.trainer import group_sizes
 from fusion.models.pooled.dropout import fill_mask
 from fusion.names import pooled_models
 from fusion.run import Run
+from fusion.training import together as module
 from fusion.training.record import TrainResult
 from fusion.training.together import Member, shared_by, train_together
 from fusion.training.train import train
-from pipeline.common.errors import Diverged
+from pipeline.common.errors import Diverged, InputError, Stopped
+from pipeline.common.locks import only_writer
 from tests.helpers.toy import write_cache
 
 CPU = torch.device("cpu")
@@ -91,6 +93,47 @@ def test_one_that_diverges_is_a_failed_run_and_leaves_the_others_alone(cache, tm
         members[1].run.require_not_failed()
     train(cache, members[2].config, tmp_path / "alone", CPU, quiet=True)
     assert difference(members[2].run.folder, tmp_path / "alone") < 5e-6
+
+
+def test_one_whose_predictions_are_not_finite_fails_alone(cache, tmp_path, monkeypatch):
+    """The weights overflowed in the last step of an epoch, whose loss was still finite."""
+    members = members_of(cache, tmp_path / "together", "model=concat", each=(("seed=1",), ("seed=2",)))
+    usual = module.validate
+
+    def planted(model, *rest):
+        if model.config.seed == 1:
+            raise Diverged("post 3: the model's prediction is not finite")
+        return usual(model, *rest)
+
+    monkeypatch.setattr(module, "validate", planted)
+    train_together(members, store_of(cache), CPU)
+    assert "not finite" in members[0].run.failure
+    assert isinstance(members[1].end, TrainResult)
+
+
+def test_a_folder_that_another_training_writes_is_left_alone(cache, tmp_path):
+    members = members_of(cache, tmp_path / "together", "model=concat", each=(("seed=1",),))
+    with only_writer(members[0].run.folder), pytest.raises(InputError, match="another"):
+        train_together(members, store_of(cache), CPU)
+
+
+def test_what_is_stopped_says_so_and_is_trained_again(cache, tmp_path):
+    class Stop:
+        checks = 0
+
+        def __bool__(self):
+            self.checks += 1
+            return self.checks > 9
+
+        def check(self):
+            raise Stopped("stopped by SIGTERM; the same command resumes")
+
+    members = members_of(cache, tmp_path / "together", "model=concat", each=(("seed=1",), ("seed=2",)))
+    with pytest.raises(Stopped):
+        train_together(members, store_of(cache), CPU, Stop())
+    assert [member.run.metadata["state"] for member in members] == ["interrupted"] * 2
+    train_together(members, store_of(cache), CPU)
+    assert all(member.run.finished for member in members)
 
 
 def test_what_an_observer_raises_ends_its_member_alone(cache, tmp_path):

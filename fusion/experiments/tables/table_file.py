@@ -13,6 +13,7 @@ from pipeline.posts.labels import MOST_NAMES
 from pipeline.posts.mvsa import LABELS
 
 MOST_POSTS = 50_000
+_MOST_PREDICTIONS = 1 << 30  # bytes of answers.json, with probabilities of as many posts and classes as there may be
 _MOST_COMPARED = 2_000_000  # rows times posts: each row's interval resamples all posts
 
 
@@ -174,4 +175,4 @@ def read_predictions(path: Path) -> dict[str, Any]:
     """The predictions of one fit, checked, without fields that the fit does not have. Raises InputError naming file and
     field.
     """
-    return read_json(path, FitPredictions).model_dump(exclude_none=True, by_alias=True)
+    return read_json(path, FitPredictions, _MOST_PREDICTIONS).model_dump(exclude_none=True, by_alias=True)
