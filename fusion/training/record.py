@@ -17,6 +17,20 @@ from fusion.training.build import trainable_of
 from fusion.training.display import EpochMetrics
 from pipeline.cache.reader import Cache
 
+NOTHING_TRAINED = TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
+
+
+def has_ended(model: Model, state: TrainingState) -> bool:
+    """Whether a training has had all its epochs, or too many of them without a better one."""
+    return state.epoch >= model.most_epochs or state.epoch - state.best_epoch >= model.config.patience
+
+
+def after_epoch(config: Config, state: TrainingState, line: EpochMetrics) -> tuple[TrainingState, bool]:
+    """The state after an epoch with this line of metrics, and whether its weights are the ones to keep."""
+    better = config.keep == "last" or line["val_weighted_f1"] > state.best_score
+    best = {"best_epoch": line["epoch"], "best_score": line["val_weighted_f1"]} if better else {}
+    return state.model_copy(update={"epoch": line["epoch"], **best}), better
+
 
 @dataclass(frozen=True)
 class TrainResult:

@@ -6,7 +6,7 @@ from fusion.models.base import Model
 from fusion.run import Run
 from fusion.run_files import TrainingState
 from fusion.training.distributed import Ranks
-from fusion.training.record import start_run
+from fusion.training.record import NOTHING_TRAINED, start_run
 from pipeline.cache.reader import Cache
 from pipeline.encoders.load import TextEncoder
 
@@ -31,7 +31,7 @@ def resume_or_start(
     if not run.started and ranks.is_main:
         start_run(run, cache, model, device, frozen=text_encoder.parameters if text_encoder else 0)
     ranks.broadcast(model.state_dict().values())
-    state = state or TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
+    state = state or NOTHING_TRAINED
     if ranks.is_main:
         run.metrics_file.truncate(state.epoch)
         if state.epoch:

@@ -4,7 +4,6 @@ Each has its own posts, order, dropout masks, settings and losses, and ends with
 the rounding of sums. A kill loses the trainings in hand, which take seconds: no state is written between epochs.
 """
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,6 @@ from fusion.data.pooled_store import PooledStore
 from fusion.data.requirements import require_trainable
 from fusion.models.label_rule import known_labels
 from fusion.models.objective import objective_of
-from fusion.models.pooled.dropout import Dropout, fill_mask
 from fusion.models.pooled.vectors import PooledModel
 from fusion.models.precision import precision
 from fusion.models.registry import model_class
@@ -33,7 +31,16 @@ from fusion.training.display import EpochMetrics
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import EpochLosses, EpochPlan, plan_epoch, reported
 from fusion.training.optimizer import new_optimizer
-from fusion.training.record import TrainResult, finish_run, result_of, start_run
+from fusion.training.record import (
+    NOTHING_TRAINED,
+    TrainResult,
+    after_epoch,
+    finish_run,
+    has_ended,
+    result_of,
+    start_run,
+)
+from fusion.training.stack import Stack
 from fusion.training.validate import calibration, validate
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import Diverged, InputError, Stopped
@@ -79,7 +86,7 @@ def train_together(
         training = [one for member in members if (one := _begun(member, device, store))]
         try:
             while training:
-                stack = _Stack([one.model for one in training])
+                stack = Stack([one.model for one in training])
                 for one in training:
                     one.begin_epoch()
                 for step in range(max(len(one.plan.batches) for one in training)):
@@ -114,9 +121,7 @@ class _Training:
     member: Member
     device: torch.device
     store: PooledStore
-    state: TrainingState = field(
-        default_factory=lambda: TrainingState.model_construct(epoch=0, best_epoch=0, best_score=-1.0)
-    )
+    state: TrainingState = NOTHING_TRAINED
     lines: list[EpochMetrics] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -136,9 +141,7 @@ class _Training:
 
     @property
     def ended(self) -> bool:
-        epochs, patience = self.member.config.epochs, self.member.config.patience
-        done = self.state.epoch >= epochs or self.state.epoch - self.state.best_epoch >= patience
-        return done or self.member.end is not None
+        return has_ended(self.model, self.state) or self.member.end is not None
 
     def begin_epoch(self) -> None:
         config, cache, epoch = self.member.config, self.member.cache, self.state.epoch + 1
@@ -184,9 +187,7 @@ class _Training:
             "validation_seconds": validated,
             "waiting_share": 0.0,
         }
-        better = self.member.config.keep == "last" or line["val_weighted_f1"] > self.state.best_score
-        found = {"best_epoch": line["epoch"], "best_score": line["val_weighted_f1"]} if better else {}
-        self.state = self.state.model_copy(update={"epoch": line["epoch"], **found})
+        self.state, better = after_epoch(self.member.config, self.state, line)
         self.lines.append(line)
         if better:
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -211,7 +212,7 @@ class _Training:
             finish_run(run, self.model, self.member.end, wall)
 
 
-def _step(stack: "_Stack", training: list[_Training], step: int, device: torch.device) -> None:
+def _step(stack: Stack, training: list[_Training], step: int, device: torch.device) -> None:
     """One optimiser step of every member that has one left in this epoch."""
     acting = [(at, one) for at, one in enumerate(training) if step < len(one.plan.batches)]
     batches: list[Batch | None] = [None] * len(training)
@@ -231,108 +232,3 @@ def _step(stack: "_Stack", training: list[_Training], step: int, device: torch.d
     means = torch.stack([torch.stack([loss.mean(name).detach() for name in names]) for loss in losses]).tolist()
     for (_, one), values in zip(acting, means, strict=True):
         one.update(step, values)
-
-
-class _Features(nn.Module):
-    """A model's features as its `forward`, which torch.func calls."""
-
-    def __init__(self, model: PooledModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        return self.model.features(text, image)
-
-
-class _Stack:
-    """The hidden layers of several models as one, whose weights are those of the models: (models, ...) in memory."""
-
-    def __init__(self, models: Sequence[PooledModel]) -> None:
-        self._models = models
-        self._template = _Features(copy.deepcopy(models[0])).train()
-        self._parameters = [
-            {name: value for name, value in model.named_parameters() if not name.startswith("head.")}
-            for model in models
-        ]
-        self._stacked = {
-            name: torch.stack([parameters[name].detach() for parameters in self._parameters]).requires_grad_()
-            for name in self._parameters[0]
-        }
-        for at, parameters in enumerate(self._parameters):
-            for name, parameter in parameters.items():
-                parameter.data = self._stacked[name].data[at]
-        self._dropouts = self._in_order()
-
-    def _in_order(self) -> list[tuple[Dropout, list[float], int]]:
-        """Each dropout in the order of the calls, which is that of the draws: with its probability in each model, and
-        its width.
-        """
-        names = {module: name for name, module in self._template.model.named_modules() if isinstance(module, Dropout)}
-        found: list[tuple[Dropout, list[float], int]] = []
-
-        def note(module: nn.Module, arguments: tuple[Tensor]) -> None:
-            assert isinstance(module, Dropout)
-            each = [model.get_submodule(names[module]) for model in self._models]
-            found.append((module, [one.probability for one in each if isinstance(one, Dropout)], arguments[0].shape[1]))
-
-        hooks = [module.register_forward_pre_hook(note) for module in names]
-        sizes = self._models[0].dimensions
-        some = next(self._models[0].parameters())
-        with torch.no_grad():
-            self._template.eval()(
-                some.new_zeros(1, sizes.text_vector_width), some.new_zeros(1, sizes.image_vector_width)
-            )
-        for hook in hooks:
-            hook.remove()
-        self._template.train()
-        return found
-
-    def features(self, batches: Sequence[Batch | None], draws: Sequence[torch.Generator]) -> Tensor:
-        """The features of each model's batch, (models, longest, F); rows beyond a batch are of no post.
-
-        draws: of each model, from which its masks come.
-        """
-        inputs = [model.inputs(batch) if batch else None for model, batch in zip(self._models, batches, strict=True)]
-        lengths = [len(batch) if batch else 0 for batch in batches]
-        first = next(pair for pair in inputs if pair)
-        texts, images = (one.new_zeros(len(inputs), max(lengths), one.shape[1]) for one in first)
-        for at, pair in enumerate(inputs):
-            if pair:
-                texts[at, : lengths[at]], images[at, : lengths[at]] = pair
-        masks = [
-            self._masks(probabilities, lengths, width, draws).to(texts.device)
-            for _, probabilities, width in self._dropouts
-        ]
-        of_one = torch.func.vmap(self._features_of_one)
-        features: Tensor = of_one(
-            {f"model.{name}": value for name, value in self._stacked.items()}, masks, texts, images
-        )
-        return features
-
-    def _features_of_one(
-        self, parameters: dict[str, Tensor], masks: list[Tensor], text: Tensor, image: Tensor
-    ) -> Tensor:
-        for (dropout, _, _), given in zip(self._dropouts, masks, strict=True):
-            dropout.given = given
-        features: Tensor = torch.func.functional_call(self._template, parameters, (text, image))
-        return features
-
-    @staticmethod
-    def _masks(probabilities: list[float], lengths: list[int], width: int, draws: Sequence[torch.Generator]) -> Tensor:
-        """A dropout's masks, (models, longest, width), each drawn as its model alone would draw it."""
-        masks = torch.empty(len(lengths), max(lengths), width)
-        for at, (probability, length) in enumerate(zip(probabilities, lengths, strict=True)):
-            if probability:
-                fill_mask(masks[at, :length], probability, draws[at])
-            else:
-                masks[at, :length] = 1.0
-            masks[at, length:] = 0.0
-        return masks
-
-    def hand_out_gradients(self) -> None:
-        """Give each model's weights their part of the gradient."""
-        for at, parameters in enumerate(self._parameters):
-            for name, parameter in parameters.items():
-                parameter.grad = self._stacked[name].grad[at]  # type: ignore[index]
-        for value in self._stacked.values():
-            value.grad = None

@@ -34,7 +34,7 @@ from fusion.training.display import Display, EpochMetrics
 from fusion.training.distributed import Ranks
 from fusion.training.epoch import Epoch, Step
 from fusion.training.optimizer import new_optimizer
-from fusion.training.record import TrainResult, finish_run, result_of
+from fusion.training.record import TrainResult, after_epoch, finish_run, has_ended, result_of
 from fusion.training.resume import resume_or_start
 from fusion.training.validate import calibration, validate
 from pipeline.cache.reader import Cache
@@ -189,7 +189,7 @@ def _train(
 
     # Loop.
     with display:
-        while state.epoch < model.most_epochs and state.epoch - state.best_epoch < config.patience:
+        while not has_ended(model, state):
             epoch, waited = state.epoch + 1, features.waited
             begun = time.perf_counter()
             line: EpochMetrics = {"epoch": epoch, **training.run(epoch, partial(_step, display, run, state, stop))}
@@ -203,9 +203,7 @@ def _train(
                 "waiting_share": (features.waited - waited) / (ended - begun),
                 **(reencoder.pop_stats() if reencoder else {}),
             }
-            better = config.keep == "last" or line["val_weighted_f1"] > state.best_score
-            best = {"best_epoch": epoch, "best_score": line["val_weighted_f1"]} if better else {}
-            state = state.model_copy(update={"epoch": epoch, **best})
+            state, better = after_epoch(config, state, line)
             if ranks.is_main:
                 run.metrics_file.append(line)
                 run.save_state(model, optimizer, average.model if average else None, state)
