@@ -78,7 +78,7 @@ def predictions(out: Path) -> dict[str, np.ndarray]:
 
 def limit(cache: Cache, config: Config, trainings: int) -> float:
     """Seconds that the matrix products of so many trainings take on two cores, each at one thread's speed."""
-    model = build_model(settled(config, cache), dimensions_of(cache, None))
+    model = build_model(settled(config, cache), dimensions_of(cache))
     layers = [module.linear for module in model.modules() if isinstance(module, Block)]
     dtype = torch.bfloat16 if resolved(config, torch.device("cpu")) == "bfloat16" else torch.float32
     threads = torch.get_num_threads()

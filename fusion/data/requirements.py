@@ -5,7 +5,7 @@ from fusion.data.batches import modality_labels_of
 from fusion.names import OWN, pooled_models
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
-from pipeline.encoders.fingerprint import require_images
+from pipeline.encoders.fingerprint import has_mask_token, require_images
 from pipeline.posts.labels import MODALITY_TARGETS
 from pipeline.posts.mvsa import LABELS
 
@@ -21,7 +21,9 @@ def settled(config: Config, cache: Cache) -> Config:
 
 
 def require_trainable(cache: Cache, config: Config) -> None:
-    """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels."""
+    """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels,
+    a mask token.
+    """
     config = settled(config, cache)
     if config.modalities != "text" and config.model != OWN:
         unless = " unless modalities is text" if config.model == "fusion" else ""
@@ -32,6 +34,8 @@ def require_trainable(cache: Cache, config: Config) -> None:
         )
     if problem := unequal_widths(config, cache.patches_shape[1], cache.image_pooled_width):
         raise InputError(f"{cache.folder}: {problem}")
+    if config.mlm:
+        require_mask_token(cache)
     require_all_classes(cache)
     if config.label_rule:
         require_modality_labels(cache)
@@ -45,6 +49,15 @@ def unequal_widths(config: Config, channels: int, pooled: int) -> str:
         f"its patches are {channels} wide and its pooled vectors {pooled}, and the model {config.model} needs both "
         f"alike (eq 3); use {', '.join(pooled_models())}, or extract with {option('image_pooled', 'mean')} or cls"
     )
+
+
+def require_mask_token(cache: Cache) -> None:
+    """Raises InputError if the text encoder has no mask token, so that no words can be masked."""
+    if not has_mask_token(cache.fingerprint):
+        raise InputError(
+            f"{cache.folder}: its text encoder {cache.fingerprint['text']['name']} has no mask token, so no words can "
+            "be masked; set mlm to false"
+        )
 
 
 def require_all_classes(cache: Cache) -> None:

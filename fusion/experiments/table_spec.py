@@ -7,6 +7,7 @@ from fusion.config import Config
 from fusion.data.requirements import require_trainable, settled
 from fusion.experiments.tables.rows import STUDY, Row, rows_of
 from fusion.experiments.tables.study_rows import study_rows
+from fusion.training.build import dimensions_of, require_fits
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import require_images
@@ -53,7 +54,9 @@ class TableSpec:
                 if absent := set(row.members) - {kept.key for kept in rows}:
                     raise InputError(f"its row {min(absent)} is left out")
                 if row.kind == "trained":
-                    require_trainable(cache, row.config(self.base))
+                    config = settled(row.config(self.base), cache)
+                    require_trainable(cache, config)
+                    require_fits(config, dimensions_of(cache))
                 elif row.kind == "probe" and row.key != "probe-text":
                     require_images(cache.fingerprint, cache.folder, f"a {row.title} needs images")
             except InputError as error:

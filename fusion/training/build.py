@@ -4,6 +4,7 @@ import torch
 
 from fusion.config import Config
 from fusion.data.feature_store import Features
+from fusion.data.requirements import require_mask_token
 from fusion.models.base import Dimensions, Model
 from fusion.models.precision import resolved
 from fusion.models.registry import build_model
@@ -11,7 +12,6 @@ from fusion.models.transformer import Transformer
 from fusion.tensor_files import require_memory
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
-from pipeline.encoders.fingerprint import has_mask_token
 from pipeline.encoders.from_fingerprint import same_text_encoder
 from pipeline.encoders.load import TextEncoder
 
@@ -26,11 +26,7 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     or another one, naming the field.
     """
     fingerprint = cache.fingerprint["text"]
-    if not has_mask_token(cache.fingerprint):
-        raise InputError(
-            f"{cache.folder}: its text encoder {fingerprint['name']} has no mask token, so no words can be masked; "
-            "set mlm to false"
-        )
+    require_mask_token(cache)
     encoder = same_text_encoder(fingerprint, str(device), folder=folder, owner=cache.folder)
     if encoder.mask_id < 0:
         raise InputError(
@@ -69,7 +65,7 @@ def new_model(
     return model
 
 
-def dimensions_of(cache: Cache, text_encoder: TextEncoder | None) -> Dimensions:
+def dimensions_of(cache: Cache, text_encoder: TextEncoder | None = None) -> Dimensions:
     """The sizes that a cache, and the encoder of masked words, give to a model."""
     m, channels = cache.patches_shape
     vocabulary = text_encoder.vocabulary if text_encoder else 0

@@ -166,11 +166,13 @@ def test_a_row_that_the_cache_excludes_is_left_out_and_the_first_is_refused(tmp_
     views = f"pooled{TINY}+views=sample"
     options = ("study", plain.folder, "--seeds", 1, "--device", "cpu", "--out")
     rows = f"concat{TINY},{views}"
-    invoke(*options, tmp_path / "out", "--models", rows, "--ensemble", rows)
+    unread = "stacked+label_smoothing=0.1"
+    invoke(*options, tmp_path / "out", "--models", f"{rows},{unread}", "--ensemble", rows)
     left_out = table_of(tmp_path / "out")["left_out"]
     assert "for views sample extract with" in left_out[0]["why"]
-    assert left_out[1]["title"].startswith("mean of the seeds of concatenation")
-    assert left_out[1]["why"].endswith("is left out")
+    assert left_out[1]["why"] == "config, label_smoothing: the model stacked does not read it; leave it out"
+    assert left_out[2]["title"].startswith("mean of the seeds of concatenation")
+    assert left_out[2]["why"].endswith("is left out")
     assert "has one view of each image" in refused(*options, tmp_path / "no", "--models", views)
 
 
