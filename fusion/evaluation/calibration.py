@@ -1,8 +1,8 @@
-"""Calibration: one temperature for all probabilities of a run, fitted on validation, and how far they can be believed.
+"""Calibration: one temperature for all probabilities of a run, fitted on validation, and the calibration error.
 
 The temperature T (Guo et al., On calibration of modern neural networks, ICML 2017) divides the logarithms of the
-probabilities that the model gives; a softmax makes them probabilities again. They are those that decide: the mean over
-views, and over the members of an ensemble, has been taken before. T changes no order, and so no prediction.
+probabilities that the model gives; a softmax makes them probabilities again. It comes last: after the mean over views
+and over the members of an ensemble. T changes no order, and so no prediction.
 """
 
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ from pipeline.common.errors import Diverged, InputError, Stopped
 from pipeline.common.locks import only_writer
 from pipeline.common.signals import StopRequest
 
-# What members of a batch share, since it decides the sizes of their layers and of their batches of posts.
+# What members of a group share, since it decides the sizes of their layers and of their batches of posts.
 _SHARED = ("model", "width", "layers", "label_rule", "batch_size", "views", "precision")
 
 
@@ -60,7 +60,7 @@ def shared_by(config: Config) -> tuple[Any, ...] | None:
 
 @dataclass
 class Member:
-    """One training of a batch. on_epoch gets each epoch's line of metrics; what it raises ends this training, and is
+    """One training of a group. on_epoch gets each epoch's line of metrics; what it raises ends this training, and is
     its `end`. `end` is the result, or what ended the training without one.
     """
 

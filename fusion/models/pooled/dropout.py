@@ -1,6 +1,7 @@
-"""Dropout for small models, whose time PyTorch's own takes half of on a CPU, and whose masks can be given.
+"""Dropout for small models. On a CPU PyTorch's own dropout takes half of their training time; this one draws faster.
 
-A model that is trained in a batch of models (`training/together.py`) is given the masks that it would draw alone.
+Its masks can also be given: models that are trained at once (`training/together.py`) get the masks that each would draw
+alone.
 """
 
 import torch

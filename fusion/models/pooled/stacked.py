@@ -1,4 +1,5 @@
-"""Stacked logistic regressions: one for each modality, calibrated, and one over what both say (Wolpert 1992).
+"""Stacked logistic regressions: one for each modality, calibrated, and one over the log-probabilities of both (Wolpert,
+Stacked generalization, Neural Networks 1992).
 
 Late fusion that is fitted, not trained: scikit-learn finds the weights. Beyond the paper. Of the settings it reads
 `views` and `seed` alone.
