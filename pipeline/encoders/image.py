@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
+from pipeline.encoders.forward import ImageForward
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
 from pipeline.encoders.pairs import UNKNOWN, Crop
-from pipeline.encoders.text_vector import CLS, MEAN, MODEL
+from pipeline.encoders.graph import Graph
+from pipeline.encoders.text_vector import MEAN
 from pipeline.encoders.timm_models import no_such_size
 from pipeline.encoders.transform import picture_transform
 from pipeline.encoders.views import VIEWS
@@ -26,6 +28,8 @@ class ImageEncoder:
     `model`'s own head makes of them, with CLIP's projection or SigLIP's attention pool, without a classifier. Its width
     is `pooled_width`. `size` and `crop` go before the model's own.
     """
+
+    kind = "image"
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class ImageEncoder:
 
         self.name, self.licence = name, licence
         self._model = freeze(model, device)
+        self._graph: Graph | None = None
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         self.pooled, self._size = pooled, size
@@ -51,8 +56,8 @@ class ImageEncoder:
         config = resolve_data_config(given, model=model)
         steps = create_transform(**config, normalize=False).transforms
         self.transform: Any = picture_transform(steps, name, views)
-        self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
-        self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
+        mean, std = (torch.tensor(config[name], device=device) for name in ("mean", "std"))
+        self._forward = ImageForward(self._model, mean, std, pooled).eval()
         self.pixels_shape: tuple[int, ...] = tuple(config["input_size"])
         if views > 1:
             self.pixels_shape = (views, *self.pixels_shape)
@@ -75,6 +80,26 @@ class ImageEncoder:
             "licence": licence,
         }
 
+    @property
+    def graph_facts(self) -> dict[str, Any]:
+        """What decides the encoder's arithmetic."""
+        transform = self.fingerprint["transform"]
+        facts = {name: self.fingerprint[name] for name in ("name", "weights_sha256")}
+        return {**facts, "pooled": self.pooled, **{name: transform[name] for name in ("size", "mean", "std")}}
+
+    def exported(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The module of the encoder's arithmetic, and an example of its input."""
+        return self._forward, {"pixels": torch.zeros(2, *self.pixels_shape[-3:], dtype=torch.uint8)}
+
+    def use(self, graph: Graph | None) -> None:
+        """Compute by a graph from now on; None: by PyTorch."""
+        self._graph = graph
+
+    def probed(self) -> tuple[np.ndarray, ...]:
+        """The features of a few pictures of noise, always the same ones."""
+        shape = (3, *self.pixels_shape[-3:])
+        return self.encode(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
     def describe(self) -> str:
         patches, channels = self.patches_shape
         views = "".join(f"{count} views of " for count in self.pixels_shape[:-3])
@@ -92,27 +117,14 @@ class ImageEncoder:
         views (B, V, m, C) and (B, V, P). Eqs 1, 2.
         """
         pictures = pixels.reshape(-1, *pixels.shape[-3:])
-        with torch.inference_mode(), compute_precision(self.device, self._dtype):
-            # One memory layout, whatever the pixels came in: another one takes other kernels, which round differently.
-            x = torch.from_numpy(pictures).to(self.device).float().contiguous(memory_format=torch.channels_last)
-            x = x.div_(255).sub_(self._mean).div_(self._std)
-            features = self._model.forward_features(x)
-            patches = _rows(self._model, features).float()  # eq 1
-            pooled = patches.mean(dim=1) if self.pooled == MEAN else self._own_vector(features).float()  # eq 2
+        patches, pooled = self._graph(pictures) if self._graph else self._by_torch(pictures)
         of = pixels.shape[:-3]
-        return patches.cpu().numpy().reshape(*of, *patches.shape[1:]), pooled.cpu().numpy().reshape(*of, -1)
+        return patches.reshape(*of, *patches.shape[1:]), pooled.reshape(*of, -1)
 
-    def _own_vector(self, features: Any) -> Tensor:
-        """The class token, or what the head makes of the features, (B, P). Raises ValueError where there is none."""
-        if self.pooled == CLS:
-            if getattr(self._model, "cls_token", None) is None or features.ndim != 3:
-                raise ValueError(f"has no class token; take {option('image_pooled', MEAN)} or {MODEL}")
-            token: Tensor = features[:, 0]
-            return token
-        vector: Tensor = self._model.forward_head(features)
-        if vector.ndim != 2:
-            raise ValueError(f"gives no one vector of an image; take {option('image_pooled', MEAN)}")
-        return vector
+    def _by_torch(self, pictures: np.ndarray) -> tuple[np.ndarray, ...]:
+        with torch.inference_mode(), compute_precision(self.device, self._dtype):
+            features = self._forward(torch.from_numpy(pictures).to(self.device))
+        return tuple(values.cpu().numpy() for values in features)
 
     def _probe_sizes(self) -> tuple[tuple[int, int], int]:
         """(m, C) and P, read off one blank picture. Raises InputError for a model that gives no square grid of patches,
@@ -157,16 +169,3 @@ class NoImages(ImageEncoder):
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((len(pixels), 0, 0), np.float32), np.zeros((len(pixels), 0), np.float32)
-
-
-def _rows(model: nn.Module, features: Any) -> Tensor:
-    """timm's forward_features as (B, m, C), row-major, without prefix tokens (class or register tokens)."""
-    if not isinstance(features, Tensor):
-        raise ValueError("gives several outputs, not one grid of patches; take another model")
-    if features.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return features.flatten(1, 2)
-    if features.ndim == 4:
-        return features.flatten(2).transpose(1, 2)
-    if features.ndim == 3:
-        return features[:, getattr(model, "num_prefix_tokens", 0) :]
-    raise ValueError(f"gives no patch grid (its features have shape {tuple(features.shape)})")

@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.encoders.fingerprint import SIGLIP
+from pipeline.encoders.forward import TextForward
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
+from pipeline.encoders.graph import Graph
 from pipeline.encoders.pairs import UNKNOWN
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
-from pipeline.encoders.towers import BERT, own_vector
+from pipeline.encoders.towers import BERT
+
+
+_PROBE = ("", "What a night!", "Two dogs and a ball on the beach, seen from a boat.")
 
 
 class TextEncoder:
@@ -27,6 +31,8 @@ class TextEncoder:
     With `split_special_tokens` a literal [MASK] or [SEP] in a text is text, cut into word pieces like any other.
     Without, as in caches that were made before, it becomes the special token itself.
     """
+
+    kind = "text"
 
     def __init__(
         self,
@@ -48,17 +54,21 @@ class TextEncoder:
         """`pooled`: how a text's one vector is made; `pooled_width`: how wide it is, if not as its tokens are."""
         self.name, self.licence = name, licence
         self._model = freeze(model, device)
+        self._graph: Graph | None = None
         self._tokenizer = tokenizer
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         self.max_tokens = max_tokens
         self._layers = layers
+        padding = tokenizer.pad_token_id or 0
+        own = pooled == MODEL
+        self._forward = TextForward(self._model, family, layers=layers, own=own, padding=padding).eval()
         self._split = split_special_tokens
         self._special = [id_ for id_ in tokenizer.all_special_ids if id_ != tokenizer.unk_token_id]
         self.width: int = model.config.hidden_size
         self.pooled, self.pooled_width = pooled, pooled_width or self.width
         self.vocabulary: int = model.config.vocab_size
-        self._family, self._form = family, form or TextForm()
+        self._form = form or TextForm()
         # -1: it has none; SigLIP 2's tokenizer is of another model, and has one that the tower was not trained with
         self.mask_id: int = -1 if family != BERT or tokenizer.mask_token_id is None else tokenizer.mask_token_id
         self.fingerprint: dict[str, Any] = {
@@ -75,6 +85,33 @@ class TextEncoder:
             "licence": licence,
         }
 
+    @property
+    def graph_facts(self) -> dict[str, Any]:
+        """What decides the encoder's arithmetic."""
+        names = ("weights_sha256", "family", "layers")
+        facts = {name: self.fingerprint[name] for name in names if name in self.fingerprint}
+        return {**facts, "own": self.pooled == MODEL, "padding": self._forward.padding}
+
+    def exported(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The module of the encoder's arithmetic, and an example of its inputs."""
+        ids, mask = self._padded(_PROBE)
+        return self._forward, {"ids": ids, "mask": mask}
+
+    def use(self, graph: Graph | None) -> None:
+        """Compute by a graph from now on; None: by PyTorch."""
+        self._graph = graph
+
+    def probed(self) -> tuple[np.ndarray, ...]:
+        """The features of a few texts, always the same ones; zeros for padding."""
+        ids, mask = self._padded(_PROBE)
+        states, own = self.encode_both(ids, mask)
+        states = states * mask[..., None].to(states.device)
+        return tuple(values.numpy(force=True) for values in (states, own) if values is not None)
+
+    def _padded(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask of texts as one batch."""
+        return padded(self.tokenize(texts)[0])
+
     def describe(self) -> str:
         layers = f", mean of {self._layers} layers" if self._layers > 1 else ""
         pooled = f", pooled by {self.pooled} to {self.pooled_width}" if self.pooled != MEAN else ""
@@ -85,6 +122,8 @@ class TextEncoder:
         """The same encoder computing in `dtype`, where its features need not equal those of a cache."""
         other = copy(self)
         other._dtype = COMPUTE_DTYPES[dtype]
+        if other._dtype != torch.float32:
+            other._graph = None
         return other
 
     @property
@@ -140,24 +179,21 @@ class TextEncoder:
 
     def encode_both(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `encode`, and what the model's own pooling gives, (B, D_p) float32, where `pooled` is `model`."""
-        with torch.inference_mode(), compute_precision(self.device, self._dtype):
-            output = self._output(input_ids.to(self.device, torch.int64), mask.to(self.device))
-            states = output.last_hidden_state[:, : mask.shape[1]].float()  # eqs 5, 21
-            if self._layers > 1:
-                states = torch.stack([state.float() for state in output.hidden_states[-self._layers :]]).mean(dim=0)
-            own = own_vector(self._family, output) if self.pooled == MODEL else None
-        # outside inference mode, so that what follows may learn from them
-        return states.clone(), None if own is None else own.float().clone()
+        if self._graph:
+            made = self._graph(input_ids.numpy(force=True).astype(np.int64), mask.numpy(force=True))
+            states, *own = (torch.from_numpy(values) for values in made)
+        else:
+            with torch.inference_mode(), compute_precision(self.device, self._dtype):
+                computed = self._forward(input_ids.to(self.device, torch.int64), mask.to(self.device))
+            states, *own = (values.clone() for values in computed)  # of which what follows may learn
+        return states, own[0] if own else None
 
-    def _output(self, ids: Tensor, real: Tensor) -> Any:
-        if self._family != SIGLIP:
-            return self._model(
-                input_ids=ids, attention_mask=real.to(torch.int64), output_hidden_states=self._layers > 1
-            )
-        positions, padding = self._model.config.max_position_embeddings, self._tokenizer.pad_token_id
-        whole = ids.new_full((len(ids), positions), padding)
-        whole[:, : ids.shape[1]] = ids.where(real, padding)
-        return self._model(input_ids=whole)  # without a mask: it was trained to see the padding
+
+def padded(ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Ids (n_i,) of texts as one batch (B, n), int64, and its mask, True = real token."""
+    lengths = torch.tensor([len(one) for one in ids])
+    whole = pad_sequence([torch.from_numpy(one).long() for one in ids], batch_first=True)
+    return whole, torch.arange(whole.shape[1]) < lengths[:, None]
 
 
 def encode_texts(
@@ -166,10 +202,8 @@ def encode_texts(
     """What a cache stores of texts with these ids (n_i,), encoded as one padded batch: the tokens (n_i, D) of each in
     `dtype`, and their vectors (B, D_p), float32. Those that are made of the tokens are made of the stored ones.
     """
-    lengths = torch.tensor([len(one) for one in ids])
-    padded = pad_sequence([torch.from_numpy(one).long() for one in ids], batch_first=True)
-    real = torch.arange(padded.shape[1]) < lengths[:, None]
-    states, own = encoder.encode_both(padded, real) if encoder.pooled == MODEL else (encoder.encode(padded, real), None)
+    whole, real = padded(ids)
+    states, own = encoder.encode_both(whole, real) if encoder.pooled == MODEL else (encoder.encode(whole, real), None)
     with np.errstate(over="ignore"):  # what overflows float16 is for the caller to find
         tokens = [rows[: len(one)].astype(dtype) for rows, one in zip(states.cpu().numpy(), ids, strict=True)]
     if own is not None:

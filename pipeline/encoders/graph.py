@@ -1,0 +1,102 @@
+"""A frozen encoder's arithmetic as an ONNX graph, which ONNX Runtime computes on a CPU, some models in a third of
+PyTorch's time.
+
+A graph is made once, in seconds, and kept in the user's cache folder, where it may be deleted at any time.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.common.files import complete_or_absent
+
+_FORM = 1  # of the graphs; another one is another file
+_KEPT = 40  # hexadecimal digits of a file's name
+
+
+class Graph:
+    """A graph, ready to compute. It may be called by several threads at a time, and computes on the caller's core."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = [one.name for one in self._session.get_inputs()]
+
+    def __call__(self, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The outputs for inputs in the order of the module that the graph was made from."""
+        return tuple(self._session.run(None, dict(zip(self._inputs, values, strict=True))))
+
+
+def graph_file(encoder: str, facts: Mapping[str, Any]) -> Path:
+    """Where the graph of an `image` or `text` encoder lies, or would. facts: what decides its arithmetic."""
+    import onnxruntime
+    import onnxscript
+
+    made_by = [_FORM, torch.__version__, onnxscript.__version__, onnxruntime.__version__]
+    name = hashlib.sha256(json.dumps([made_by, facts], sort_keys=True).encode()).hexdigest()[:_KEPT]
+    return folder() / f"{encoder}-{name}.onnx"
+
+
+def folder() -> Path:
+    """The user's folder for graphs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mscf" / "graphs"
+
+
+def make_graph(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
+    """Write a module's graph, complete or not at all. inputs: an example of each, of two posts, whose first size varies,
+    and the second too where there are two.
+
+    Raises what the exporter raises, which is almost anything, for a module that it can't follow.
+    """
+    varies = torch.export.Dim.DYNAMIC
+    free = [{0: varies, 1: varies} if value.ndim == 2 else {0: varies} for value in inputs.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(path) as temporary, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter's own parts
+        with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+            torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                str(temporary),
+                input_names=list(inputs),
+                dynamic_shapes=tuple(free),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+
+
+class _quiet:
+    """Loggers that say nothing meanwhile."""
+
+    def __init__(self, *names: str) -> None:
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *error: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
+
+
+def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """The largest difference between features, relative to the largest feature of its kind."""
+    each = [np.abs(a - b).max() / max(np.abs(a).max(), 1e-30) for a, b in zip(expected, found, strict=True)]
+    return float(max(each))

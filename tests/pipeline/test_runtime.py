@@ -1,0 +1,92 @@
+"""What computes the encoders: ONNX Runtime gives PyTorch's features up to rounding, or PyTorch computes and it is said."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.common.errors import InputError
+from pipeline.encoders import runtime
+from pipeline.encoders.graph import folder, make_graph
+from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
+from pipeline.encoders.runtime import use_runtime
+from pipeline.encoders.text import padded
+from tests.helpers.image_families import save_weights, small_member
+from tests.helpers.text_families import SIZES, save
+from tests.helpers.text_towers import write_tower
+
+IMAGES = {
+    "test_efficientnet": {},
+    "test_vit": {"image_pooled": "cls"},
+}
+MORE_IMAGES = {
+    "resnet10t": {},
+    "vit_tiny_patch16_224": {"image_pooled": "model", "image_size": 64},
+    "swin_tiny_patch4_window7_224": {},
+}
+LONG = pytest.mark.long
+
+
+def cases(quick, more):
+    return [pytest.param(*case, id=case[0]) for case in quick.items()] + [
+        pytest.param(*case, id=case[0], marks=LONG) for case in more.items()
+    ]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+
+
+def compared(encoder, features, posts):
+    by_torch = features()
+    lines = []
+    assert use_runtime(encoder, "onnxruntime", posts=posts, say=lines.append).startswith("onnxruntime ")
+    assert "features within" in lines[-1]
+    for one, other in zip(by_torch, features(), strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype == np.float32
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
+        assert not np.array_equal(one, np.zeros_like(one))
+    return lines
+
+
+@pytest.mark.parametrize(("name", "how"), cases(IMAGES, MORE_IMAGES))
+def test_an_image_encoder_gives_the_same_features(name, how, tmp_path):
+    weights = save_weights(small_member(name), tmp_path / "weights.safetensors")
+    encoder = load_image_encoder(EncoderChoice(image=name, image_weights=weights, device="cpu", **how))
+    pixels = np.random.default_rng(1).integers(0, 256, (5, *encoder.pixels_shape), dtype=np.uint8)
+    compared(encoder, lambda: encoder.encode(pixels), 5)
+
+
+def bert(path):
+    save(path, "Bert", **SIZES)
+
+
+def roberta(path):
+    save(path, "Roberta", **SIZES, max_position_embeddings=41)
+
+
+def clip(path):
+    write_tower(path, "CLIP")
+
+
+def siglip(path):
+    write_tower(path, "Siglip2")
+
+
+TEXTS = {"BERT, two layers": (bert, {"text_layers": 2}), "CLIP": (clip, {"text_pooled": "model"})}
+MORE_TEXTS = {"RoBERTa": (roberta, {}), "SigLIP": (siglip, {"text_pooled": "model"}), "BERT": (bert, {})}
+
+
+@pytest.mark.parametrize(("name", "how"), cases(TEXTS, MORE_TEXTS))
+def test_a_text_encoder_gives_the_same_features(name, how, tmp_path):
+    make, options = how
+    make(tmp_path / "text")
+    encoder = load_text_encoder(EncoderChoice(text=str(tmp_path / "text"), device="cpu", **options))
+    ids, _ = encoder.tokenize(["a b c a b", "b", "c a", ""])
+    whole, mask = padded(ids)
+
+    def features():
+        states, own = encoder.encode_both(whole, mask)
+        return [values.numpy() for values in (states * mask[..., None], own) if values is not None]
+
+    compared(encoder, features, 4)
