@@ -21,7 +21,7 @@ from pipeline.common.options import (
     overwrite_option,
     result_options,
 )
-from pipeline.encoders.options import encoder_options
+from pipeline.encoders.options import encoder_options, runtime_option
 from pipeline.posts.formats import ReadOptions, formats
 from pipeline.posts.manifest import SPLITS
 
@@ -143,6 +143,7 @@ def prepare(
 @encoder_options
 @encoding_options
 @device_option
+@runtime_option
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Precision of the encoders."
 )
@@ -179,6 +180,7 @@ def extract(
     part: str,
     engine: str,
     address: str | None,
+    runtime: str,
     overwrite: bool,
     console: Console,
     **encoders: Any,
@@ -187,9 +189,11 @@ def extract(
     from pipeline.encoders.fingerprint import NO_IMAGES
     from pipeline.encoders.licences import licence_line, restriction
     from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
+    from pipeline.encoders.runtime import use_runtime
+    from pipeline.encoders.runtimes import AUTO
     from pipeline.extraction import extract as extraction
     from pipeline.extraction.decode import start_server
-    from pipeline.extraction.match_cache import match_existing_cache
+    from pipeline.extraction.match_cache import existing_runtimes, match_existing_cache
     from pipeline.extraction.plan import Changes, Part
     from pipeline.posts.manifest import fault_note, read_manifest
     from pipeline.posts.shown import shown
@@ -213,6 +217,10 @@ def extract(
     choice = EncoderChoice(**encoders, device=str(chosen))
     choice = choice if overwrite else match_existing_cache(choice, out)
     image, text = load_image_encoder(choice), load_text_encoder(choice)
+    began = {} if overwrite else existing_runtimes(out)
+    for encoder in (image, text):
+        wanted = began.get(encoder.kind, AUTO) if runtime == AUTO else runtime
+        use_runtime(encoder, wanted, posts=len(posts) // one_part.of, say=console.say)
     console.say(f"encoders: {image.describe()} and {text.describe()}")
     for encoder in (image, text):
         if encoder.licence:
@@ -224,7 +232,9 @@ def extract(
             from pipeline.extraction.ray_engine import cluster, engine_on
 
             ray = stack.enter_context(cluster(address))
-            elsewhere = engine_on(ray, choice, batch_size=batch_size, workers=workers, log=console.say)
+            runtimes = [encoder.runtime.split(" ")[0] for encoder in (image, text)]
+            how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "log": console.say}
+            elsewhere = engine_on(ray, choice, runtimes=runtimes, **how)
         report = extraction.extract(
             posts,
             out,

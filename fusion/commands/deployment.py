@@ -18,6 +18,7 @@ from pipeline.common.options import (
     result_options,
     text_encoder_option,
 )
+from pipeline.encoders.options import runtime_option
 
 
 @click.command()
@@ -35,6 +36,7 @@ from pipeline.common.options import (
     help="Exit 1 if a larger fraction of the posts got no prediction.",
 )
 @device_option
+@runtime_option
 @overwrite_option
 @result_options
 def predict(
@@ -49,6 +51,7 @@ def predict(
     workers: int,
     max_fail_rate: float,
     device: str,
+    runtime: str,
     overwrite: bool,
     console: Console,
 ) -> None:
@@ -70,7 +73,8 @@ def predict(
     if out or image:
         start_server()
     chosen = console.device(device)
-    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    where: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
+    predictor = Predictor.open(Run(run_dir), chosen, **where, runtime=runtime)
     if not posts or not out:
         prediction = predict_one(predictor, text, image)
         console.save(prediction.record())
@@ -266,6 +270,7 @@ def export(run_dir: Path, out: Path, onnx: bool, overwrite: bool, console: Conso
 )
 @local_encoder_options
 @device_option
+@runtime_option
 @click.option("--quiet", is_flag=True, help="Print only warnings and errors.")
 def serve(
     run_dir: Path,
@@ -275,6 +280,7 @@ def serve(
     image_weights: Path | None,
     text_encoder: str | None,
     device: str,
+    runtime: str,
     quiet: bool,
 ) -> None:
     """Serve a page where one drops a photo and types a text, and a JSON endpoint: POST /predict and /explain."""
@@ -287,5 +293,6 @@ def serve(
         raise InputError(f"serve needs the package {error.name}; pip install -e '.[web]'") from None
     console = Console(quiet)
     chosen = console.device(device)
-    predictor = Predictor.open(Run(run_dir), chosen, image_weights=image_weights, text_encoder=text_encoder)
+    where: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
+    predictor = Predictor.open(Run(run_dir), chosen, **where, runtime=runtime)
     start(predictor, host=host, port=port, allowed_hosts=allow_host, say=console.say)

@@ -25,6 +25,7 @@ from pipeline.common.files import complete_or_absent, open_regular, sha256_of_fi
 from pipeline.common.folders import is_file_of, open_to_append
 from pipeline.common.locks import hold
 from pipeline.common.signals import StopRequest, graceful_shutdown
+from pipeline.encoders.runtimes import ONNXRUNTIME, TORCH
 from pipeline.extraction.decode import Decoders, Reading
 from pipeline.extraction.encode import text_problem
 from pipeline.extraction.extract import encoding_threads
@@ -92,7 +93,10 @@ def predict_file(
     if is_file_of(out, posts):
         raise InputError(f"{out}: the posts are read from it; name another {option('out')}")
     sha256, total = _measure(posts)
-    header = {"model_sha256": predictor.run.weights_sha256, "posts_sha256": sha256}
+    began = None if overwrite else _began_with(unfinished(out))
+    predictor.settle_runtime(total, began)
+    facts = {"model_sha256": predictor.run.weights_sha256, "posts_sha256": sha256}
+    header = {**facts, "runtimes": predictor.runtimes}
     report = StreamReport(total)
     with _unfinished_file(out, header, report, overwrite) as file:
         done = report.answered_before
@@ -241,7 +245,7 @@ def _open_unfinished(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _unfinished_file(out: Path, header: dict[str, str], report: StreamReport, overwrite: bool) -> Iterator[BinaryIO]:
+def _unfinished_file(out: Path, header: dict[str, Any], report: StreamReport, overwrite: bool) -> Iterator[BinaryIO]:
     """The file of predictions so far, locked, open at its end; `report` counts them. Raises InputError if they are of
     another run or other posts.
     """
@@ -271,6 +275,18 @@ def _unfinished_file(out: Path, header: dict[str, str], report: StreamReport, ov
             file.truncate(end)
         file.seek(0, 2)
         yield file
+
+
+def _began_with(path: Path) -> dict[str, str]:
+    """What computed the encoders of unfinished predictions, where that is known; they are gone on with by the same."""
+    try:
+        with open_regular(path) as file:
+            first = _whole(file.readline(_MOST_LINE_BYTES)) or {}
+    except OSError:
+        return {}
+    runtimes = first.get("runtimes")
+    known = runtimes.items() if isinstance(runtimes, dict) else ()
+    return {kind: runtime for kind, runtime in known if runtime in (TORCH, ONNXRUNTIME)}
 
 
 def _torn_header(line: bytes) -> bool:

@@ -5,7 +5,7 @@ to the cache's stored precision, so that a post gets the prediction that it woul
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
+from pipeline.encoders.runtime import use_runtime
+from pipeline.encoders.runtimes import AUTO, TORCH
 from pipeline.encoders.text import encode_texts
 from pipeline.extraction.decode import Decoders
 from pipeline.extraction.encode import text_problem
@@ -96,7 +98,17 @@ class Predictor:
     Attributes: run, config, model (evaluation mode), image and text (the encoders), labels, device.
     """
 
-    def __init__(self, run: Run, model: Model, image: ImageEncoder, text: TextEncoder, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Run,
+        model: Model,
+        image: ImageEncoder,
+        text: TextEncoder,
+        device: torch.device,
+        *,
+        runtime: str = TORCH,
+    ) -> None:
+        self._runtime = runtime
         self.run, self.config, self.model = run, model.config, model
         self.image, self.text, self.device = image, text, device
         self.labels: list[str] = run.metadata["labels"]
@@ -112,9 +124,11 @@ class Predictor:
         model: nn.Module | None = None,
         image_weights: str | Path | None = None,
         text_encoder: str | None = None,
+        runtime: str = AUTO,
     ) -> "Predictor":
         """Load the run's model and encoders; `image_weights` and `text_encoder` say where these are, if they have
-        moved. `model` is the module, for a run of one's own.
+        moved. `model` is the module, for a run of one's own. runtime: what computes the encoders, of
+        pipeline.encoders.runtimes.
 
         Raises InputError if the run is not finished, or an encoder is unavailable or another one, naming the field.
         """
@@ -125,7 +139,22 @@ class Predictor:
         weights = Path(image_weights) if image_weights else None
         image = same_image_encoder(fingerprint["image"], name, weights=weights, owner=run.folder)
         text = same_text_encoder(fingerprint["text"], name, folder=text_encoder, owner=run.folder)
-        return cls(run, loaded, image, text, chosen)
+        predictor = cls(run, loaded, image, text, chosen, runtime=runtime)
+        predictor.settle_runtime()
+        return predictor
+
+    def settle_runtime(self, posts: int = 0, began: Mapping[str, str] | None = None) -> None:
+        """Choose what computes the encoders for about so many posts. began: the runtimes of `image` and `text` that
+        earlier predictions were made by, which `auto` goes on with.
+        """
+        for encoder in (self.image, self.text):
+            wanted = self._runtime if self._runtime != AUTO else (began or {}).get(encoder.kind, AUTO)
+            use_runtime(encoder, wanted, posts=posts)
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """The names of what computes the encoders of `image` and `text`."""
+        return {encoder.kind: encoder.runtime.split(" ")[0] for encoder in (self.image, self.text)}
 
     def predict(self, posts: Sequence[RawPost]) -> list[Prediction]:
         """A prediction for each post, in order. The posts are one batch, whose composition changes rounding only."""

@@ -15,6 +15,7 @@ from pipeline.encoders.views import VIEWS
 MOST_SHARDS = 100_000  # a shard's name has five digits
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENCODER_NAME = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?|\w[\w.\-]* \(local files\)")
+_RUNTIME = re.compile(r"(torch|onnxruntime|none)( [\w.+\-]{1,60})?")
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls, also of direction
 _ATTRIBUTE_BYTES = 1 << 16
 
@@ -50,6 +51,18 @@ def part(text: str) -> dict[str, Any]:
     number, of, posts = (int(value) for value in numbers if value is not None)
     if not (1 <= number <= of <= MOST_SHARDS and of <= posts):
         raise Wrong(f"part {number} of {of} of {posts} posts is impossible")
+    return content
+
+
+def runtimes(text: str | None) -> dict[str, str]:
+    """Parse and check what computed a shard's features; empty for a shard that does not say."""
+    if text is None:
+        return {}
+    content = _json_object(text, "runtimes")
+    if set(content) != {"image", "text"} or not all(
+        isinstance(value, str) and _RUNTIME.fullmatch(value) for value in content.values()
+    ):
+        raise Wrong("runtimes are not those that mscf writes")
     return content
 
 

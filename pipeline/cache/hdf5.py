@@ -81,6 +81,8 @@ def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]
         file["/text/offsets"] = offsets.astype(np.int64)
         if vectors is not None:
             file["/text/pooled"] = vectors.astype(np.float32, copy=False)
+        if features.runtimes:
+            file.attrs["runtimes"] = json.dumps(dict(features.runtimes))
         _write_records(file, features.posts)
         file.flush()
         write_bytes(path, file.id.get_file_image())
@@ -93,15 +95,16 @@ def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
             yield _of(path, found)
             continue
         shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
-        yield Shard(_records(found["posts"]), found["fingerprint"], shapes, found["at"], found["lengths"])
+        of = found["fingerprint"], shapes, found["at"], found["lengths"], found["runtimes"]
+        yield Shard(_records(found["posts"]), *of)
 
 
-def read_shard_posts(path: Path) -> tuple[list[PostRecord], dict[str, Any]]:
-    """The posts of a finished shard and its fingerprint, to resume an unfinished extraction."""
+def read_shard(path: Path) -> Shard:
+    """What a finished shard says. Raises InputError if it is damaged."""
     (shard,) = read_shards([path])
     if isinstance(shard, InputError):
         raise shard
-    return shard.posts, shard.fingerprint
+    return shard
 
 
 def write_index(

@@ -130,6 +130,7 @@ def shard(path: Path) -> dict[str, Any]:
             "shapes": shapes,
             "at": at,
             "lengths": lengths.tolist(),
+            "runtimes": check_json.runtimes(attribute_if_there(file, "runtimes", TEXT)),
             "posts": listed(posts),
         }
 

@@ -1,6 +1,7 @@
 """What the files of a cache hold, as values: the record of a post, a shard's features, a shard, the index."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ class ShardFeatures:
     """The features of one shard's posts, row by row; a failed post keeps its slot with zeros and no tokens.
 
     patches (N, m, C), pooled (N, P), of several views (N, V, m, C) and (N, V, P); tokens and input_ids a list of (n, D)
-    and (n,), one per post; text_pooled (N, D_p) float32, None for a shard of a cache that was begun without.
+    and (n,), one per post; text_pooled (N, D_p) float32, None for a shard of a cache that was begun without. runtimes:
+    what computed the features of `image` and `text`, with its version; it changes them by rounding only.
     """
 
     posts: list[PostRecord]
@@ -33,12 +35,13 @@ class ShardFeatures:
     tokens: list[np.ndarray]
     input_ids: list[np.ndarray]
     text_pooled: np.ndarray | None = None
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Shard:
     """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
-    where they begin in the file (`at`), and the lengths of its texts.
+    where they begin in the file (`at`), the lengths of its texts, and its `runtimes`, which older shards lack.
     """
 
     posts: list[PostRecord]
@@ -46,6 +49,7 @@ class Shard:
     shapes: dict[str, tuple[int, ...]]
     at: dict[str, int]
     lengths: list[int]
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The arithmetic of the frozen encoders as modules of plain tensors: what PyTorch runs, and what a graph is made from."""
+"""The arithmetic of the frozen encoders as modules of plain tensors, which PyTorch runs and graphs are made from."""
 
 from typing import Any
 
@@ -72,9 +72,7 @@ class TextForward(nn.Module):
 
     def _output(self, ids: Tensor, mask: Tensor) -> Any:
         if self.family != SIGLIP:
-            return self.model(
-                input_ids=ids, attention_mask=mask.to(torch.int64), output_hidden_states=self.layers > 1
-            )
+            return self.model(input_ids=ids, attention_mask=mask.to(torch.int64), output_hidden_states=self.layers > 1)
         more = self.model.config.max_position_embeddings - ids.shape[1]
         whole = nn.functional.pad(ids.where(mask, self.padding), (0, more), value=self.padding)
         return self.model(input_ids=whole)  # without a mask: it was trained to see the padding

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.files import complete_or_absent
+from pipeline.encoders.runtimes import ONNXRUNTIME, TORCH
 
 _FORM = 1  # of the graphs; another one is another file
 _KEPT = 40  # hexadecimal digits of a file's name
@@ -40,6 +41,15 @@ class Graph:
         return tuple(self._session.run(None, dict(zip(self._inputs, values, strict=True))))
 
 
+def runtime_of(graph: Graph | None) -> str:
+    """What computes, and its version, as `torch 2.9.0`; None for `graph`: PyTorch."""
+    if graph is None:
+        return f"{TORCH} {torch.__version__}"
+    import onnxruntime
+
+    return f"{ONNXRUNTIME} {onnxruntime.__version__}"
+
+
 def graph_file(encoder: str, facts: Mapping[str, Any]) -> Path:
     """Where the graph of an `image` or `text` encoder lies, or would. facts: what decides its arithmetic."""
     import onnxruntime
@@ -57,8 +67,8 @@ def folder() -> Path:
 
 
 def make_graph(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    """Write a module's graph, complete or not at all. inputs: an example of each, of two posts, whose first size varies,
-    and the second too where there are two.
+    """Write a module's graph, complete or not at all. inputs: an example of each; its first size may vary, and the
+    second too where there are two.
 
     Raises what the exporter raises, which is almost anything, for a module that it can't follow.
     """
@@ -67,33 +77,17 @@ def make_graph(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own parts
-        with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-            torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                str(temporary),
-                input_names=list(inputs),
-                dynamic_shapes=tuple(free),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-
-
-class _quiet:
-    """Loggers that say nothing meanwhile."""
-
-    def __init__(self, *names: str) -> None:
-        self._loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *error: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            str(temporary),
+            input_names=list(inputs),
+            dynamic_shapes=tuple(free),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:

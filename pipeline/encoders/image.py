@@ -12,8 +12,8 @@ from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.forward import ImageForward
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
+from pipeline.encoders.graph import Graph, runtime_of
 from pipeline.encoders.pairs import UNKNOWN, Crop
-from pipeline.encoders.graph import Graph
 from pipeline.encoders.text_vector import MEAN
 from pipeline.encoders.timm_models import no_such_size
 from pipeline.encoders.transform import picture_transform
@@ -95,6 +95,11 @@ class ImageEncoder:
         """Compute by a graph from now on; None: by PyTorch."""
         self._graph = graph
 
+    @property
+    def runtime(self) -> str:
+        """What computes the features, and its version."""
+        return runtime_of(self._graph)
+
     def probed(self) -> tuple[np.ndarray, ...]:
         """The features of a few pictures of noise, always the same ones."""
         shape = (3, *self.pixels_shape[-3:])
@@ -163,6 +168,10 @@ class NoImages(ImageEncoder):
         self.pixels_shape = (3, 1, 1)
         self.patches_shape, self.pooled, self.pooled_width = (0, 0), MEAN, 0
         self.fingerprint = {"name": NO_IMAGES}
+
+    @property
+    def runtime(self) -> str:
+        return NO_IMAGES
 
     def describe(self) -> str:
         return "no image encoder"

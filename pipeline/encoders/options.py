@@ -4,9 +4,16 @@ import click
 
 from pipeline.common.options import PATH, all_of
 from pipeline.encoders.pairs import IMAGE_POOLED, PAIRS
+from pipeline.encoders.runtimes import AUTO, RUNTIMES
 from pipeline.encoders.text_form import NORMALIZATIONS
 from pipeline.encoders.text_vector import TEXT_POOLINGS
 
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default=AUTO,
+    help="What computes the encoders. auto: on a CPU, ONNX Runtime where it gives PyTorch's features and pays.",
+)
 encoder_options = all_of(
     click.option(
         "--encoders",

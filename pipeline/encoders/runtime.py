@@ -1,4 +1,4 @@
-"""Chooses what computes the frozen encoders: PyTorch, or on a CPU ONNX Runtime, which changes features by rounding only.
+"""Chooses what computes the frozen encoders: PyTorch, or on a CPU ONNX Runtime. Features change by rounding only.
 
 `auto` takes ONNX Runtime where it is installed, where it gives PyTorch's features of a few posts to 1e-5, and where the
 encoder's graph lies ready or the posts are so many that making it pays.
@@ -7,16 +7,14 @@ encoder's graph lies ready or the posts are so many that making it pays.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.graph import Graph, graph_file, largest_difference, make_graph
 from pipeline.encoders.image import ImageEncoder, NoImages
+from pipeline.encoders.runtimes import AUTO, ONNXRUNTIME, TORCH
 from pipeline.encoders.text import TextEncoder
 
-AUTO, TORCH, ONNXRUNTIME = "auto", "torch", "onnxruntime"
-RUNTIMES = (AUTO, TORCH, ONNXRUNTIME)
 TOLERANCE = 1e-5  # of a feature, relative to the largest
 WORTH = 1000  # posts for which making the graphs, 14 s for the packaged encoders on one core, pays
 _LONGEST_WAIT = 600.0  # seconds, for another process that makes the same graph
@@ -26,20 +24,24 @@ Say = Callable[[str], None]
 
 def use_runtime(
     encoder: ImageEncoder | TextEncoder, wanted: str, *, posts: int = 0, say: Say = lambda line: None
-) -> str:
-    """Let an encoder compute by the runtime `wanted`, and return which it is and its version, as `torch 2.9.0`. posts:
-    how many are to be encoded.
+) -> None:
+    """Let an encoder compute by the runtime `wanted`; its `runtime` then says which it is. posts: how many are to be
+    encoded.
 
     With `auto` a line for `say` says why ONNX Runtime is not used where it was tried. Raises InputError where it is
     wanted by name and can't be used.
     """
-    if wanted == TORCH or isinstance(encoder, NoImages):
-        return _torch()
+    if isinstance(encoder, NoImages):
+        return
+    if wanted == TORCH:
+        encoder.use(None)
+        return
     problem = _unfit(encoder)
     if not problem:
         path = graph_file(encoder.kind, encoder.graph_facts)
         if wanted == AUTO and posts < WORTH and not path.exists():
-            return _torch()
+            encoder.use(None)
+            return
         try:
             _make_once(encoder, path, say)
             difference = _use(encoder, Graph(path))
@@ -49,14 +51,13 @@ def use_runtime(
         else:
             if difference <= TOLERANCE:
                 say(f"{encoder.name}: ONNX Runtime computes it, its features within {difference:.1g} of PyTorch's")
-                return _onnxruntime()
+                return
             problem = f"its features differ from PyTorch's by {difference:.2g}, over {TOLERANCE:g}"
     encoder.use(None)
     if wanted == ONNXRUNTIME:
         raise InputError(f"{option('runtime', ONNXRUNTIME)}: {encoder.name}: {problem}; use {TORCH}")
     if problem != _GPU:
         say(f"{encoder.name}: PyTorch computes it; ONNX Runtime is not used: {problem}")
-    return _torch()
 
 
 _GPU = "it is for processors, and the encoder is on a GPU"
@@ -86,13 +87,3 @@ def _use(encoder: ImageEncoder | TextEncoder, graph: Graph) -> float:
     expected = encoder.probed()
     encoder.use(graph)
     return largest_difference(expected, encoder.probed())
-
-
-def _torch() -> str:
-    return f"{TORCH} {torch.__version__}"
-
-
-def _onnxruntime() -> str:
-    import onnxruntime
-
-    return f"{ONNXRUNTIME} {onnxruntime.__version__}"

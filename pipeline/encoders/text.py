@@ -12,12 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.encoders.forward import TextForward
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
-from pipeline.encoders.graph import Graph
+from pipeline.encoders.graph import Graph, runtime_of
 from pipeline.encoders.pairs import UNKNOWN
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
 from pipeline.encoders.towers import BERT
-
 
 _PROBE = ("", "What a night!", "Two dogs and a ball on the beach, seen from a boat.")
 
@@ -100,6 +99,11 @@ class TextEncoder:
     def use(self, graph: Graph | None) -> None:
         """Compute by a graph from now on; None: by PyTorch."""
         self._graph = graph
+
+    @property
+    def runtime(self) -> str:
+        """What computes the features, and its version."""
+        return runtime_of(self._graph)
 
     def probed(self) -> tuple[np.ndarray, ...]:
         """The features of a few texts, always the same ones; zeros for padding."""

@@ -103,7 +103,8 @@ class ShardJob:
             ]
             records.append(PostRecord(post.id, text_sha256(post), decoded.image_sha256, reason, tuple(flags)))
         vectors = self._text_pooled if text_pooled else None
-        return ShardFeatures(records, self._patches, self._pooled, self._tokens, self._input_ids, vectors)
+        runtimes = {"image": self._image.runtime, "text": self._text.runtime}
+        return ShardFeatures(records, self._patches, self._pooled, self._tokens, self._input_ids, vectors, runtimes)
 
     def _finite(self, row: int) -> bool:
         made = self._patches[row], self._pooled[row], self._tokens[row], self._text_pooled[row]

@@ -1,4 +1,4 @@
-"""Finds how an existing cache reads texts, so that `extract` loads the encoder that made it."""
+"""Finds how an existing cache was made, so that `extract` goes on with it alike: how texts are read, what computes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.cache import hdf5
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import EncoderChoice
+from pipeline.encoders.runtimes import TORCH
 
 
 def match_existing_cache(choice: EncoderChoice, out: Path) -> EncoderChoice:
@@ -28,6 +29,15 @@ def _fingerprints(out: Path) -> Iterator[Mapping[str, Any]]:
     if (out / hdf5.INDEX).exists():
         with suppress(InputError):
             yield hdf5.read_index(out).fingerprint
-    for path in sorted(out.glob("shard-?????.h5")):
+    for path in hdf5.shards_in(out).values():
         with suppress(InputError):
-            yield hdf5.read_shard_posts(path)[1]
+            yield hdf5.read_shard(path).fingerprint
+
+
+def existing_runtimes(out: Path) -> dict[str, str]:
+    """The names of the runtimes that a cache, finished or not, was begun with; empty where nothing is begun."""
+    for path in hdf5.shards_in(out).values():
+        with suppress(InputError):
+            began = hdf5.read_shard(path).runtimes or {"image": TORCH, "text": TORCH}
+            return {kind: runtime.split(" ")[0] for kind, runtime in began.items()}
+    return {}

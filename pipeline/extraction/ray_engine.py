@@ -18,6 +18,8 @@ from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError, option
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
+from pipeline.encoders.runtime import use_runtime
+from pipeline.encoders.runtimes import TORCH
 from pipeline.extraction.encode import Seconds
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.progress import ExtractionProgress
@@ -48,10 +50,12 @@ def cluster(address: str | None) -> Iterator[Any]:
 class ShardMaker:
     """A worker: the encoders, loaded once, and the making of one shard at a time."""
 
-    def __init__(self, choice: EncoderChoice, threads: int) -> None:
+    def __init__(self, choice: EncoderChoice, threads: int, runtimes: Sequence[str]) -> None:
         torch.set_num_threads(threads)
         exact_float32()
         self._image, self._text = load_image_encoder(choice), load_text_encoder(choice)
+        use_runtime(self._image, runtimes[0])
+        use_runtime(self._text, runtimes[1])
 
     def who(self) -> str:
         return f"{os.getpid()} on {socket.gethostname()}"
@@ -66,32 +70,39 @@ class ShardMaker:
 
 
 def engine_on(
-    ray: Any, choice: EncoderChoice, *, batch_size: int, workers: int, log: Callable[[str], None]
+    ray: Any,
+    choice: EncoderChoice,
+    *,
+    batch_size: int,
+    workers: int,
+    log: Callable[[str], None],
+    runtimes: Sequence[str] = (TORCH, TORCH),
 ) -> Callable[[Plan, Path, dict[str, Any], ExtractionProgress, StopRequest], Seconds]:
     """An engine for `extract`: `workers` workers of the cluster make a plan's shards; `log` hears who began,
-    finished and was lost.
+    finished and was lost. runtimes: what computes the encoders of image and text, on every worker.
     """
 
     def make(
         plan: Plan, out: Path, fingerprint: dict[str, Any], progress: ExtractionProgress, stop: StopRequest
     ) -> Seconds:
-        return _make_shards_on(ray, choice, plan, out.resolve(), fingerprint, batch_size, workers, progress, stop, log)
+        staff = (choice, runtimes, workers)
+        return _make_shards_on(ray, staff, plan, out.resolve(), fingerprint, batch_size, progress, stop, log)
 
     return make
 
 
 def _make_shards_on(
     ray: Any,
-    choice: EncoderChoice,
+    staff: tuple[EncoderChoice, Sequence[str], int],
     plan: Plan,
     out: Path,
     fingerprint: dict[str, Any],
     batch_size: int,
-    workers: int,
     progress: ExtractionProgress,
     stop: StopRequest,
     log: Callable[[str], None],
 ) -> Seconds:
+    choice, runtimes, workers = staff
     gpus = 1 if choice.device.startswith("cuda") else 0
     cores, workers = _shares(ray.nodes(), min(workers, len(plan.todo)), gpus)
     maker = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(ShardMaker)
@@ -102,7 +113,7 @@ def _make_shards_on(
     busy: dict[Any, tuple[Any, int | None]] = {}  # pending answer -> worker, and the shard it makes
 
     def hire() -> None:
-        worker = maker.remote(choice, cores)
+        worker = maker.remote(choice, cores, runtimes)
         busy[worker.who.remote()] = (worker, None)
 
     def in_hand() -> bool:

@@ -95,7 +95,7 @@ def read_everything(folder: Path, name: str) -> str:
 
 def _problems(folder: Path, name: str) -> list[str]:
     if name != "index.h5":
-        hdf5.read_shard_posts(folder / name)
+        hdf5.read_shard(folder / name)
     cache = Cache(folder)
     for row in range(len(cache)):
         assert cache.patches(row).shape == cache.patches_shape

@@ -33,11 +33,15 @@ class Toy:
     config = Config()
     device = torch.device("cpu")
     image = SimpleNamespace(transform=SHRINK, pixels_shape=(3, 2, 2))
+    runtimes = {"image": "torch", "text": "torch"}  # noqa: RUF012
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
         self.run = RunFolder(folder)
         (folder / "model.safetensors").write_bytes(b"toy")
         self._seconds = seconds
+
+    def settle_runtime(self, posts, began):
+        pass
 
     def predict_inputs(self, inputs):
         time.sleep(self._seconds)

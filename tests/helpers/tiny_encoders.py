@@ -15,6 +15,7 @@ class TinyImage:
     pooled, pooled_width = "mean", 3
     transform = SHRINK
     fingerprint = {"name": "tiny"}  # noqa: RUF012
+    runtime = "torch"
 
     def encode(self, pixels):
         patches = pixels.reshape(len(pixels), 3, 4).transpose(0, 2, 1).astype(np.float32)
@@ -27,6 +28,7 @@ class TinyText:
     width = pooled_width = 1
     pooled = "mean"
     fingerprint = {"name": "tiny"}  # noqa: RUF012
+    runtime = "torch"
 
     def tokenize(self, texts):
         rows = [np.frombuffer(text.encode()[:9], np.uint8).astype(np.int32) for text in texts]

@@ -210,7 +210,7 @@ def test_readers_take_no_lock(cache, monkeypatch):
         again = Cache(cache.folder)
         assert again.damage() == []
         assert len(again.texts) == 61
-        assert hdf5.read_shard_posts(cache.folder / shard_name(0))[0][0].id == "0"
+        assert hdf5.read_shard(cache.folder / shard_name(0)).posts[0].id == "0"
     finally:
         for file in held:
             file.close()

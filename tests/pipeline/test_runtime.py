@@ -1,4 +1,4 @@
-"""What computes the encoders: ONNX Runtime gives PyTorch's features up to rounding, or PyTorch computes and it is said."""
+"""What computes the encoders: ONNX Runtime gives PyTorch's features up to rounding, else PyTorch computes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from pipeline.common.errors import InputError
 from pipeline.encoders import runtime
-from pipeline.encoders.graph import folder, make_graph
+from pipeline.encoders.graph import folder
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.runtime import use_runtime
 from pipeline.encoders.text import padded
@@ -40,10 +40,12 @@ def own_folder(tmp_path, monkeypatch):
 def compared(encoder, features, posts):
     by_torch = features()
     lines = []
-    assert use_runtime(encoder, "onnxruntime", posts=posts, say=lines.append).startswith("onnxruntime ")
+    use_runtime(encoder, "onnxruntime", posts=posts, say=lines.append)
+    assert encoder.runtime.startswith("onnxruntime ")
     assert "features within" in lines[-1]
     for one, other in zip(by_torch, features(), strict=True):
-        assert one.shape == other.shape and one.dtype == other.dtype == np.float32
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype == np.float32
         assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
         assert not np.array_equal(one, np.zeros_like(one))
     return lines
@@ -90,3 +92,67 @@ def test_a_text_encoder_gives_the_same_features(name, how, tmp_path):
         return [values.numpy() for values in (states * mask[..., None], own) if values is not None]
 
     compared(encoder, features, 4)
+
+
+@pytest.fixture
+def small(tmp_path):
+    weights = save_weights(small_member("test_resnet"), tmp_path / "weights.safetensors")
+    return lambda **how: load_image_encoder(
+        EncoderChoice(image="test_resnet", image_weights=weights, device="cpu", **how)
+    )
+
+
+def test_auto_makes_a_graph_only_for_many_posts_and_takes_one_that_is_there(small):
+    encoder = small()
+    use_runtime(encoder, "auto", posts=runtime.WORTH - 1)
+    assert encoder.runtime == f"torch {torch.__version__}"
+    assert not folder().exists()
+    use_runtime(encoder, "auto", posts=runtime.WORTH)
+    assert encoder.runtime.startswith("onnxruntime")
+    another = small()
+    lines = []
+    use_runtime(another, "auto", say=lines.append)
+    assert another.runtime.startswith("onnxruntime")
+    assert len(lines) == 1  # nothing is made again
+    use_runtime(another, "torch")
+    assert another.runtime.startswith("torch")
+
+
+def test_a_graph_of_other_features_is_not_used_and_is_said(small, monkeypatch):
+    monkeypatch.setattr(runtime, "TOLERANCE", 0.0)
+    encoder, lines = small(), []
+    use_runtime(encoder, "auto", posts=runtime.WORTH, say=lines.append)
+    assert encoder.runtime.startswith("torch")
+    assert "ONNX Runtime is not used: its features differ from PyTorch's by" in lines[-1]
+    with pytest.raises(InputError, match=r"runtime=onnxruntime: test_resnet.*: its features differ"):
+        use_runtime(encoder, "onnxruntime")
+
+
+def test_a_damaged_graph_is_made_again_by_the_next_call(small):
+    encoder, lines = small(), []
+    use_runtime(encoder, "onnxruntime")
+    (path,) = folder().glob("*.onnx")
+    path.write_bytes(path.read_bytes()[:777])
+    use_runtime(encoder, "auto", say=lines.append)
+    assert encoder.runtime.startswith("torch")
+    assert "it can't follow this model" in lines[-1]
+    use_runtime(encoder, "onnxruntime")
+    assert encoder.runtime.startswith("onnxruntime")
+
+
+def test_another_precision_is_for_torch(small):
+    encoder = small(dtype="bfloat16")
+    use_runtime(encoder, "auto", posts=runtime.WORTH)
+    assert encoder.runtime.startswith("torch")
+    with pytest.raises(InputError, match="it computes in float32, not in bfloat16; use torch"):
+        use_runtime(encoder, "onnxruntime")
+
+
+def test_a_model_that_the_exporter_cannot_follow_is_computed_by_torch(small, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(runtime, "make_graph", fails)
+    encoder, lines = small(), []
+    use_runtime(encoder, "auto", posts=runtime.WORTH, say=lines.append)
+    assert lines[-1].endswith("ONNX Runtime is not used: it can't follow this model (no such operator)")
