@@ -22,6 +22,12 @@ MODALITIES = ("text", "image", "both")
 C_GRID = tuple(10**exponent for exponent in np.arange(-4, -0.75, 0.5))  # C, 1e-4 to 0.1 in half decades
 _ABOVE = tuple(10**exponent for exponent in np.arange(-0.5, 4.25, 0.5))
 _BELOW = tuple(10**exponent for exponent in np.arange(-4.5, -8.25, -0.5))
+# Of a smaller C than these an SVM answers with the largest class: all such settings are alike on validation.
+_SVM_GRID, _SVM_ABOVE, _SVM_BELOW = (
+    (1.0, 10**0.5, 10.0),
+    tuple(10**x for x in np.arange(1.5, 4.25, 0.5)),
+    (10**-0.5, 0.1),
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ LOGISTIC = "logistic"
 KINDS = {
     LOGISTIC: Kind(_logistic, "C", C_GRID, _ABOVE, _BELOW),  # a larger C regularises less
     "mlp": Kind(_mlp, "alpha", (100.0, 10.0, 1.0, 0.1, 0.01)),  # one hidden layer; a larger alpha regularises more
-    "svm": Kind(_svm, "C", C_GRID[2:], _ABOVE, (*C_GRID[1::-1], *_BELOW)),  # with an RBF kernel
+    "svm": Kind(_svm, "C", _SVM_GRID, _SVM_ABOVE, _SVM_BELOW),  # with an RBF kernel
     "knn": Kind(_knn, "n_neighbors", (100, 30, 10, 3, 1)),  # by cosine
 }
 

@@ -1,6 +1,7 @@
 """The linear floor: what it sees, how it chooses, and that the test split has no say."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -118,6 +119,20 @@ def test_every_kind_learns_and_has_one_of_its_settings(kind, cache):
     of = KINDS[kind]
     assert found.setting in (*of.before_first, *of.settings, *of.after_last)
     assert found.test_predictions.shape == cache.rows("test").shape
+
+
+def test_a_support_vector_machine_does_not_end_at_the_largest_class(cache, tmp_path):
+    splits, seen = tmp_path / "splits.csv", Counter()
+    rows = ["id,split\n"]
+    for row, id_ in enumerate(cache.ids):
+        of = int(cache.labels[row]), int(cache.splits[row])
+        seen[of] += 1
+        if of[0] and of[1] != 2 and seen[of] % 4:  # three of four posts of two classes go
+            continue
+        rows.append(f"{id_},{('train', 'val', 'test')[cache.splits[row]]}\n")
+    splits.write_text("".join(rows))
+    found = probe(cache.with_splits(splits), "image", kind="svm")
+    assert len(set(found.test_predictions.tolist())) == 3
 
 
 def test_kinds_side_by_side_are_those_of_each_alone(cache, tmp_path):
