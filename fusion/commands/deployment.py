@@ -74,7 +74,7 @@ def predict(
         start_server()
     chosen = console.device(device)
     where: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
-    predictor = Predictor.open(Run(run_dir), chosen, **where, runtime=runtime)
+    predictor = Predictor.open(Run(run_dir), chosen, **where, runtime=runtime, quick=single)
     if not posts or not out:
         prediction = predict_one(predictor, text, image)
         console.save(prediction.record())
@@ -294,5 +294,5 @@ def serve(
     console = Console(quiet)
     chosen = console.device(device)
     where: dict[str, Any] = {"image_weights": image_weights, "text_encoder": text_encoder}
-    predictor = Predictor.open(Run(run_dir), chosen, **where, runtime=runtime)
+    predictor = Predictor.open(Run(run_dir), chosen, **where, runtime=runtime, quick=True)
     start(predictor, host=host, port=port, allowed_hosts=allow_host, say=console.say)

@@ -25,7 +25,8 @@ from pipeline.common.device import resolve_device
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
-from pipeline.encoders.runtime import use_runtime
+from pipeline.encoders.ready import ready_encoders
+from pipeline.encoders.runtime import TOLERANCE, use_runtime
 from pipeline.encoders.runtimes import AUTO, TORCH
 from pipeline.encoders.text import encode_texts
 from pipeline.extraction.decode import Decoders
@@ -125,10 +126,11 @@ class Predictor:
         image_weights: str | Path | None = None,
         text_encoder: str | None = None,
         runtime: str = AUTO,
+        quick: bool = False,
     ) -> "Predictor":
         """Load the run's model and encoders; `image_weights` and `text_encoder` say where these are, if they have
         moved. `model` is the module, for a run of one's own. runtime: what computes the encoders, of
-        pipeline.encoders.runtimes.
+        pipeline.encoders.runtimes. quick: take encoders that lie ready, without loading PyTorch's.
 
         Raises InputError if the run is not finished, or an encoder is unavailable or another one, naming the field.
         """
@@ -137,6 +139,10 @@ class Predictor:
         fingerprint, name = run.require_finished()["fingerprint"], str(chosen)
         loaded = run.load_model(chosen, model)
         weights = Path(image_weights) if image_weights else None
+        if quick and runtime != TORCH and chosen.type == "cpu" and not (weights or text_encoder):
+            ready = ready_encoders(fingerprint, TOLERANCE)
+            if ready:
+                return cls(run, loaded, *ready, chosen, runtime=runtime)
         image = same_image_encoder(fingerprint["image"], name, weights=weights, owner=run.folder)
         text = same_text_encoder(fingerprint["text"], name, folder=text_encoder, owner=run.folder)
         predictor = cls(run, loaded, image, text, chosen, runtime=runtime)

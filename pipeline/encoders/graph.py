@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.common.files import complete_or_absent
 from pipeline.encoders.runtimes import ONNXRUNTIME, TORCH
 
-_FORM = 1  # of the graphs; another one is another file
+_FORM = "1"  # of the graphs; another one is another file
 _KEPT = 40  # hexadecimal digits of a file's name
 
 
@@ -52,12 +53,13 @@ def runtime_of(graph: Graph | None) -> str:
 
 def graph_file(encoder: str, facts: Mapping[str, Any]) -> Path:
     """Where the graph of an `image` or `text` encoder lies, or would. facts: what decides its arithmetic."""
-    import onnxruntime
-    import onnxscript
-
-    made_by = [_FORM, torch.__version__, onnxscript.__version__, onnxruntime.__version__]
-    name = hashlib.sha256(json.dumps([made_by, facts], sort_keys=True).encode()).hexdigest()[:_KEPT]
+    name = hashlib.sha256(json.dumps([made_by(), facts], sort_keys=True).encode()).hexdigest()[:_KEPT]
     return folder() / f"{encoder}-{name}.onnx"
+
+
+def made_by() -> list[str]:
+    """What a graph is made and computed by: of other versions it is another file. Nothing is imported."""
+    return [_FORM, *(version(package) for package in ("torch", "onnxscript", "onnxruntime"))]
 
 
 def folder() -> Path:

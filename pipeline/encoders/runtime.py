@@ -12,6 +12,7 @@ from filelock import FileLock
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.graph import Graph, graph_file, largest_difference, make_graph
 from pipeline.encoders.image import ImageEncoder, NoImages
+from pipeline.encoders.ready import keep
 from pipeline.encoders.runtimes import AUTO, ONNXRUNTIME, TORCH
 from pipeline.encoders.text import TextEncoder
 
@@ -44,12 +45,16 @@ def use_runtime(
             return
         try:
             _make_once(encoder, path, say)
-            difference = _use(encoder, Graph(path))
+            encoder.use(None)
+            expected = encoder.probed()
+            encoder.use(Graph(path))
+            difference = largest_difference(expected, encoder.probed())
         except Exception as error:  # the exporter and ONNX Runtime raise almost anything for a model they can't follow
             path.unlink(missing_ok=True)
             problem = f"it can't follow this model ({' '.join(str(error).split())[:160] or type(error).__name__})"
         else:
             if difference <= TOLERANCE:
+                keep(encoder, path, expected)
                 say(f"{encoder.name}: ONNX Runtime computes it, its features within {difference:.1g} of PyTorch's")
                 return
             problem = f"its features differ from PyTorch's by {difference:.2g}, over {TOLERANCE:g}"
@@ -79,11 +84,3 @@ def _make_once(encoder: ImageEncoder | TextEncoder, path: Any, say: Say) -> None
             say(f"{encoder.name}: making its graph for ONNX Runtime, once: {path}")
             module, example = encoder.exported()
             make_graph(module, example, path)
-
-
-def _use(encoder: ImageEncoder | TextEncoder, graph: Graph) -> float:
-    """Let the encoder compute by a graph. Returns the largest difference to PyTorch's features of a few posts."""
-    encoder.use(None)
-    expected = encoder.probed()
-    encoder.use(graph)
-    return largest_difference(expected, encoder.probed())

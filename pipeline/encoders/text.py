@@ -17,6 +17,7 @@ from pipeline.encoders.pairs import UNKNOWN
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
 from pipeline.encoders.towers import BERT
+from pipeline.encoders.word_pieces import WordPieces
 
 _PROBE = ("", "What a night!", "Two dogs and a ball on the beach, seen from a boat.")
 
@@ -54,22 +55,19 @@ class TextEncoder:
         self.name, self.licence = name, licence
         self._model = freeze(model, device)
         self._graph: Graph | None = None
-        self._tokenizer = tokenizer
+        self.pieces = WordPieces.of(tokenizer, max_tokens, split=split_special_tokens, mask=family == BERT)
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         self.max_tokens = max_tokens
-        self._layers = layers
-        padding = tokenizer.pad_token_id or 0
-        own = pooled == MODEL
+        self.layers = layers
+        own, padding = pooled == MODEL, self.pieces.padding
         self._forward = TextForward(self._model, family, layers=layers, own=own, padding=padding).eval()
-        self._split = split_special_tokens
-        self._special = [id_ for id_ in tokenizer.all_special_ids if id_ != tokenizer.unk_token_id]
         self.width: int = model.config.hidden_size
         self.pooled, self.pooled_width = pooled, pooled_width or self.width
         self.vocabulary: int = model.config.vocab_size
-        self._form = form or TextForm()
+        self.form = form or TextForm()
         # -1: it has none; SigLIP 2's tokenizer is of another model, and has one that the tower was not trained with
-        self.mask_id: int = -1 if family != BERT or tokenizer.mask_token_id is None else tokenizer.mask_token_id
+        self.mask_id = self.pieces.mask
         self.fingerprint: dict[str, Any] = {
             "name": name,
             **({"family": family} if family != BERT else {}),
@@ -78,7 +76,7 @@ class TextEncoder:
             "max_tokens": max_tokens,
             "layers": list(range(-layers, 0)),
             **({"pooled": pooled} if pooled != MEAN else {}),
-            **self._form.marks,
+            **self.form.marks,
             **({"special_tokens_in_text": "split"} if split_special_tokens else {}),
             "compute_dtype": dtype,
             "licence": licence,
@@ -117,7 +115,7 @@ class TextEncoder:
         return padded(self.tokenize(texts)[0])
 
     def describe(self) -> str:
-        layers = f", mean of {self._layers} layers" if self._layers > 1 else ""
+        layers = f", mean of {self.layers} layers" if self.layers > 1 else ""
         pooled = f", pooled by {self.pooled} to {self.pooled_width}" if self.pooled != MEAN else ""
         no_mask = ", no mask token: train with mlm false" if self.mask_id < 0 else ""
         return f"{self.name} ({self.width}{layers}{pooled}{no_mask})"
@@ -145,35 +143,24 @@ class TextEncoder:
         17.
         """
         encodings = self._encodings([self.normalized(text) for text in texts])  # eq 17
-        return [self._ids(encoding) for encoding in encodings], [bool(row.overflowing) for row in encodings]
+        return [self.pieces.ids(encoding) for encoding in encodings], [bool(row.overflowing) for row in encodings]
 
     def normalized(self, text: str) -> str:
         """The text as it is read, without the prefix: what `spans` are of, and what an explanation shows."""
-        return self._form.normalized(text)
+        return self.form.normalized(text)
 
     def spans(self, normalized: str) -> list[tuple[int, int]]:
         """Which characters [start, end) of a normalised text each id of `tokenize` stands for; [CLS], [SEP] and the
         prefix: (0, 0).
         """
         (encoding,) = self._encodings([normalized])
-        before = len(self._form.prefix)
+        before = len(self.form.prefix)
         if not before:
             return list(encoding.offsets)
         return [(max(start - before, 0), end - before) if end > before else (0, 0) for start, end in encoding.offsets]
 
     def _encodings(self, normalized: Sequence[str]) -> Sequence[Any]:
-        texts = [f"{self._form.prefix}{text}" for text in normalized]
-        return self._tokenizer(
-            texts, truncation=True, max_length=self.max_tokens, split_special_tokens=self._split
-        ).encodings
-
-    def _ids(self, encoding: Any) -> np.ndarray:
-        ids = np.asarray(encoding.ids, np.int32)
-        if self._split and self._tokenizer.unk_token_id is not None:
-            # A SentencePiece vocabulary has <s> and <mask> among its pieces and finds them in a text all the same.
-            written = np.asarray(encoding.special_tokens_mask) == 0
-            ids[written & np.isin(ids, self._special)] = self._tokenizer.unk_token_id
-        return ids
+        return self.pieces.encodings([f"{self.form.prefix}{text}" for text in normalized])
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """last_hidden_state, or the mean of the last hidden states, of ids (B, n) under mask (B, n), True = real token:

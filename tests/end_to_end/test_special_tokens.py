@@ -32,7 +32,8 @@ def old_encoder():
 
 
 def special_ids(encoder):
-    return {encoder._tokenizer.convert_tokens_to_ids(token) for token in ("[MASK]", "[CLS]", "[SEP]", "[PAD]")}
+    words = Tokenizer.from_str(encoder.pieces.tokenizer)
+    return {words.token_to_id(token) for token in ("[MASK]", "[CLS]", "[SEP]", "[PAD]")}
 
 
 @pytest.mark.parametrize("text", LITERALS)
@@ -95,11 +96,12 @@ def pieces_tokenizer():
 @pytest.mark.parametrize("make", [bytes_tokenizer, pieces_tokenizer])
 def test_so_it_is_with_other_special_tokens(make):
     encoder = with_special_tokens(make(), unk_token="<unk>")
-    special = {encoder._tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<pad>", "<mask>")}
+    words = Tokenizer.from_str(encoder.pieces.tokenizer)
+    special = {words.token_to_id(token) for token in ("<s>", "</s>", "<pad>", "<mask>")}
     for text in ("a <mask> a", "<s>a</s>", "<pad><mask>", "<mask>" * 40):
         (ids,), (cut,) = encoder.tokenize([text])
         assert not special & set(ids[1:-1].tolist())
-        assert (ids[0], ids[-1]) == tuple(encoder._tokenizer.convert_tokens_to_ids(["<s>", "</s>"]))
+        assert (ids[0], ids[-1]) == (words.token_to_id("<s>"), words.token_to_id("</s>"))
         spans = encoder.spans(text)
         assert len(spans) == len(ids)
         assert cut == (len(ids) == 31)
