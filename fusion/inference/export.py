@@ -92,12 +92,12 @@ def remove_export(out: Path) -> None:
 
 
 def _write_onnx(model: Model, run: Run, path: Path) -> float:
-    try:
-        import onnxruntime  # noqa: F401 - needed below, and missing most often
+    try:  # some systems have no wheels of theirs
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
 
         from fusion.inference.onnx import write_onnx
     except ImportError as error:
-        raise InputError(f"{switch('onnx')} needs {error.name}: pip install -e '.[onnx]'") from None
+        raise InputError(f"{switch('onnx')} needs {error.name}: pip install {error.name}") from None
     own_vector = text_pooling(run.metadata["fingerprint"]) != MEAN
     return write_onnx(model, path, run.metadata["labels"], own_vector=own_vector)

@@ -73,8 +73,8 @@ def ready_encoders(fingerprint: Mapping[str, Any], tolerance: float) -> tuple[Im
 
 
 def _ready(kind: str, fingerprint: Mapping[str, Any], tolerance: float) -> Any | None:
-    path = _file(kind, fingerprint)
     try:
+        path = _file(kind, fingerprint)
         with safe_open(path, framework="np") as kept:
             facts = json.loads(kept.metadata()[_FACTS])
             expected = [kept.get_tensor(name) for name in sorted(kept.keys())]

@@ -5,6 +5,7 @@ encoder's graph lies ready or the posts are so many that making it pays.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from filelock import FileLock
@@ -74,7 +75,8 @@ def _unfit(encoder: ImageEncoder | TextEncoder) -> str:
         return _GPU
     if encoder.fingerprint["compute_dtype"] != "float32":
         return f"it computes in float32, not in {encoder.fingerprint['compute_dtype']}"
-    return ""
+    missing = [name for name in ("onnxruntime", "onnxscript") if find_spec(name) is None]
+    return f"{missing[0]} is not installed" if missing else ""
 
 
 def _make_once(encoder: ImageEncoder | TextEncoder, path: Any, say: Say) -> None:

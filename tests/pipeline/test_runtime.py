@@ -156,3 +156,12 @@ def test_a_model_that_the_exporter_cannot_follow_is_computed_by_torch(small, mon
     encoder, lines = small(), []
     use_runtime(encoder, "auto", posts=runtime.WORTH, say=lines.append)
     assert lines[-1].endswith("ONNX Runtime is not used: it can't follow this model (no such operator)")
+
+
+def test_without_onnx_runtime_torch_computes(small, monkeypatch):
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    encoder, lines = small(), []
+    use_runtime(encoder, "auto", posts=runtime.WORTH, say=lines.append)
+    assert lines[-1].endswith("ONNX Runtime is not used: onnxruntime is not installed")
+    with pytest.raises(InputError, match="onnxruntime is not installed; use torch"):
+        use_runtime(encoder, "onnxruntime")
