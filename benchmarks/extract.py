@@ -1,22 +1,27 @@
 """How near extraction comes to what its two encoders and the decoder cost by themselves.
 
-In one run, alternating, on the same posts, models and precision: (a) the loop as most people write it, (b) ours, (c)
-the limit. On a CPU the limit is cores / (decoding + encoding core-seconds a post), each measured alone with all cores
-busy; on a GPU the forward passes alone, on tensors that are there.
+In one run, alternating, on the same posts, models and precision: (a) the loop as most people write it, in PyTorch, (b)
+ours, with the runtime that `auto` takes and with PyTorch, (c) the limit, (d) an earlier version, as a process of its
+own. On a CPU the limit is cores / (decoding + encoding core-seconds a post), each measured alone with all cores busy,
+encoding by the fastest of the runtimes; on a GPU the forward passes alone, on tensors that are there.
 
-    python benchmarks/extract.py [--posts 1024] [--rounds 2] [--json FILE]
+    python benchmarks/extract.py [--posts 1024] [--rounds 2] [--earlier CHECKOUT] [--json FILE]
 
 reads posts from $MVSA_SINGLE, and their images in original size from $MVSA_ORIGINAL; without them the posts are drawn.
+CHECKOUT is a folder with another version: git worktree add CHECKOUT COMMIT.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from itertools import cycle, islice
 from multiprocessing import get_context
@@ -30,6 +35,9 @@ from safetensors.torch import save_file
 
 from pipeline.demo import dataset as drawn
 from pipeline.encoders.load import EncoderChoice, ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from pipeline.encoders.runtime import WORTH, use_runtime
+from pipeline.encoders.runtimes import AUTO
+from pipeline.encoders.text import padded
 from pipeline.encoders.weights import package_folder
 from pipeline.extraction.decode import start_server
 from pipeline.extraction.extract import extract
@@ -48,6 +56,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--device", default="auto")
     options.add_argument("--encoders", choices=["packaged", "paper"], action="append")
+    options.add_argument("--earlier", type=Path)
     options.add_argument("--json", type=Path)
     given = options.parse_args()
     results = {}
@@ -60,6 +69,9 @@ def main() -> None:
                 some = [replace(post, id=str(number)) for number, post in enumerate(some)]
                 case = f"{pair}, {data}"
                 results[case] = measure(some, encoders, Path(folder), given.rounds)
+                if given.earlier:
+                    rates = [earlier(some, given.earlier, pair, Path(folder)) for _ in range(given.rounds)]
+                    results[case]["earlier"] = statistics.median(rates)
                 print(line(case, results[case]), flush=True)
     summary = {
         "device": str(encoders[0].device),
@@ -80,7 +92,32 @@ def load(pair: str, folder: Path, device: str) -> Encoders:
     else:
         choice = EncoderChoice(image_weights=folder / "resnet50.pth", text=str(folder / "bert"), device=device)
         write_paper_size_weights(folder)
-    return load_image_encoder(choice), load_text_encoder(choice)
+    encoders = load_image_encoder(choice), load_text_encoder(choice)
+    for encoder in encoders:
+        use_runtime(encoder, AUTO, posts=WORTH, say=print)
+    return encoders
+
+
+def by_torch(encoders: Encoders) -> Encoders:
+    """The same encoders, computed by PyTorch."""
+    image, text = (copy(encoder) for encoder in encoders)
+    image.use(None)
+    text.use(None)
+    return image, text
+
+
+def earlier(posts: Sequence[Post], checkout: Path, pair: str, folder: Path) -> float:
+    """Posts/s of another version, as it says itself: without its start."""
+    manifest, out, said = folder / "posts.jsonl", folder / f"earlier-{time.monotonic_ns()}", folder / "said.json"
+    with manifest.open("w") as file:
+        for post in posts:
+            file.write(json.dumps({"id": post.id, "text": post.text, "image": str(post.image)}) + "\n")
+    local = ["--image-weights", folder / "resnet50.pth", "--text-encoder", folder / "bert"]
+    which = ["--encoders", "packaged"] if pair == "packaged" else local
+    how = ["--batch-size", BATCH, "--workers", max(2, CORES), "--quiet", "--json", said, "--device", "cpu"]
+    command = [sys.executable, "cli.py", "extract", manifest, "--out", out, *which, *how]
+    subprocess.run([str(part) for part in command], cwd=checkout, check=True)
+    return float(json.loads(said.read_text())["posts_per_second"])
 
 
 def write_paper_size_weights(folder: Path) -> None:
@@ -115,21 +152,24 @@ def data_sets(folder: Path) -> Iterator[tuple[str, list[Post]]]:
 
 def measure(posts: Sequence[Post], encoders: Encoders, folder: Path, rounds: int) -> dict[str, float]:
     """Posts/s of the three, and core-seconds a post of decoding and of encoding: medians over the rounds."""
-    rows: dict[str, list[float]] = {name: [] for name in ("plain", "ours", "decode", "encode", "limit")}
-    plain(posts[:BATCH], encoders, folder / "warm.h5")  # so that no round pays for the first call's preparations
+    names = ("plain", "ours", "ours, PyTorch", "decode", "encode", "encode, PyTorch", "limit")
+    rows: dict[str, list[float]] = {name: [] for name in names}
+    usual = by_torch(encoders)
+    plain(posts[:BATCH], usual, folder / "warm.h5")  # so that no round pays for the first call's preparations
     for number in range(rounds):
-        rows["plain"].append(len(posts) / timed(lambda: plain(posts, encoders, folder / "plain.h5")))
-        out = folder / f"ours-{number}-{time.monotonic_ns()}"
-        workers = max(2, CORES)
-        rows["ours"].append(
-            len(posts) / timed(lambda: extract(posts, out, *encoders, batch_size=BATCH, workers=workers, quiet=True))  # noqa: B023
-        )
+        rows["plain"].append(len(posts) / timed(lambda: plain(posts, usual, folder / "plain.h5")))
+        for name, pair in (("ours", encoders), ("ours, PyTorch", usual)):
+            out = folder / f"ours-{number}-{time.monotonic_ns()}"
+            how: dict[str, Any] = {"batch_size": BATCH, "workers": max(2, CORES), "quiet": True}
+            rows[name].append(len(posts) / timed(lambda: extract(posts, out, *pair, **how)))  # noqa: B023
         rows["decode"].append(decode_alone(posts, encoders[0]))
-        rows["encode"].append(encode_alone(posts, encoders))
+        for name, pair in (("encode", encoders), ("encode, PyTorch", usual)):
+            rows[name].append(encode_alone(posts, pair))
+        fastest = min(rows["encode"][-1], rows["encode, PyTorch"][-1])
         if encoders[0].device.type == "cpu":
-            rows["limit"].append(CORES / (rows["decode"][-1] + rows["encode"][-1]))
+            rows["limit"].append(CORES / (rows["decode"][-1] + fastest))
         else:
-            rows["limit"].append(1 / rows["encode"][-1])
+            rows["limit"].append(1 / fastest)
     return {name: statistics.median(values) for name, values in rows.items()}
 
 
@@ -149,15 +189,6 @@ def plain(posts: Sequence[Post], encoders: Encoders, file: Path) -> None:
     with h5py.File(file, "w") as out:
         out["patches"], out["pooled"] = np.concatenate(patches), np.concatenate(pooled)
         out["tokens"] = np.concatenate(tokens)
-
-
-def padded(ids: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, ids))
-    rows = torch.zeros(len(ids), longest, dtype=torch.int64)
-    mask = torch.zeros(len(ids), longest, dtype=torch.bool)
-    for i, row in enumerate(ids):
-        rows[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row), True
-    return rows, mask
 
 
 def decode_alone(posts: Sequence[Post], image: ImageEncoder) -> float:
@@ -224,7 +255,9 @@ def line(case: str, row: dict[str, float]) -> str:
     return (
         f"{case:26} plain {row['plain']:7.1f}  ours {row['ours']:7.1f}  limit {row['limit']:7.1f} posts/s   "
         f"ours/limit {row['ours'] / row['limit']:.2f}  ours/plain {row['ours'] / row['plain']:.2f}   "
-        f"decode {1e3 * row['decode']:.1f} ms, encode {1e3 * row['encode']:.1f} ms of a core a post"
+        f"decode {1e3 * row['decode']:.1f} ms, encode {1e3 * row['encode']:.1f} ms of a core a post, "
+        f"by PyTorch {1e3 * row['encode, PyTorch']:.1f} ms; ours by PyTorch {row['ours, PyTorch']:.1f} posts/s"
+        + (f", an earlier version {row['earlier']:.1f}" if "earlier" in row else "")
     )
 
 
