@@ -203,6 +203,7 @@ def extract(
     from pipeline.extraction.decode import start_server
     from pipeline.extraction.match_cache import match_existing_cache
     from pipeline.extraction.plan import Changes, Part
+    from pipeline.posts.image_files import require_readable
     from pipeline.posts.manifest import fault_note, read_manifest
     from pipeline.posts.shown import shown
 
@@ -215,6 +216,8 @@ def extract(
             f"{manifest}: {len(listed.faults)} lines have faults, over --max-fail-rate {max_fail_rate:g}; "
             f"the first: {listed.faults[0]}"
         )
+    if encoders["image"] != NO_IMAGES:
+        require_readable([post.image for post in posts], max_fail_rate, str(manifest))
     if listed.faults:
         console.warn(fault_note(listed, manifest))
     changes = Changes(append, retry_failed, repair)

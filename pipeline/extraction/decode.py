@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -21,10 +22,10 @@ import numpy as np
 
 from pipeline.common.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.common.errors import InputError
-from pipeline.common.remote import allowed, allowing
+from pipeline.common.remote import allowed, allowing, require_allowed
 from pipeline.common.worker import Ended, Worker, start_server
 from pipeline.encoders.transform import PictureTransform
-from pipeline.posts.image_files import ImagePlace, Member, image_bytes, image_hashes
+from pipeline.posts.image_files import ImagePlace, Member, image_bytes, image_hashes, is_remote
 from pipeline.posts.images import ImageProblem, to_rgb
 
 __all__ = ["Decoded", "Decoders", "Reading", "start_server"]
@@ -145,14 +146,16 @@ class Decoders:
 
 
 def _request(places: Sequence[ImagePlace]) -> _Request:
-    """What to ask a worker next: images that it reads itself, up to the first of a remote tar, or that one's bytes."""
-    remote = [isinstance(place, Member) and place.is_remote and not place.is_row for place in places]
-    if not remote[0]:
-        return [(place, None) for place in places[: remote.index(True) if True in remote else None]]
+    """What to ask a worker next: local images up to the first remote one; or that one, with its bytes if in a tar."""
+    first = places[0]
+    if not is_remote(first):
+        return [(place, None) for place in takewhile(lambda place: not is_remote(place), places)]
     try:
-        return [(places[0], image_bytes(places[0]))]
+        if isinstance(first, Member):
+            require_allowed(first.file)
+        return [(first, None if isinstance(first, Member) and first.is_row else image_bytes(first))]
     except OSError as error:
-        return [(places[0], error)]
+        return [(first, error)]
 
 
 def _lost(path: ImagePlace, reason: str) -> Decoded:

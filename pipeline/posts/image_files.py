@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES, regular_bytes
-from pipeline.common.remote import is_url
+from pipeline.common.remote import is_url, require_allowed
 from pipeline.posts.parquet_images import parquet_image_bytes
 from pipeline.posts.shown import shown
 from pipeline.posts.tar_files import tar_member_bytes
@@ -33,10 +33,6 @@ class Member:
 
     def __str__(self) -> str:
         return f"{self.file}::{self.name}"
-
-    @property
-    def is_remote(self) -> bool:
-        return is_url(self.file)
 
     @property
     def is_row(self) -> bool:
@@ -99,9 +95,26 @@ def image_hashes(places: Sequence[ImagePlace | None]) -> Iterator[str]:
             yield "" if place is None else _sha256(place)
 
 
+def is_remote(place: ImagePlace | None) -> bool:
+    return isinstance(place, Member) and is_url(place.file)
+
+
+def require_readable(places: Sequence[ImagePlace | None], most: float, where: str) -> None:
+    """Raises InputError if a larger fraction of images is remote and may not be read."""
+    refused = []
+    for place in places:
+        if isinstance(place, Member) and is_url(place.file):
+            try:
+                require_allowed(place.file)
+            except OSError as error:
+                refused.append(f"{place}: {error.strerror}")
+    if len(refused) > most * len(places):
+        raise InputError(f"{where}: {len(refused)} images are not read; the first: {refused[0]}")
+
+
 def is_there(place: ImagePlace) -> bool:
     """Whether the file is an ordinary one; of a member, whether its file is, and no remote file is asked for."""
-    if isinstance(place, Member) and place.is_remote:
+    if is_remote(place):
         return True
     try:  # is_file raises for names that are too long
         return Path(place.file if isinstance(place, Member) else place).is_file()

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_text, write_text
-from pipeline.posts.image_files import IS_URL, ImagePlace, Member, place_of, url_problem
+from pipeline.posts.image_files import IS_URL, ImagePlace, Member, is_remote, place_of, url_problem
 from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_of, ordered, require_names, target_problem
 from pipeline.posts.shown import shown
 
@@ -167,7 +167,7 @@ def write_manifest(path: str | Path, posts: Iterable[Post], names: Mapping[str, 
 def _written(image: ImagePlace, folder: Path) -> str:
     """An image as a manifest in a folder names it."""
     if isinstance(image, Member):
-        file = image.file if image.is_remote else _written(Path(image.file), folder)
+        file = image.file if is_remote(image) else _written(Path(image.file), folder)
         return str(replace(image, file=file))
     path = _resolved(image)
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -86,6 +86,7 @@ class _Column:
         self._values: Any = ()  # some values of that row group, from row `_first` on
         self._first = 0
         self._rest: Iterator[Any] = iter(())
+        self._broken = ""  # why nothing behind these values can be read
 
     def value(self, row: int) -> Any:
         """The value of a row, an Arrow scalar."""
@@ -96,13 +97,21 @@ class _Column:
             _require_bounded(self._table.metadata.row_group(group), self._leaf)
             self._group, self._values = group, ()
             self._first = self._ends[group - 1] if group else 0
-            self._rest = _batches(self._table, group, self._leaf)
+            self._rest, self._broken = _batches(self._table, group, self._leaf), ""
         while row >= self._first + len(self._values):
+            if self._broken:  # not to be read up to there once more for each row behind it
+                raise OSError(errno.EINVAL, f"unreadable from row {self._first} of the file on: {self._broken}")
             self._first += len(self._values)
             self._values = ()  # before the next ones take memory, too
-            self._values = next(self._rest, ())
-            if not len(self._values):
-                raise OSError(errno.EINVAL, "a row group has fewer rows than the file says")
+            try:
+                self._values = next(self._rest)
+            except StopIteration:
+                self._broken = "the row group has fewer rows than the file says"
+            except MemoryError:
+                self._broken = "too large"
+                raise
+            except Exception as error:
+                self._broken = _one_line(error)
         return self._values[row - self._first]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.common.errors import InputError
 from pipeline.common.remote import is_url, of_store
+from pipeline.posts.splits import split_named
 
 MOST_FILES = 100_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -29,6 +30,16 @@ def files_of(sources: Sequence[str | Path]) -> Path | list[str]:
     if repeated := next((file for file, again in itertools.pairwise(sorted(files)) if file == again), None):
         raise InputError(f"{repeated}: is named twice")
     return files
+
+
+def splits_by_name(files: Sequence[str]) -> list[str | None]:
+    """The split that the name of each file begins with, as `test-00000-of-00002.parquet`; none for all of them unless
+    one of the splits is training, and another is there.
+    """
+    words = [re.split(r"[-_.\d]", file.rpartition("/")[2], maxsplit=1)[0] for file in files]
+    found = [split_named(word) for word in words]
+    divided = all(found) and "train" in found and len(set(found)) > 1
+    return found if divided else [None] * len(files)
 
 
 def _expanded(source: str) -> list[str]:

@@ -19,11 +19,12 @@ from pipeline.posts.image_files import IS_URL, is_there
 from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_problem, target_problem
 from pipeline.posts.manifest import Post, require_name
 from pipeline.posts.shown import shown
+from pipeline.posts.source_set import splits_by_name
 from pipeline.posts.spelling import respelled, spelling_facts, spellings
 from pipeline.posts.splits import split_named
 from pipeline.posts.table_binary import binary_table
-from pipeline.posts.table_columns import OUTSIDE, Columns, ImageProblem, Images, NoImage, choose
-from pipeline.posts.table_rows import MOST_TEXT, Row, Table, as_one, bounded, plain
+from pipeline.posts.table_columns import OUTSIDE, Columns, ImageProblem, Images, NoImage, choose, with_split
+from pipeline.posts.table_rows import FILE, MOST_TEXT, Row, Table, as_one, bounded, plain
 from pipeline.posts.table_text import delimited_table, json_table
 
 _JSON = (".json", ".jsonl", ".ndjson")
@@ -65,7 +66,9 @@ def read_files(files: Sequence[str], options: ReadOptions = NO_OPTIONS) -> DataS
         folder = Path(files[0]).parent
         if other := next((file for file in files if Path(file).parent != folder), None):
             raise InputError(f"{other}: lies in another folder than {files[0]}; the files of a set lie in one folder")
-    table = as_one([(file.rpartition("/")[2], binary_table(file)) for file in files])
+    splits = splits_by_name(files)
+    table = as_one([(file.rpartition("/")[2], binary_table(file)) for file in files], splits)
+    options = replace(options, columns=with_split(options.columns, table.columns, splits))
     source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     return posts_of(table, source, folder, options)
 
@@ -90,7 +93,7 @@ def posts_of(table: Table, source: str, folder: Path, options: ReadOptions) -> D
     posts, facts = reading.finished()
     if options.image_pattern is not None:
         facts["images"] = options.image_pattern
-    ignored = [shown(name) for name in table.columns if name not in used]
+    ignored = [shown(name) for name in table.columns if name not in (*used, FILE)]
     facts["ignored"] = ignored[:_MOST_SHOWN] + ["..."] * (len(ignored) > _MOST_SHOWN)
     if posts and all(post.problem for post in posts):
         if all(IS_URL in (post.problem or "") for post in posts):

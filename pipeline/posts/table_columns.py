@@ -11,7 +11,7 @@ from pipeline.posts.image_files import ImagePlace, Member, url_problem
 from pipeline.posts.labels import LABEL, target_problem
 from pipeline.posts.manifest import require_name
 from pipeline.posts.shown import shown
-from pipeline.posts.table_rows import Row, plain, real
+from pipeline.posts.table_rows import FILE, Row, plain, real
 
 FIELDS = ("id", "text", "image", "label", "split")
 OUTSIDE = "lies outside the table's folder"
@@ -120,6 +120,12 @@ def _listed(columns: Sequence[str]) -> str:
     return ", ".join(map(shown, columns[:20])) + (" ..." if len(columns) > 20 else "") if columns else "none"
 
 
+def with_split(given: Mapping[str, str], columns: Sequence[str], splits: Sequence[str | None]) -> Mapping[str, str]:
+    """The columns given, and the names of files for the split, where these have splits and no column has."""
+    own = {"split", *_NAMES["split"]}
+    return given if "split" in given or not any(splits) or own & set(map(_plain, columns)) else {**given, "split": FILE}
+
+
 def may_be_used(column: str, given: Mapping[str, str], targets: Sequence[str]) -> bool:
     """Whether `choose` could choose a column of this name, whatever the others are."""
     said = {part.strip().casefold() for name in given.values() for part in (name, *name.split("+"))}
@@ -164,6 +170,7 @@ class Images:
         """The image of a row. Raises ImageProblem."""
         inside = row.cells.get(self._column or "")
         if isinstance(inside, Member) and not self._parts:
+            _require_name(str(inside))
             return inside
         name = self._cell(self._column or "", row)
         if self._parts:
@@ -173,10 +180,7 @@ class Images:
             name = re.sub("^/+", "/", "".join(filled))
         if not name:
             raise NoImage("image: none is given")
-        try:
-            require_name(name, "image", "row")
-        except InputError as error:
-            raise ImageProblem(str(error).removeprefix("row, field ")) from None
+        _require_name(name)
         if problem := url_problem(name):
             raise ImageProblem(f"image: {problem}")
         path = self.folder / name
@@ -203,6 +207,13 @@ class Images:
             return (plain(row.cells.get(column)) or "").strip()
         except ValueError as error:
             raise ImageProblem(f"image: {error}") from None
+
+
+def _require_name(name: str) -> None:
+    try:
+        require_name(name, "image", "row")
+    except InputError as error:
+        raise ImageProblem(str(error).removeprefix("row, field ")) from None
 
 
 def _pattern(pattern: str, columns: Sequence[str], id_: str | None, where: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pipeline.common.errors import InputError
 from pipeline.posts.shown import shown
 
+FILE = "__file__"  # a column of what the names of files say
 MOST_ROWS = 5_000_000
 MOST_COLUMNS = 10_000
 MOST_CELLS = 50_000_000
@@ -54,9 +55,9 @@ class Unusable:
     reason: str
 
 
-def as_one(tables: Sequence[tuple[str, Table]]) -> Table:
-    """Several files as one table, each beside its name; their rows are numbered through. Raises InputError where their
-    columns differ.
+def as_one(tables: Sequence[tuple[str, Table]], splits: Sequence[str | None]) -> Table:
+    """Several files as one table, each beside its name; their rows are numbered through, and the column `FILE` has the
+    split of each file. Raises InputError where their columns differ.
     """
     first, table = tables[0]
     for name, other in tables:
@@ -64,10 +65,13 @@ def as_one(tables: Sequence[tuple[str, Table]]) -> Table:
             raise InputError(f"{name}: other columns than {first}, {shown(min(different))} among them")
 
     def rows(wanted: Collection[str]) -> Iterator[Row]:
-        placed = (row._replace(place=f"{name}, {row.place}") for name, one in tables for row in one.rows(wanted))
-        yield from (row._replace(number=number) for number, row in enumerate(placed, start=1))
+        number = 0
+        for (name, one), split in zip(tables, splits, strict=True):
+            for row in one.rows(wanted):
+                number += 1
+                yield Row(number, f"{name}, {row.place}", {**row.cells, FILE: split}, row.fault)
 
-    return replace(table, rows=rows, notes={"files": len(tables)})
+    return replace(table, columns=(*table.columns, FILE), rows=rows, notes={"files": len(tables)})
 
 
 def bounded(rows: Iterator[Row], path: Path | str) -> Iterator[Row]:

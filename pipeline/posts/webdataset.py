@@ -19,9 +19,10 @@ from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
 from pipeline.posts.image_files import Member
 from pipeline.posts.labels import MODALITY_TARGETS
 from pipeline.posts.shown import shown
+from pipeline.posts.source_set import splits_by_name
 from pipeline.posts.table import posts_of
-from pipeline.posts.table_columns import may_be_used
-from pipeline.posts.table_rows import MOST_COLUMNS, MOST_ROWS, MOST_TEXT, Row, Table, Unusable
+from pipeline.posts.table_columns import may_be_used, with_split
+from pipeline.posts.table_rows import FILE, MOST_COLUMNS, MOST_ROWS, MOST_TEXT, Row, Table, Unusable
 from pipeline.posts.tar_files import IMAGE_ENDINGS, DamagedTar, TarMember, members
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -50,7 +51,7 @@ def read(source: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
 
 def read_files(files: Sequence[str], options: ReadOptions = NO_OPTIONS) -> DataSet:
     """Read the posts of tars, paths or URLs, as one data set. `options` may give the fields of json that are columns,
-    further targets, and the encoding of the texts.
+    further targets, and the encoding of the texts. Where no field of json is the split, the names of the tars may be.
 
     Raises InputError for a tar that is damaged or compressed, and where no sample is a usable post.
     """
@@ -58,16 +59,16 @@ def read_files(files: Sequence[str], options: ReadOptions = NO_OPTIONS) -> DataS
     if "image" in options.columns:
         raise InputError(f"{option('columns', 'image=..')}: the image is a member of the tar; leave it out")
     found = _Found(options)
-    for file in files:
+    splits = splits_by_name(files)
+    for file, split in zip(files, splits, strict=True):
         if not file.lower().endswith(".tar"):
-            raise InputError(
-                f"{file}: not a name that ends in .tar; a compressed tar has to be unpacked to a plain one"
-            )
-        found.add(file)
+            raise InputError(f"{file}: no name of a plain tar; unpack a compressed one to .tar")
+        found.add(file, split)
     source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    columns = {"id": _KEY, **found.columns_of_members(), **options.columns}
+    table = found.table()
+    columns = with_split({**found.columns_of_members(), **options.columns}, table.columns, splits)
     folder = Path() if is_url(files[0]) else Path(files[0]).parent
-    return posts_of(found.table(), source, folder, replace(options, columns=columns))
+    return posts_of(table, source, folder, replace(options, columns=columns))
 
 
 def _tars_in(folder: Path) -> list[str]:
@@ -90,10 +91,10 @@ class _Found:
         self._options = options
         self._encoding = options.encoding or "utf-8"
         self._rows: list[Row] = []
-        self._columns: dict[str, None] = {_KEY: None}
+        self._columns: dict[str, None] = dict.fromkeys((_KEY, _IMAGE, FILE))
         self._counts: Counter[str] = Counter()
 
-    def add(self, file: str) -> None:
+    def add(self, file: str, split: str | None) -> None:
         """Read a tar. Raises InputError if it is none, or is damaged."""
         path = file if is_url(file) else str(Path(file).absolute())
         samples: dict[str, _Sample] = {}
@@ -108,12 +109,12 @@ class _Found:
             raise InputError(f"{file}: {error.strerror or error}") from None
         for key, sample in samples.items():
             place = f"{Path(file).name}, key {shown(key)}"
-            self._rows.append(Row(len(self._rows) + 1, place, sample.cells, sample.fault))
+            self._rows.append(Row(len(self._rows) + 1, place, {**sample.cells, FILE: split}, sample.fault))
 
     def columns_of_members(self) -> dict[str, str]:
-        """The columns of the fields that the tars have members for."""
-        kinds = {"image": _IMAGE, "text": _TEXT, "label": _LABEL}
-        return {name: column for name, column in kinds.items() if column in self._columns}
+        """The columns of id and image, and of text and label if the tars have members for them."""
+        kinds = {"text": _TEXT, "label": _LABEL}
+        return {"id": _KEY, "image": _IMAGE} | {name: one for name, one in kinds.items() if one in self._columns}
 
     def table(self) -> Table:
         """The samples as a table."""
