@@ -98,7 +98,7 @@ def remote_option(command: Command) -> Command:
         "--remote",
         multiple=True,
         metavar="URL",
-        help="Also read images of tars and Parquet files below this URL; no file can name one elsewhere.",
+        help="Images may also lie below this URL; a manifest or a cache alone reaches no network.",
     )(with_remote)
 
 

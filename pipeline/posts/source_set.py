@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.common.errors import InputError
-from pipeline.common.remote import is_url, of_store
+from pipeline.common.remote import allowing, is_url, of_store
 from pipeline.posts.splits import split_named
 
 MOST_FILES = 100_000
@@ -87,6 +87,9 @@ def _local(pattern: str) -> list[str]:
 
 def _remote(pattern: str) -> list[str]:
     try:
-        return sorted(of_store(pattern, lambda store, path: [store.unstrip_protocol(one) for one in store.glob(path)]))
+        with allowing(pattern):
+            return sorted(
+                of_store(pattern, lambda store, path: [store.unstrip_protocol(one) for one in store.glob(path)])
+            )
     except OSError as error:
         raise InputError(f"{pattern}: {error.strerror or error}") from None

@@ -55,7 +55,7 @@ def tar_bytes(members: Sequence[tuple[str, bytes]], form: int = tarfile.USTAR_FO
 
 def write_tars(folder: Path, posts: Sequence[PACKAGED], a_tar: int) -> list[Path]:
     """Tars of `a_tar` posts each, called 00000.tar and so on."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, start in enumerate(range(0, len(posts), a_tar)):
         members = []
