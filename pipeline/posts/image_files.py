@@ -17,6 +17,14 @@ from pipeline.posts.shown import shown
 from pipeline.posts.tar_files import tar_member_bytes
 
 IS_URL = "is a URL"
+_DOWNLOAD = {  # options of img2dataset
+    "url_list": "TABLE",
+    "input_format": "csv",
+    "url_col": "image",
+    "caption_col": "text",
+    "output_format": "webdataset",
+    "output_folder": "shards",
+}
 
 _INSIDE = re.compile(r"(.+?\.(?:tar|parquet))::(.+)", re.IGNORECASE | re.DOTALL)
 _SECONDS, _MIB = 20.0, 2048  # an image may take of a process that reads Parquet
@@ -55,10 +63,10 @@ def url_problem(text: str) -> str:
     if not is_url(text) or _INSIDE.fullmatch(text):
         return ""
     if text.lower().startswith(("http://", "https://")):
+        command = " ".join(f"--{name} {value}" for name, value in _DOWNLOAD.items())
         return (
-            f"{shown(text)} {IS_URL}, and images are not downloaded; put them into tars with `img2dataset --url_list "
-            "TABLE --input_format csv --url_col image --caption_col text --output_format webdataset --output_folder "
-            "shards`, and `prepare` these"
+            f"{shown(text)} {IS_URL}, and images are not downloaded; put them into tars with `img2dataset {command}`, "
+            "and `prepare` these"
         )
     return f"{shown(text)} {IS_URL} of an image; tars and Parquet files are read remotely, single images are not"
 

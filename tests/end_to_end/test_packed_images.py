@@ -49,7 +49,7 @@ def test_predictions_are_those_of_the_same_image_in_a_folder(made):
 
 def test_pages_show_the_pictures_and_inspect_encodes_them_again(made):
     cache = made / "cache"
-    invoke("inspect", cache, "--verify", "--re-encode", 5, *CPU)
+    invoke("inspect", cache, "--verify", "--re-encode", 3, *CPU)
     ids = [post.id for post in read_manifest(made / "mixed.jsonl").posts]
     invoke("explain", made / "run", "--ids", f"{ids[0]},{ids[12]},{ids[24]}", "--out", made / "look", *CPU)
     assert "not shown" not in (made / "look/index.html").read_text()
