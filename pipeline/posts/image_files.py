@@ -58,6 +58,13 @@ def place_of(text: str, folder: Path) -> ImagePlace:
     return Member(file if is_url(file) else str(folder / file), name)
 
 
+def require_path(path: Path) -> Path:
+    """A file's path, as it is. Raises InputError where it would be read back as the place of an image inside a file."""
+    if _INSIDE.fullmatch(str(path)):
+        raise InputError(f"{shown(path.name)} reads as a member of a tar or a row of a Parquet file; rename it")
+    return path
+
+
 def url_problem(text: str) -> str:
     """Why a URL is no image that is read; empty for a place that may be one."""
     if not is_url(text) or _INSIDE.fullmatch(text):

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_text, write_text
-from pipeline.posts.image_files import IS_URL, ImagePlace, Member, is_remote, place_of, url_problem
+from pipeline.posts.image_files import IS_URL, ImagePlace, Member, is_remote, place_of, require_path, url_problem
 from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_of, ordered, require_names, target_problem
 from pipeline.posts.shown import shown
 
@@ -148,7 +148,7 @@ def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
 
 def write_manifest(path: str | Path, posts: Iterable[Post], names: Mapping[str, Sequence[str]] | None = None) -> None:
     """Write posts as JSONL, complete or absent, with the order of the label names before them. Images below the
-    manifest's folder are named relative to it.
+    manifest's folder are named relative to it. Raises InputError for a path that would be read as one inside a file.
     """
     path, posts = Path(path), list(posts)
     folder = _resolved(path.parent)
@@ -169,7 +169,7 @@ def _written(image: ImagePlace, folder: Path) -> str:
     if isinstance(image, Member):
         file = image.file if is_remote(image) else _written(Path(image.file), folder)
         return str(replace(image, file=file))
-    path = _resolved(image)
+    path = require_path(_resolved(image))
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 

@@ -66,6 +66,8 @@ def parquet_image_bytes(file: str, name: str, most: int = MOST_BYTES) -> bytes:
         raise OSError(error.errno or errno.EINVAL, error.strerror or _one_line(error), where) from None
     except MemoryError:
         raise
+    except ImportError:
+        raise OSError(errno.EINVAL, "needs the package pyarrow; pip install -e '.[parquet]'", where) from None
     except Exception as error:  # pyarrow raises whatever a damaged file leads it to
         raise OSError(errno.EINVAL, f"not a readable Parquet file ({_one_line(error)})", where) from None
     if data is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.posts.formats import DataSet
-from pipeline.posts.image_files import is_there
+from pipeline.posts.image_files import is_there, require_path
 from pipeline.posts.labels import label_of
 from pipeline.posts.manifest import Post, require_name
 from pipeline.posts.shown import shown
@@ -141,6 +141,10 @@ class ImageFolder:
         if any(path.anchor or ".." in path.parts or not path.parts for path in (PurePosixPath(name), Path(name))):
             return self.root, f"image: {shown(name)} is not a path below the data set's folder"
         path = self.root / name
+        try:
+            require_path(path)
+        except InputError as error:
+            return self.root, f"image: {error}"
         if not self._holds(path):
             return self.root, f"image: {shown(name)} is a link to a file outside the data set"
         return path, ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, option
-from pipeline.posts.image_files import ImagePlace, Member, url_problem
+from pipeline.posts.image_files import ImagePlace, Member, is_remote, place_of, url_problem
 from pipeline.posts.labels import LABEL, target_problem
 from pipeline.posts.manifest import require_name
 from pipeline.posts.shown import shown
@@ -183,10 +183,12 @@ class Images:
         _require_name(name)
         if problem := url_problem(name):
             raise ImageProblem(f"image: {problem}")
-        path = self.folder / name
-        if not self._is_allowed(path):
+        place = place_of(name, self.folder)
+        if is_remote(place):
+            raise ImageProblem(f"image: {shown(name)} is remote; the tars or Parquet files are the source to prepare")
+        if not self._is_allowed(Path(place.file) if isinstance(place, Member) else place):
             raise ImageProblem(f"image: {shown(name)} {OUTSIDE}")
-        return path
+        return place
 
     def _is_allowed(self, path: Path) -> bool:
         """Whether a file lies where it may; each folder is resolved once."""

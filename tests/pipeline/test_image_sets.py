@@ -16,6 +16,7 @@ from pipeline.extraction.sources import Sources
 from pipeline.posts.image_files import Member, image_bytes_here, image_hashes, place_of
 from pipeline.posts.manifest import Post, read_manifest, write_manifest
 from pipeline.posts.prepare import prepare
+from pipeline.posts.rows import ImageFolder
 from tests.helpers.extraction import make, shard_bytes
 from tests.helpers.image_sets import PACKAGED, drawn_posts, write_folder, write_parquet, write_tars
 
@@ -146,6 +147,39 @@ def test_http_images_are_refused_with_the_command_that_downloads_them(tmp_path):
     first, second = prepare(table).posts
     assert "img2dataset" in (first.problem or "")
     assert (second.problem, second.image) == (None, tmp_path / "2.jpg")
+
+
+def test_a_table_may_name_members_of_tars_below_its_folder(tmp_path):
+    (tar,) = write_tars(tmp_path / "t", drawn_posts(2), 2)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.tar").symlink_to(tar)
+    names = (
+        "own.tar::p000.jpg",
+        "link.tar::p000.jpg",
+        "../t/00000.tar::p000.jpg",
+        f"{tar}::p000.jpg",
+        "s3://b/a.tar::k.jpg",
+    )
+    (tmp_path / "in/own.tar").write_bytes(tar.read_bytes())
+    table = tmp_path / "in/t.csv"
+    table.write_text("text,image\n" + "".join(f"a,{name}\n" for name in names))
+    posts = prepare(table).posts
+    assert posts[0].image == Member(f"{tmp_path}/in/own.tar", "p000.jpg")
+    outside = "lies outside the table's folder"
+    assert [outside in (post.problem or "") for post in posts] == [False, True, True, True, False]
+    assert "is remote; the tars or Parquet files are the source" in (posts[4].problem or "")
+    assert list(make(posts, tmp_path / "cache").failed) == ["2", "3", "4", "5"]
+
+
+def test_a_file_is_not_written_as_a_member(tmp_path):
+    """Its name would be read back as the place of another image, in a tar that may lie anywhere."""
+    strange = tmp_path / "a.tar::b.jpg"
+    strange.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"'a.tar::b.jpg' reads as a member of a tar .*; rename it"):
+        write_manifest(tmp_path / "m.jsonl", [Post("1", "a", strange)])
+    place, problem = ImageFolder(tmp_path).image("a.tar::b.jpg")
+    assert place == tmp_path
+    assert "rename it" in problem
 
 
 def originals(count: int) -> list[PACKAGED]:

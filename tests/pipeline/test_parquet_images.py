@@ -1,6 +1,7 @@
 """Parquet files with images inside: what is read of them, and hostile ones."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -169,3 +170,10 @@ def test_damaged_files_fail_posts_in_one_line_and_end_nothing(tmp_path):
         read(path)
     path.write_bytes(data)
     assert list(image_hashes(places)) == good
+
+
+def test_without_its_package_a_parquet_file_is_one_line(tmp_path, monkeypatch):
+    path = table_of(tmp_path / "a.parquet", [b"a"], pyarrow.binary())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(OSError, match=r"needs the package pyarrow; pip install"):
+        image_bytes_here(Member(str(path), "0/image"))
