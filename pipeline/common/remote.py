@@ -7,7 +7,7 @@ that was named for this process with `allowing`: what a file says never reaches 
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -19,6 +19,7 @@ _T = TypeVar("_T")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOCAL = ("file", "local")
 _allowed: tuple[str, ...] = ()
+_generation = 0  # what is remembered of remote files is of one block of `allowing`
 
 
 def is_url(name: str) -> bool:
@@ -27,14 +28,20 @@ def is_url(name: str) -> bool:
 
 @contextmanager
 def allowing(*urls: str) -> Iterator[None]:
-    """In this block the process may read what lies at or below these URLs."""
-    global _allowed
+    """In this block the process may read what lies at or below these URLs; it is read anew in the next block."""
+    global _allowed, _generation
     before = _allowed
-    _allowed = (*before, *urls)
+    _allowed, _generation = (*before, *urls), _generation + 1
     try:
         yield
     finally:
         _allowed = before
+
+
+def allow_in_worker(urls: Sequence[str]) -> None:
+    """Let a worker process read what its parent may."""
+    global _allowed
+    _allowed = tuple(urls)
 
 
 def allowed() -> tuple[str, ...]:
@@ -58,9 +65,11 @@ def open_file(file: str) -> BinaryIO:
 
 
 def identity_of(file: str) -> tuple[int, ...]:
-    """Numbers that change when a local file is replaced by another one; none for a remote file. Raises OSError."""
+    """Numbers that change when a local file is replaced by another one, and for a remote one with each block of
+    `allowing`. Raises OSError.
+    """
     if is_url(file):
-        return ()
+        return (_generation,)
     state = Path(file).stat()
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 

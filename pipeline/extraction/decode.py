@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.common.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.common.errors import InputError
-from pipeline.common.remote import allowed, allowing, require_allowed
+from pipeline.common.remote import allow_in_worker, allowed, require_allowed
 from pipeline.common.worker import Ended, Worker, start_server
 from pipeline.encoders.transform import PictureTransform
 from pipeline.posts.image_files import ImagePlace, Member, image_bytes, image_hashes, is_remote
@@ -173,10 +173,11 @@ def _begin(
 
     def read(request: _Request) -> Iterator[tuple[Decoded, np.ndarray | None]]:
         for place, data in request:
-            with limit_cpu(seconds), allowing(*remote):
+            with limit_cpu(seconds):
                 answer = _read(place, data, transform, mib)
             yield answer
 
+    allow_in_worker(remote)
     limit_memory(mib)
     return read
 

@@ -44,7 +44,6 @@ def bucket():
 
     yield put
     store.store.clear()
-    tar_files._index.cache_clear()
 
 
 @pytest.fixture
@@ -82,7 +81,6 @@ def test_tars_of_a_store_are_prepared_and_extracted_and_their_headers_read_once(
     assert listed == prepared.posts
     scans, members = [], tar_files.members
     monkeypatch.setattr(tar_files, "members", lambda file: scans.append(file) or members(file))
-    tar_files._index.cache_clear()
     with allowing("memory://bucket"):
         assert make(listed, tmp_path / "cache").failed == {}
         assert len(scans) == 3  # in this process, whatever the workers are
@@ -181,3 +179,11 @@ def test_whatever_goes_wrong_with_a_store_is_one_line(bucket, tmp_path):
     assert files_of(["memory://bucket/00000.tar"]) == ["memory://bucket/00000.tar"]
     with open_file(str(tar)) as file:
         assert file.read() == tar.read_bytes()
+
+
+def test_a_replaced_remote_tar_is_read_anew_by_the_next_command(bucket, tmp_path):
+    first, second = drawn_posts(2)
+    for posts in ((first, second), (second,)):
+        bucket(*write_tars(tmp_path, posts, 2))
+        with allowing("memory://bucket"):
+            assert image_bytes(Member("memory://bucket/00000.tar", "p001.png")) == second[1]
