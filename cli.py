@@ -93,7 +93,7 @@ def demo(ctx: click.Context, out: Path, posts: int, seed: int, device: str) -> N
 
     console.say(f"== draw {posts} posts into {folder}")
     dataset.replace(folder, posts=posts, seed=seed)
-    say_and_do("prepare", source=folder, out=manifest, ratios="6:2:2", seed=seed)
+    say_and_do("prepare", sources=(folder,), out=manifest, ratios="6:2:2", seed=seed)
     say_and_do("extract", manifest=manifest, out=cache, preset="packaged", device=device)
     say_and_do("train", out=run, **learn)
     say_and_do("evaluate", run_dir=run, device=device)

@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from pipeline.common.console import Console, refuse_finished
-from pipeline.common.errors import InputError
+from pipeline.common.errors import InputError, option
+from pipeline.common.folders import is_file_of
 from pipeline.common.options import (
     PATH,
+    SOURCE,
     Command,
     all_of,
     allow_unmatched_option,
@@ -19,8 +21,10 @@ from pipeline.common.options import (
     device_option,
     encoding_options,
     overwrite_option,
+    remote_option,
     result_options,
 )
+from pipeline.common.remote import is_url
 from pipeline.encoders.options import encoder_options, runtime_option
 from pipeline.posts.formats import ReadOptions, formats
 from pipeline.posts.manifest import SPLITS
@@ -65,7 +69,7 @@ def _read_options(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("source", metavar="SOURCE", type=PATH)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=SOURCE)
 @click.option(
     "--format",
     "name",
@@ -95,7 +99,7 @@ def _read_options(command: Command) -> Command:
 @overwrite_option
 @result_options
 def prepare(
-    source: Path,
+    sources: tuple[Path | str, ...],
     name: str | None,
     out: Path,
     labels: str | None,
@@ -109,17 +113,24 @@ def prepare(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Read a data set, split its posts, count classes and duplicates, and write a manifest."""
+    """Read a data set, split its posts, count classes and duplicates, and write a manifest.
+
+    SOURCE is a file or a folder; or several tars or Parquet files, also as 'shards/{000..099}.tar' or as URLs.
+    """
     from pipeline.posts.manifest import write_manifest
     from pipeline.posts.prepare import prepare as prepare_posts
+    from pipeline.posts.source_set import files_of
 
     refuse_finished(out, out.exists(), overwrite)
+    files = files_of(sources)
+    if isinstance(files, list) and any(is_file_of(out, Path(file)) for file in files if not is_url(file)):
+        raise InputError(f"{option('out', out)}: the posts are read from it; name another file")
     try:
         shares = [float(part) for part in ratios.split(":")] if ratios else None
     except ValueError:
         raise click.BadParameter(f"{ratios!r} is not like 8:1:1", param_hint="--ratios") from None
     prepared = prepare_posts(
-        source,
+        files,
         name=name,
         options=options,
         labels=[label.strip() for label in next(csv.reader([labels], skipinitialspace=True))] if labels else (),
@@ -164,6 +175,7 @@ def prepare(
 @click.option("--repair", is_flag=True, help="Check every shard's bytes, and rebuild the damaged ones.")
 @click.option("--part", default="1/1", help="i/n: make only part i of n, for `merge`.")
 @cluster_options
+@remote_option
 @overwrite_option
 @result_options
 def extract(
@@ -195,6 +207,7 @@ def extract(
     from pipeline.extraction.decode import start_server
     from pipeline.extraction.match_cache import existing_runtimes, match_existing_cache
     from pipeline.extraction.plan import Changes, Part
+    from pipeline.posts.image_files import require_readable
     from pipeline.posts.manifest import fault_note, read_manifest
     from pipeline.posts.shown import shown
 
@@ -207,6 +220,8 @@ def extract(
             f"{manifest}: {len(listed.faults)} lines have faults, over --max-fail-rate {max_fail_rate:g}; "
             f"the first: {listed.faults[0]}"
         )
+    if encoders["image"] != NO_IMAGES:
+        require_readable([post.image for post in posts], max_fail_rate, str(manifest))
     if listed.faults:
         console.warn(fault_note(listed, manifest))
     changes = Changes(append, retry_failed, repair)
@@ -304,6 +319,7 @@ def merge(parts: tuple[Path, ...], out: Path, overwrite: bool, console: Console)
     "--image-weights", type=PATH, help="For --re-encode: file of the image-encoder weights, if they were local."
 )
 @click.option("--text-encoder", help="For --re-encode: folder of the text encoder, if it was a local one.")
+@remote_option
 @device_option
 @result_options
 def inspect(

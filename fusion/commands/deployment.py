@@ -15,6 +15,7 @@ from pipeline.common.options import (
     encoding_options,
     local_encoder_options,
     overwrite_option,
+    remote_option,
     result_options,
     text_encoder_option,
 )
@@ -29,6 +30,7 @@ from pipeline.encoders.options import runtime_option
 @click.option("--out", type=PATH, help="Where the predictions for a file of posts go (JSONL).")
 @local_encoder_options
 @encoding_options
+@remote_option
 @click.option(
     "--max-fail-rate",
     type=click.FloatRange(0, 1),
@@ -117,6 +119,7 @@ def predict(
 @click.option("--split", type=SPLIT, help="Split for --worst (default test) and --faithfulness (default val).")
 @cache_option
 @local_encoder_options
+@remote_option
 @device_option
 @overwrite_option
 @result_options
@@ -197,6 +200,7 @@ def explain(
 @click.option("--method", help="Explanation method: attention, rollout or gradient.")
 @cache_option
 @text_encoder_option
+@remote_option
 @device_option
 @overwrite_option
 @result_options

@@ -29,6 +29,7 @@ from pipeline.encoders.runtimes import ONNXRUNTIME, TORCH
 from pipeline.extraction.decode import Decoders, Reading
 from pipeline.extraction.encode import text_problem
 from pipeline.extraction.extract import encoding_threads
+from pipeline.posts.image_files import ImagePlace
 from pipeline.posts.manifest import NAMES, parse_partial
 
 _SHOWN_FAILURES = 5
@@ -65,7 +66,7 @@ class _Line:
     """A post of the file before its image is decoded; `image` is None where there is none, or nothing can be done."""
 
     inputs: Inputs
-    image: Path | None
+    image: ImagePlace | None
 
 
 def unfinished(out: Path) -> Path:

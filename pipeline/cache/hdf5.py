@@ -40,6 +40,7 @@ from pipeline.cache.targets import Target, targets_of
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES, sha256_of_file, write_bytes
+from pipeline.posts.image_files import place_of
 from pipeline.posts.labels import LABEL, SINGLE
 from pipeline.posts.manifest import SPLITS, Post
 
@@ -206,7 +207,7 @@ def read_posts(folder: Path) -> list[Post]:
         Post(
             id=index.ids[row],
             text=text,
-            image=Path(image) if image else None,
+            image=place_of(image, Path()) if image else None,
             label=label(index.targets.get(LABEL), row),
             split=None if index.splits[row] < 0 else SPLITS[index.splits[row]],
             targets={name: found for name, target in others.items() if (found := label(target, row)) is not None},

@@ -10,8 +10,21 @@ import click
 from pipeline.common.console import Console
 from pipeline.common.errors import InputError, option
 from pipeline.common.folders import is_file_of
+from pipeline.common.remote import allowing, is_url
 
 PATH = click.Path(path_type=Path)
+
+
+class _Source(click.ParamType):
+    """A path, which may be a pattern, or a URL."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return str(value) if is_url(str(value)) else Path(value)
+
+
+SOURCE = _Source()
 SPLIT = click.Choice(["train", "val", "test"])
 
 Command = Callable[..., Any]
@@ -71,6 +84,24 @@ cluster_options = all_of(
     ),
     click.option("--address", help="The Ray cluster's address; without it, one is started here."),
 )
+
+
+def remote_option(command: Command) -> Command:
+    """--remote; while the command runs, what lies below these URLs may be read."""
+
+    @wraps(command)
+    def with_remote(*arguments: Any, remote: tuple[str, ...], **named: Any) -> Any:
+        with allowing(*remote):
+            return command(*arguments, **named)
+
+    return click.option(
+        "--remote",
+        multiple=True,
+        metavar="URL",
+        help="Images may also lie below this URL; a manifest or a cache alone reaches no network.",
+    )(with_remote)
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the finished output of an earlier call.")
 device_option = click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda or cuda:N.")
 allow_unmatched_option = click.option(

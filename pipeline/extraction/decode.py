@@ -1,7 +1,8 @@
-"""Decodes image files to pixels: worker processes read, hash, decode, resize and crop.
+"""Decodes images to pixels: worker processes read, hash, decode, resize and crop.
 
 Each picture is decoded within limits of processor time and memory; one that exceeds them is a failed file, and so is
-one that ends its process. Pixels come back through each worker's pipe.
+one that ends its process. Pixels come back through each worker's pipe. Members of remote tars are read in this process,
+so that the headers of such a tar come over the network once, and not once for each worker.
 """
 
 import hashlib
@@ -11,9 +12,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -22,9 +22,10 @@ import numpy as np
 
 from pipeline.common.bounds import ended_by_limit_cpu, limit_cpu, limit_memory
 from pipeline.common.errors import InputError
-from pipeline.common.files import regular_bytes
+from pipeline.common.remote import allow_in_worker, allowed, require_allowed
 from pipeline.common.worker import Ended, Worker, start_server
 from pipeline.encoders.transform import PictureTransform
+from pipeline.posts.image_files import ImagePlace, Member, image_bytes, image_hashes, is_remote
 from pipeline.posts.images import ImageProblem, to_rgb
 
 __all__ = ["Decoded", "Decoders", "Reading", "start_server"]
@@ -43,6 +44,7 @@ class Decoded:
     seconds: float
 
 
+_Request = list[tuple[ImagePlace, bytes | OSError | None]]  # images, with bytes or a failure where these are known
 Reading = Future[tuple[np.ndarray, list[Decoded]]]  # a batch on its way: its pixels, and the outcome of each file
 
 
@@ -63,7 +65,7 @@ class Decoders:
         mib: int = MEMORY_MIB,
     ) -> None:
         self._shape = shape
-        self._setup = (transform, seconds, mib)
+        self._setup = (transform, seconds, mib, allowed())
         self._too_slow = f"takes more than {seconds:g} s to decode"
         self._slots = threading.Semaphore(workers + 3)
         self._lock = threading.Lock()
@@ -86,10 +88,10 @@ class Decoders:
         for worker in self._workers:
             worker.close()
 
-    def read(self, paths: Sequence[Path]) -> Reading:
-        """Begin to read a batch of files; waits while too many batches are in memory."""
+    def read(self, places: Sequence[ImagePlace]) -> Reading:
+        """Begin to read a batch of images; waits while too many batches are in memory."""
         self._slots.acquire()
-        return self._threads.submit(self._read_batch, [str(path) for path in paths])
+        return self._threads.submit(self._read_batch, list(places))
 
     def pixels(self, reading: Reading) -> tuple[np.ndarray, list[Decoded]]:
         """Take a batch: its pixels (B, *shape) uint8, and the outcome of each file.
@@ -109,7 +111,7 @@ class Decoders:
             self._workers = [*(one for one in self._workers if one.running), worker]
             return worker
 
-    def _read_batch(self, paths: list[str]) -> tuple[np.ndarray, list[Decoded]]:
+    def _read_batch(self, paths: list[ImagePlace]) -> tuple[np.ndarray, list[Decoded]]:
         """In a thread: read a batch. A worker answers file by file, so the file that ends it is known."""
         pixels = np.zeros((len(paths), *self._shape), np.uint8)
         decoded: list[Decoded] = []
@@ -118,7 +120,7 @@ class Decoders:
         while len(decoded) < len(paths):
             place = len(decoded)
             try:
-                for answer, values in worker.ask(paths[place:]):
+                for answer, values in worker.ask(_request(paths[place:])):
                     if values is not None:
                         pixels[len(decoded)] = values
                     decoded.append(answer)  # at once: what was answered before a worker ends is kept
@@ -143,39 +145,55 @@ class Decoders:
             return self._new_worker()  # there are as many threads as there may be workers
 
 
-def _lost(path: str, reason: str) -> Decoded:
+def _request(places: Sequence[ImagePlace]) -> _Request:
+    """What to ask a worker next: local images up to the first remote one; or that one, with its bytes if in a tar."""
+    first = places[0]
+    if not is_remote(first):
+        return [(place, None) for place in takewhile(lambda place: not is_remote(place), places)]
+    try:
+        if isinstance(first, Member):
+            require_allowed(first.file)
+        return [(first, None if isinstance(first, Member) and first.is_row else image_bytes(first))]
+    except OSError as error:
+        return [(first, error)]
+
+
+def _lost(path: ImagePlace, reason: str) -> Decoded:
     """The record of a file that ended its process: without the hash of its bytes it would count as changed."""
-    sha256 = ""
-    with suppress(OSError):
-        sha256 = hashlib.sha256(regular_bytes(Path(path))).hexdigest()
+    (sha256,) = image_hashes([path])
     return Decoded(sha256, (), f"image: {reason}: {path}", 0.0)
 
 
 def _begin(
-    transform: PictureTransform, seconds: float, mib: int
-) -> Callable[[list[str]], Iterator[tuple[Decoded, np.ndarray | None]]]:
+    transform: PictureTransform, seconds: float, mib: int, remote: Sequence[str]
+) -> Callable[[_Request], Iterator[tuple[Decoded, np.ndarray | None]]]:
     """In a worker process: the function that reads files."""
     warnings.simplefilter("ignore")
     logging.disable()  # Pillow logs what is odd about a file; what matters is the reason that is returned
 
-    def read(paths: list[str]) -> Iterator[tuple[Decoded, np.ndarray | None]]:
-        for path in paths:
+    def read(request: _Request) -> Iterator[tuple[Decoded, np.ndarray | None]]:
+        for place, data in request:
             with limit_cpu(seconds):
-                answer = _read(Path(path), transform, mib)
+                answer = _read(place, data, transform, mib)
             yield answer
 
+    allow_in_worker(remote)
     limit_memory(mib)
     return read
 
 
-def _read(path: Path, transform: PictureTransform, mib: int) -> tuple[Decoded, np.ndarray | None]:
-    """Decode one file. A failed one has no pixels."""
+def _read(
+    path: ImagePlace, data: bytes | OSError | None, transform: PictureTransform, mib: int
+) -> tuple[Decoded, np.ndarray | None]:
+    """Decode one image, whose bytes may have been read before. A failed one has no pixels."""
     started = time.perf_counter()
     pixels = None
     sha256, reason = "", ""
     flags: tuple[str, ...] = ()
     try:
-        data = regular_bytes(path)
+        if isinstance(data, OSError):
+            raise data
+        data = image_bytes(path) if data is None else data
         sha256 = hashlib.sha256(data).hexdigest()
         picture, flags = to_rgb(data, require=transform.require)
         pixels = transform(picture)

@@ -3,7 +3,6 @@
 Shards are numbered over the whole manifest, so part 2 of 3 makes the very shards that one process would have made.
 """
 
-import hashlib
 import math
 import os
 import shutil
@@ -20,10 +19,11 @@ from pipeline.cache import hdf5
 from pipeline.cache.records import Index
 from pipeline.cache.targets import merged_names
 from pipeline.common.errors import InputError, option, switch
-from pipeline.common.files import regular_bytes, sha256_of_file
+from pipeline.common.files import sha256_of_file
 from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.load import ImageEncoder, TextEncoder
 from pipeline.extraction.encode import text_problem, text_sha256
+from pipeline.posts.image_files import image_hashes
 from pipeline.posts.manifest import Post, names_of
 
 _TOKENIZED_AT_ONCE = 1024
@@ -142,7 +142,8 @@ def plan(
         for record, post in zip(records, posts, strict=False):  # the last one may have grown
             if record.id != post.id:
                 raise _other_posts(path, f"{record.id!r} where this manifest has {post.id!r}")
-        expected = [(post.id, text_sha256(post), _image_sha256(post)) for post in posts]
+        images = image_hashes([post.image for post in posts])
+        expected = [(post.id, text_sha256(post), sha256) for post, sha256 in zip(posts, images, strict=True)]
         return [(record.id, record.text_sha256, record.image_sha256) for record in records] == expected
 
     with ThreadPoolExecutor(4) as pool:  # hashing reads every image of the finished shards
@@ -267,10 +268,3 @@ def _recorded_sha256(index: Index) -> dict[str, str]:
     """What the index says of each shard."""
     table = index.shards
     return {name.decode(): sha256.decode() for name, sha256 in zip(table["name"], table["sha256"], strict=True)}
-
-
-def _image_sha256(post: Post) -> str:
-    try:
-        return "" if post.image is None else hashlib.sha256(regular_bytes(post.image)).hexdigest()
-    except OSError:
-        return ""

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.common.device import exact_float32
 from pipeline.common.errors import InputError, option
+from pipeline.common.remote import allowed, allowing
 from pipeline.common.signals import StopRequest
 from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
 from pipeline.encoders.runtime import use_runtime
@@ -50,7 +51,10 @@ def cluster(address: str | None) -> Iterator[Any]:
 class ShardMaker:
     """A worker: the encoders, loaded once, and the making of one shard at a time."""
 
-    def __init__(self, choice: EncoderChoice, threads: int, runtimes: Sequence[str]) -> None:
+    def __init__(
+        self, choice: EncoderChoice, threads: int, runtimes: Sequence[str], remote: Sequence[str] = ()
+    ) -> None:
+        self._remote = remote  # the URLs that may be read
         torch.set_num_threads(threads)
         exact_float32()
         self._image, self._text = load_image_encoder(choice), load_text_encoder(choice)
@@ -65,7 +69,8 @@ class ShardMaker:
         from pipeline.extraction.extract import make_shards
 
         only = replace(plan, todo=[number])
-        with ExtractionProgress(only, quiet=True, say=lambda line: None) as progress:
+        quiet = ExtractionProgress(only, quiet=True, say=lambda line: None)
+        with quiet as progress, allowing(*self._remote):
             return make_shards(only, out, self._image, self._text, fingerprint, batch_size, 1, progress, StopRequest())
 
 
@@ -113,7 +118,7 @@ def _make_shards_on(
     busy: dict[Any, tuple[Any, int | None]] = {}  # pending answer -> worker, and the shard it makes
 
     def hire() -> None:
-        worker = maker.remote(choice, cores, runtimes)
+        worker = maker.remote(choice, cores, runtimes, allowed())
         busy[worker.who.remote()] = (worker, None)
 
     def in_hand() -> bool:

@@ -7,7 +7,6 @@ if its bytes have the hash that the cache recorded, and it is decoded first in a
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -15,9 +14,9 @@ from PIL import Image
 from pipeline.cache import hdf5
 from pipeline.cache.reader import Cache
 from pipeline.common.apart import apart
-from pipeline.common.files import regular_bytes
 from pipeline.encoders.transform import PictureTransform
 from pipeline.extraction.decode import CPU_SECONDS, MEMORY_MIB
+from pipeline.posts.image_files import ImagePlace, image_bytes, image_bytes_here
 from pipeline.posts.images import ImageProblem, to_rgb
 from pipeline.posts.manifest import Post
 
@@ -42,7 +41,7 @@ class Sources:
             if problem or path is None:
                 yield _reason(problem)
             else:
-                yield to_rgb(_recorded_bytes(path, sha256))[0]
+                yield to_rgb(_recorded(image_bytes_here(path), sha256))[0]
 
 
 def decoding_problem(data: bytes, transform: PictureTransform | None) -> str:
@@ -64,13 +63,13 @@ def _reason(problem: Any) -> str:
     return str(problem).removeprefix("damaged: ")
 
 
-def _problem(require: Callable[[int, int], None] | None, named: tuple[Path | None, str]) -> str:
+def _problem(require: Callable[[int, int], None] | None, named: tuple[ImagePlace | None, str]) -> str:
     """Why there is no picture; empty if there is one. In a process of its own."""
     path, sha256 = named
     if path is None:
         return "the post has no image"
     try:
-        to_rgb(_recorded_bytes(path, sha256), require=require)
+        to_rgb(_recorded(image_bytes(path), sha256), require=require)
     except OSError as error:
         return f"{path.name}: {error.strerror or error}"
     except ImageProblem as error:
@@ -78,9 +77,8 @@ def _problem(require: Callable[[int, int], None] | None, named: tuple[Path | Non
     return ""
 
 
-def _recorded_bytes(path: Path, sha256: str) -> bytes:
-    """The bytes of a file. Raises OSError, and ImageProblem if they are not those of this hash."""
-    data = regular_bytes(path)
+def _recorded(data: bytes, sha256: str) -> bytes:
+    """The bytes of an image. Raises ImageProblem if they are not those of this hash."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageProblem("the file has changed since extraction")
     return data

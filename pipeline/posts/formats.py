@@ -1,10 +1,11 @@
 """The data formats that `prepare` reads, each found by its file.
 
 A format is a file of this folder with two functions: `read(source, options)`, which gives a `DataSet`, and
-`reads(source)`, which says whether a file or folder looks like this format.
+`reads(source)`, which says whether a file or folder looks like this format. One that reads sets of files has also
+`read_files(files, options)` and `reads_files(files)`; the files are paths, or URLs that may be read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -62,8 +63,10 @@ def formats() -> dict[str, str]:
     return offered("pipeline.posts", r"^def read\(")
 
 
-def format_of(source: Path, name: str | None = None) -> Any:
+def format_of(source: Path | Sequence[str], name: str | None = None) -> Any:
     """The module of a format: the named one, or the one that the source looks like. Raises InputError."""
+    if not isinstance(source, Path):
+        return _format_of_files(source, name)
     if not source.exists():
         raise InputError(f"{source}: no such folder or file")
     if name is None:
@@ -75,3 +78,14 @@ def format_of(source: Path, name: str | None = None) -> Any:
             )
         return matching[0]
     return import_module(formats()[name])
+
+
+def _format_of_files(files: Sequence[str], name: str | None) -> Any:
+    modules = {one: import_module(path) for one, path in formats().items()}
+    sets = {one: module for one, module in modules.items() if hasattr(module, "read_files")}
+    if name is not None and name not in sets:
+        raise InputError(f"{files[0]}: the format {name} takes one local file or folder")
+    matching = [sets[name]] if name else [module for module in sets.values() if module.reads_files(files)]
+    if len(matching) != 1:
+        raise InputError(f"{files[0]}: several files, or a remote one, must be tars or Parquet files, of one kind")
+    return matching[0]

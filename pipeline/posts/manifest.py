@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_text, write_text
+from pipeline.posts.image_files import IS_URL, ImagePlace, Member, is_remote, place_of, require_path, url_problem
 from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_of, ordered, require_names, target_problem
 from pipeline.posts.shown import shown
 
@@ -30,12 +31,13 @@ NAMES = "labels"  # the one field of a manifest's first line that is no post: th
 @dataclass(frozen=True)
 class Post:
     """One post. `text` is None when it could not be read; `problem` then says why. `image` is None in a data set of
-    texts alone. `targets`: its labels of other targets than `label`, by target.
+    texts alone; it lies in a file of its own, or inside a tar or a Parquet file. `targets`: its labels of other targets
+    than `label`, by target.
     """
 
     id: str
     text: str | None
-    image: Path | None
+    image: ImagePlace | None
     label: str | None = None
     split: str | None = None
     targets: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +64,8 @@ def read_manifest(path: str | Path, *, images: bool = True) -> Manifest:
     """Read a manifest: a JSON object a line with `id`, `text`, `image`, and optionally the other fields of `Post`. The
     first line may give the order of the label names instead: {"labels": {"label": ["sad", "glad"]}}.
 
-    A relative `image` is taken from the manifest's folder. Without `images` it may be left out, and the posts have
+    A relative `image` is taken from the manifest's folder; `FILE.tar::MEMBER` and `FILE.parquet::ROW/COLUMN` name an
+    image inside a file. Without `images` it may be left out, and the posts have
     none. Raises InputError naming file, line and field where ids or fields occur twice, or no post is there.
     """
     path, posts, faults = Path(path), list[Post](), list[str]()
@@ -88,6 +91,8 @@ def read_manifest(path: str | Path, *, images: bool = True) -> Manifest:
         ignored.update(dict.fromkeys(name for name in record if name not in (*_FIELDS, *MODALITY_TARGETS)))
         posts.append(_post(record, path.parent.absolute(), where, faults))
     if images and posts:
+        if all(IS_URL in (post.problem or "") for post in posts):
+            raise InputError(f"{path}: {posts[0].problem}")
         if all(post.image is None for post in posts):
             raise InputError(f"{path}: no post has an image; texts alone go with {option('image_encoder', 'none')}")
         posts = [post if post.image else _without_image(post, path.parent.absolute()) for post in posts]
@@ -143,7 +148,7 @@ def parse_partial(line: str, folder: Path, where: str) -> tuple[Post, set[str]]:
 
 def write_manifest(path: str | Path, posts: Iterable[Post], names: Mapping[str, Sequence[str]] | None = None) -> None:
     """Write posts as JSONL, complete or absent, with the order of the label names before them. Images below the
-    manifest's folder are named relative to it.
+    manifest's folder are named relative to it. Raises InputError for a path that would be read as one inside a file.
     """
     path, posts = Path(path), list(posts)
     folder = _resolved(path.parent)
@@ -151,13 +156,21 @@ def write_manifest(path: str | Path, posts: Iterable[Post], names: Mapping[str, 
     for post in posts:
         record: dict[str, Any] = {"id": post.id, "text": post.text}
         if post.image is not None:
-            image = _resolved(post.image)
-            record["image"] = image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image)
+            record["image"] = _written(post.image, folder)
         for name in _FIELDS[3:]:
             if value := getattr(post, name):
                 record[name] = dict(value) if name == "targets" else value
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
+
+
+def _written(image: ImagePlace, folder: Path) -> str:
+    """An image as a manifest in a folder names it."""
+    if isinstance(image, Member):
+        file = image.file if is_remote(image) else _written(Path(image.file), folder)
+        return str(replace(image, file=file))
+    path = require_path(_resolved(image))
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -241,6 +254,8 @@ def _post(record: dict[str, Any], folder: Path, where: str, faults: list[str]) -
             value = _string(record, name, where)
             if name == "image":
                 require_name(value, name, where)
+                if problem := url_problem(value):
+                    raise InputError(f"image: {problem}")
         except InputError as error:
             problems.append(str(error).removeprefix(f"{where}, field ").removeprefix(f"{where}: "))
             return None
@@ -267,7 +282,7 @@ def _post(record: dict[str, Any], folder: Path, where: str, faults: list[str]) -
     return Post(
         id=record["id"],
         text=usable("text") if record.get("text") is not None or not problems else None,
-        image=None if record.get("image") is None else folder / (image or ""),
+        image=None if record.get("image") is None else place_of(image or "", folder),
         label=named(partial(label_of, record.get("label"), LABEL, where)),
         split=named(partial(split_of, record.get("split"), where)),
         targets={name: label for name, label in labels.items() if label is not None},

@@ -16,9 +16,10 @@ from typing import Any
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import regular_bytes
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
+from pipeline.posts.image_files import is_there
 from pipeline.posts.labels import LABEL, MODALITY_TARGETS
 from pipeline.posts.manifest import Post, read_lines, require_name
-from pipeline.posts.rows import NoPost, Rows, is_below, is_file, is_link
+from pipeline.posts.rows import NoPost, Rows, is_below, is_link
 from pipeline.posts.shown import shown
 from pipeline.posts.spelling import respelled, spelling_facts, spellings
 from pipeline.posts.targets_file import read_targets
@@ -74,7 +75,7 @@ def read(folder: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
         "dropped": _count(verdict.reason for verdict in verdicts.values() if not verdict.label),
         "files_without_label_row": len({file.stem for file in (folder / "data").iterdir()} - set(labelled)),
         "text_problems": {post.id: post.problem for post in posts if post.problem},
-        "images_missing": [post.id for post in posts if post.image is not None and not is_file(post.image)],
+        "images_missing": [post.id for post in posts if post.image is not None and not is_there(post.image)],
     }
     if (folder / "targets.csv").exists():
         posts, more = _with_targets(posts, folder / "targets.csv", labelled)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, option
+from pipeline.common.remote import allowing, is_url
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions, format_of
+from pipeline.posts.image_files import is_there
 from pipeline.posts.labels import LABEL, require_names
 from pipeline.posts.manifest import SPLITS, Post, names_of
-from pipeline.posts.rows import is_file
 from pipeline.posts.shown import shown
+from pipeline.posts.source_set import files_of
 from pipeline.posts.spelling import respelled, spelling_facts, spellings
 from pipeline.posts.splits import class_counts, duplicates_of_training, given_split, hold_out, stratified_split
 
@@ -32,7 +34,7 @@ class Prepared:
 
 
 def prepare(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     name: str | None = None,
     options: ReadOptions = NO_OPTIONS,
@@ -46,42 +48,48 @@ def prepare(
 ) -> Prepared:
     """Read a data set of the format `name`, or of the one that it looks like, and split its posts: by `splits`
     (id,label,split), else by `ratios` of train, val and test where they are given, else by the source's own splits,
-    else stratified 8:1:1.
+    else stratified 8:1:1. The source is a file or a folder, or tars or Parquet files, as `pipeline.posts.source_set`
+    has them.
 
     `labels` fixes the names of the classes and their order. `test_split` names the split of the source to test on,
     where its own test split has no labels. A source with splits but without `val` has a part of train held out. Raises
     InputError naming what can't be used, and where more than `max_fail_rate` of the rows are no post.
     """
-    source = Path(source)
-    module = format_of(source, name)
-    found: DataSet = module.read(source, options)
-    _require_enough(found, source, max_fail_rate)
-    found, spelled = _spelled(found, labels)
-    names = _names(found, labels)
-    summary: dict[str, Any] = {"format": module.__name__.rpartition(".")[2].replace("_", "-"), **found.facts}
-    if spelled:
-        summary["merged"] = {**found.facts.get("merged", {}), **spelled}
-    summary |= {"kept": len(found.posts), "unlabelled": 0}
-    if found.rejected:
-        summary["rejected"] = {
-            reason: {"rows": count, "first": found.first_rejected.get(reason, "")}
-            for reason, count in found.rejected.items()
+    files = files_of([source] if isinstance(source, str | Path) else source)
+    remote = [file for file in files if is_url(file)] if isinstance(files, list) else []
+    with allowing(*remote):
+        module = format_of(files, name)
+        found: DataSet = module.read(files, options) if isinstance(files, Path) else module.read_files(files, options)
+        source = files if isinstance(files, Path) else files[0]
+        _require_enough(found, source, max_fail_rate)
+        found, spelled = _spelled(found, labels)
+        names = _names(found, labels)
+        summary: dict[str, Any] = {"format": module.__name__.rpartition(".")[2].replace("_", "-"), **found.facts}
+        if spelled:
+            summary["merged"] = {**found.facts.get("merged", {}), **spelled}
+        summary |= {"kept": len(found.posts), "unlabelled": 0}
+        if found.rejected:
+            summary["rejected"] = {
+                reason: {"rows": count, "first": found.first_rejected.get(reason, "")}
+                for reason, count in found.rejected.items()
+            }
+        classes = names_of(found.posts, names)[LABEL]
+        posts, how = _split(found, classes, splits, test_split, ratios, seed, allow_unmatched)
+        summary |= {**how, "unlabelled": sum(post.label is None for post in posts)}
+        names = names_of(posts, names)
+        if labels and (unknown := [name for name in names[LABEL] if name not in labels]):
+            raise InputError(
+                f"{splits}: the label {shown(unknown[0])} is not one of {option('labels', ','.join(labels))}"
+            )
+        require_names(names, str(source))
+        summary["classes"] = class_counts(posts, names[LABEL])
+        summary["targets"] = {
+            target: {label: counts[label] for label in known}
+            for target, known in names.items()
+            if target != LABEL and (counts := Counter(post.targets.get(target) for post in posts))
         }
-    classes = names_of(found.posts, names)[LABEL]
-    posts, how = _split(found, classes, splits, test_split, ratios, seed, allow_unmatched)
-    summary |= {**how, "unlabelled": sum(post.label is None for post in posts)}
-    names = names_of(posts, names)
-    if labels and (unknown := [name for name in names[LABEL] if name not in labels]):
-        raise InputError(f"{splits}: the label {shown(unknown[0])} is not one of {option('labels', ','.join(labels))}")
-    require_names(names, str(source))
-    summary["classes"] = class_counts(posts, names[LABEL])
-    summary["targets"] = {
-        target: {label: counts[label] for label in known}
-        for target, known in names.items()
-        if target != LABEL and (counts := Counter(post.targets.get(target) for post in posts))
-    }
-    summary["duplicates_of_training"] = duplicates_of_training(posts)
-    return Prepared(posts, names, summary, _warnings(posts, names))
+        summary["duplicates_of_training"] = duplicates_of_training(posts)
+        return Prepared(posts, names, summary, _warnings(posts, names))
 
 
 def _warnings(posts: Sequence[Post], names: Mapping[str, Sequence[str]]) -> list[str]:
@@ -90,7 +98,7 @@ def _warnings(posts: Sequence[Post], names: Mapping[str, Sequence[str]]) -> list
     if not any(post.label for post in posts):
         found.append("no post has a label; a table's is named with " + option("columns", "label=.."))
     with_image = [post for post in posts if post.image is not None]
-    if with_image and not any(is_file(post.image) for post in with_image if post.image):
+    if with_image and not any(is_there(post.image) for post in with_image if post.image):
         first = f"{with_image[0].image}, the first of {len(with_image)}"
         found.append(f"no image is there, neither {first}; a table's are named with {option('image_pattern')}")
     trained = [post for post in posts if post.split == "train"]
@@ -105,7 +113,7 @@ def _warnings(posts: Sequence[Post], names: Mapping[str, Sequence[str]]) -> list
     return found
 
 
-def _require_enough(found: DataSet, source: Path, most: float) -> None:
+def _require_enough(found: DataSet, source: Path | str, most: float) -> None:
     lost = sum(found.rejected.values())
     first = next(iter(found.first_rejected.values()), "")
     if not found.posts:

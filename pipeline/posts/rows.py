@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.common.errors import InputError
 from pipeline.posts.formats import DataSet
+from pipeline.posts.image_files import is_there, require_path
 from pipeline.posts.labels import label_of
 from pipeline.posts.manifest import Post, require_name
 from pipeline.posts.shown import shown
@@ -112,7 +113,7 @@ class Rows:
         found = {
             **facts,
             "problems": {post.id: post.problem for post in self.posts if post.problem},
-            "images_missing": [post.id for post in missing if post.image is not None and not is_file(post.image)],
+            "images_missing": [post.id for post in missing if post.image is not None and not is_there(post.image)],
         }
         return DataSet(self.posts, names, splits_from, found, self.rejected, self.first_rejected)
 
@@ -140,6 +141,10 @@ class ImageFolder:
         if any(path.anchor or ".." in path.parts or not path.parts for path in (PurePosixPath(name), Path(name))):
             return self.root, f"image: {shown(name)} is not a path below the data set's folder"
         path = self.root / name
+        try:
+            require_path(path)
+        except InputError as error:
+            return self.root, f"image: {error}"
         if not self._holds(path):
             return self.root, f"image: {shown(name)} is a link to a file outside the data set"
         return path, ""

@@ -1,19 +1,17 @@
 """Divides posts into training, validation and test, and counts what the splits have in common."""
 
-import hashlib
 import math
 import random
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, option, switch
-from pipeline.common.files import regular_bytes
 from pipeline.posts.duplicates import Keys, duplicate_keys, shared_keys
+from pipeline.posts.image_files import image_hashes
 from pipeline.posts.manifest import SPLITS, Post
 from pipeline.posts.split_file import read_splits
 
@@ -148,19 +146,15 @@ def given_split(
 
 def duplicates_of_training(posts: Sequence[Post]) -> dict[str, dict[str, int]]:
     """For val and test: how many posts repeat a training post's text, or its image byte for byte."""
-    keys = {split: [_keys(post) for post in posts if post.split == split] for split in SPLITS}
+    keys: dict[str, list[Keys]] = {split: [] for split in SPLITS}
+    placed = [post for post in posts if post.split is not None]
+    # In the posts' order, in which images lie in tars and Parquet files. An image that extraction could not read either
+    # has no key.
+    for post, sha256 in zip(placed, image_hashes([post.image for post in placed]), strict=True):
+        keys[str(post.split)].append(duplicate_keys(post.text, sha256))
     counts = {}
     for split in SPLITS[1:]:
         shared = [{kind for kind, _ in common} for common in shared_keys(keys[split], keys["train"])]
         counts[split] = {kind: sum(kind in kinds for kinds in shared) for kind in ("text", "image")}
         counts[split]["either"] = sum(bool(kinds) for kinds in shared)
     return counts
-
-
-def _keys(post: Post) -> Keys:
-    """An image that extraction could not read either has no key."""
-    sha256 = ""
-    if post.image is not None:
-        with suppress(OSError):
-            sha256 = hashlib.sha256(regular_bytes(post.image)).hexdigest()
-    return duplicate_keys(post.text, sha256)

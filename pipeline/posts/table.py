@@ -1,7 +1,8 @@
 """Reads a table of posts: CSV, TSV, JSON, JSON lines, Parquet or XLSX, with columns of any names.
 
 A row is a post. What it lacks costs that row alone: without a usable id or label it is rejected, and without a usable
-text or image it is a post with its problem.
+text or image it is a post with its problem. A Parquet file may hold the images themselves, and several Parquet files
+may be one table.
 """
 
 import re
@@ -12,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, option
+from pipeline.common.remote import is_url
 from pipeline.posts.formats import NO_OPTIONS, DataSet, ReadOptions
+from pipeline.posts.image_files import IS_URL, is_there
 from pipeline.posts.labels import LABEL, MODALITY_TARGETS, label_problem, target_problem
 from pipeline.posts.manifest import Post, require_name
-from pipeline.posts.rows import is_file
 from pipeline.posts.shown import shown
+from pipeline.posts.source_set import splits_by_name
 from pipeline.posts.spelling import respelled, spelling_facts, spellings
 from pipeline.posts.splits import split_named
 from pipeline.posts.table_binary import binary_table
-from pipeline.posts.table_columns import OUTSIDE, Columns, ImageProblem, Images, NoImage, choose
-from pipeline.posts.table_rows import MOST_TEXT, Row, Table, bounded, plain
+from pipeline.posts.table_columns import OUTSIDE, Columns, ImageProblem, Images, NoImage, choose, with_split
+from pipeline.posts.table_rows import FILE, MOST_TEXT, Row, Table, as_one, bounded, plain
 from pipeline.posts.table_text import delimited_table, json_table
 
 _JSON = (".json", ".jsonl", ".ndjson")
@@ -44,17 +47,44 @@ def read(source: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
     Raises InputError if the file or its header is unusable, or no row is a usable post.
     """
     options.require_only("table", "encoding", "columns", "image_pattern", "targets")
-    table = _table(source, options.encoding)
+    return posts_of(_table(source, options.encoding), str(source), source.parent, options)
+
+
+def reads_files(files: Sequence[str]) -> bool:
+    """Whether several files, or remote ones, are Parquet files."""
+    return all(file.lower().endswith(".parquet") for file in files)
+
+
+def read_files(files: Sequence[str], options: ReadOptions = NO_OPTIONS) -> DataSet:
+    """Read the posts of several Parquet files, paths or URLs, as one table: their columns are the same. Raises
+    InputError as `read` does.
+    """
+    options.require_only("table", "columns", "image_pattern", "targets")
+    if is_url(files[0]):
+        folder = Path()
+    else:
+        folder = Path(files[0]).parent
+        if other := next((file for file in files if Path(file).parent != folder), None):
+            raise InputError(f"{other}: lies in another folder than {files[0]}; the files of a set lie in one folder")
+    splits = splits_by_name(files)
+    table = as_one([(file.rpartition("/")[2], binary_table(file)) for file in files], splits)
+    options = replace(options, columns=with_split(options.columns, table.columns, splits))
+    source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return posts_of(table, source, folder, options)
+
+
+def posts_of(table: Table, source: str, folder: Path, options: ReadOptions) -> DataSet:
+    """The posts of a table. `source`: what messages call it; `folder`: where its images lie. Raises InputError."""
     if options.image_pattern is not None and "image" in options.columns:
         raise InputError(f"{option('image_pattern')} names the images, and {option('columns')} too; leave one out")
     chosen = choose(
         table.columns,
         options.columns,
         options.targets,
-        str(source),
+        source,
         with_image=options.image_pattern is None,
     )
-    images = Images(source, table.columns, chosen, options.image_pattern)
+    images = Images(folder, table.columns, chosen, options.image_pattern, source)
     used = {*filter(None, (chosen.id, chosen.label, chosen.split)), *chosen.text, *chosen.targets.values()}
     used |= images.columns | (set(_MANIFEST) if table.is_json else set())
     reading = _Reading(source, table, chosen, images)
@@ -63,15 +93,17 @@ def read(source: Path, options: ReadOptions = NO_OPTIONS) -> DataSet:
     posts, facts = reading.finished()
     if options.image_pattern is not None:
         facts["images"] = options.image_pattern
-    ignored = [shown(name) for name in table.columns if name not in used]
+    ignored = [shown(name) for name in table.columns if name not in (*used, FILE)]
     facts["ignored"] = ignored[:_MOST_SHOWN] + ["..."] * (len(ignored) > _MOST_SHOWN)
     if posts and all(post.problem for post in posts):
+        if all(IS_URL in (post.problem or "") for post in posts):
+            raise InputError(f"{source}: {posts[0].problem}")
         first = f"{shown(posts[0].id)}: {posts[0].problem}"
         way_out = f"correct {option('columns' if options.image_pattern is None else 'image_pattern')}"
         if chosen.image and OUTSIDE in first:
-            folder = "" if "image: '/" in first else "/FOLDER"
-            way_out = f"{option('image_pattern', f'{folder}/{{{chosen.image}}}')} trusts its "
-            way_out += "links into FOLDER" if folder else "absolute paths"
+            trusted = "" if "image: '/" in first else "/FOLDER"
+            way_out = f"{option('image_pattern', f'{trusted}/{{{chosen.image}}}')} trusts its "
+            way_out += "links into FOLDER" if trusted else "absolute paths"
         raise InputError(f"{source}: every post has a problem; the first is {first}; {way_out}")
     splits_from = f"the column {chosen.split} of {source}" if any(post.split for post in posts) else None
     names = {**_by_number(posts, table.names), **table.names}
@@ -100,7 +132,7 @@ class _Rejected(Exception):
 class _Reading:
     """The posts of a table so far, and the rows that are none."""
 
-    source: Path
+    source: str
     table: Table
     chosen: Columns
     images: Images
@@ -269,7 +301,7 @@ def _by_number(posts: Sequence[Post], given: Mapping[str, Any]) -> dict[str, tup
 def _problems(posts: Sequence[Post]) -> dict[str, Any]:
     """What to report of posts whose text or image can't be used, or whose image file is missing."""
     failed = [post for post in posts if post.problem]
-    missing = [post for post in posts if post.image and not post.problem and not is_file(post.image)]
+    missing = [post for post in posts if post.image and not post.problem and not is_there(post.image)]
     facts: dict[str, Any] = {}
     if failed:
         facts["problems"] = {"posts": len(failed), "first": f"{failed[0].id}: {failed[0].problem}"}

@@ -1,6 +1,7 @@
 """Reads the tables that are no texts: Parquet with pyarrow, XLSX with openpyxl.
 
-Both are packed: a small file may claim any size. They are read in a process with limits of memory and of time.
+Both are packed: a small file may claim any size. They are read in a process with limits of memory and of time. Images
+inside a Parquet file are not read here: their cells say where they are.
 """
 
 import time
@@ -14,7 +15,10 @@ from typing import Any
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES, open_regular
+from pipeline.common.remote import is_url, open_file, size_of
+from pipeline.posts.image_files import Member
 from pipeline.posts.manifest import require_unique
+from pipeline.posts.parquet_images import PATH, image_columns, open_parquet, present
 from pipeline.posts.table_rows import MOST_CELLS, MOST_COLUMNS, MOST_ROWS, Row, Table
 
 _SECONDS, _MOST_SECONDS = 60.0, 600.0  # of processor time for each piece, and for all of a file
@@ -28,9 +32,11 @@ _ROWS, _CHARACTERS = 128, 4 << 20  # of a piece
 _PACKAGES = {"parquet": "pyarrow", "xlsx": "openpyxl"}
 
 
-def binary_table(path: Path) -> Table:
-    """A Parquet file, or the first sheet of an XLSX file. Raises InputError if its package is missing."""
-    form = path.suffix.lower().removeprefix(".")
+def binary_table(path: Path | str) -> Table:
+    """A Parquet file, which may be a URL, or the first sheet of an XLSX file. Raises InputError if its package is
+    missing.
+    """
+    form = str(path).lower().rpartition(".")[2]
     if find_spec(_PACKAGES[form]) is None:
         raise InputError(f"{path}: needs the package {_PACKAGES[form]}; pip install -e '.[{form}]'")
     head = next(_pieces(path, form, None), None) or {}
@@ -40,6 +46,7 @@ def binary_table(path: Path) -> Table:
     if len(columns) > MOST_COLUMNS:
         raise InputError(f"{path}: over the limit of {MOST_COLUMNS} columns")
     require_unique(filter(None, columns), str(path), "column")
+    images, inside = head.get("images", {}), str(path) if is_url(str(path)) else str(Path(path).absolute())
     skipped = 1 if form == "xlsx" else 0
 
     def rows(wanted: Collection[str]) -> Iterator[Row]:
@@ -49,14 +56,17 @@ def binary_table(path: Path) -> Table:
             for cells in piece:
                 number += 1
                 named = {name: cell for name, cell in zip(columns, cells, strict=False) if name}
+                for name in images:  # True: the row has the image's bytes
+                    if named.get(name) is True:
+                        named[name] = Member(inside, f"{number - 1}/{images[name]}")
                 yield Row(number, f"row {number + skipped}", named)
 
     return Table(tuple(filter(None, columns)), rows, form, notes=notes, has_empty=form == "xlsx")
 
 
-def _pieces(path: Path, form: str, kept: Sequence[str] | None) -> Iterator[Any]:
+def _pieces(path: Path | str, form: str, kept: Sequence[str] | None) -> Iterator[Any]:
     """What the process answers: without `kept` the head of the file, else lists of rows of these columns."""
-    opened = {"parquet": (_parquet_head, _parquet_rows), "xlsx": (_xlsx_head, _xlsx_rows)}[form]
+    read_head, read_rows = (_parquet_head, _parquet_rows) if form == "parquet" else (_xlsx_head, _xlsx_rows)
     running: list[Iterator[Any]] = []
     begun: list[float] = []  # in the clock of the process that reads
 
@@ -68,9 +78,9 @@ def _pieces(path: Path, form: str, kept: Sequence[str] | None) -> Iterator[Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of styles and extensions, which are not looked at
                 if kept is None:
-                    return opened[0](path)
+                    return read_head(str(path))
                 if not running:
-                    running.append(_grouped(opened[1](path, kept)))
+                    running.append(_grouped(read_rows(str(path), kept)))
                 return next(running[0], None)
         except (InputError, MemoryError):
             raise
@@ -114,35 +124,36 @@ def _sendable(value: Any) -> Any:
     return {"type": type(value).__name__}
 
 
-def _parquet(file: Any) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-    return parquet.ParquetFile(file)
-
-
-def _parquet_head(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        if path.stat().st_size > MOST_BYTES:
+def _parquet_head(path: str) -> dict[str, Any]:
+    with open_file(path) as file:
+        size = size_of(file)
+        table = open_parquet(file)
+        images = image_columns(table.schema_arrow)
+        if size > MOST_BYTES and not images:
             raise InputError(f"over the limit of {MOST_BYTES} bytes; divide it")
-        table = _parquet(file)
         if (rows := table.metadata.num_rows) > MOST_ROWS:
             raise InputError(f"{rows} rows, over the limit of {MOST_ROWS}; divide it")
-        return {"columns": table.schema_arrow.names}
+        return {"columns": table.schema_arrow.names, "images": {name.strip(): name for name in images}}
 
 
-def _parquet_rows(path: Path, kept: Sequence[str]) -> Iterator[list[Any]]:
-    with open_regular(path) as file:
-        table = _parquet(file)
+def _parquet_rows(path: str, kept: Sequence[str]) -> Iterator[list[Any]]:
+    with open_file(path) as file:
+        table = open_parquet(file)
         schema = table.schema_arrow.names
         wanted = [name for name, stripped in zip(schema, kept, strict=False) if stripped]
         if table.metadata.num_rows * len(wanted) > MOST_CELLS:
             raise InputError(f"over the limit of {MOST_CELLS} cells; divide it")
-        for batch in table.iter_batches(_ROWS, columns=wanted, use_threads=False):
-            columns = {name: batch.column(batch.schema.get_field_index(name)).to_pylist() for name in wanted}
+        images = {name: is_struct for name, is_struct in image_columns(table.schema_arrow).items() if name in wanted}
+        inside = {name: present(table, name) for name in images}
+        read = [name for name in wanted if name not in images]
+        read += [f"{name}.{PATH}" for name, is_struct in images.items() if is_struct]
+        for batch in table.iter_batches(_ROWS, columns=read, use_threads=False):
+            columns = {name: batch.column(name).to_pylist() for name in wanted if name in batch.schema.names}
             for number in range(batch.num_rows):
-                yield [_sendable(columns[name][number]) if name in columns else None for name in schema]
+                cells = {name: column[number] for name, column in columns.items()}
+                for name in images:
+                    cells[name] = next(inside[name], False) or (cells.get(name) or {}).get(PATH)
+                yield [_sendable(cells.get(name)) for name in schema]
 
 
 def _sheet(file: Any) -> tuple[Any, int]:
@@ -159,9 +170,9 @@ def _sheet(file: Any) -> tuple[Any, int]:
     return sheet, len(book.worksheets)
 
 
-def _xlsx_head(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        if path.stat().st_size > _MOST_XLSX:
+def _xlsx_head(path: str) -> dict[str, Any]:
+    with open_regular(Path(path)) as file:
+        if size_of(file) > _MOST_XLSX:
             raise InputError(f"over the limit of {_MOST_XLSX} bytes; save it as CSV")
         sheet, count = _sheet(file)
         header = next(sheet.iter_rows(values_only=True), ())
@@ -169,9 +180,9 @@ def _xlsx_head(path: Path) -> dict[str, Any]:
         return {"columns": ["" if cell is None else str(cell) for cell in header], "notes": notes}
 
 
-def _xlsx_rows(path: Path, kept: Sequence[str]) -> Iterator[list[Any]]:
+def _xlsx_rows(path: str, kept: Sequence[str]) -> Iterator[list[Any]]:
     """The rows below the header, as long as it; a spreadsheet does not tell an empty cell from an empty text."""
-    with open_regular(path) as file:
+    with open_regular(Path(path)) as file:
         sheet, _ = _sheet(file)
         count = 0
         for number, cells in enumerate(sheet.iter_rows(min_row=2, values_only=True)):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import InputError, option
+from pipeline.posts.image_files import ImagePlace, Member, is_remote, place_of, url_problem
 from pipeline.posts.labels import LABEL, target_problem
 from pipeline.posts.manifest import require_name
 from pipeline.posts.shown import shown
-from pipeline.posts.table_rows import Row, plain, real
+from pipeline.posts.table_rows import FILE, Row, plain, real
 
 FIELDS = ("id", "text", "image", "label", "split")
 OUTSIDE = "lies outside the table's folder"
@@ -18,7 +19,7 @@ ROW = "row"  # what a pattern calls the row's number
 _NAMES = {  # a field's own name goes before the others, which are equal
     "id": ("guid", "tweet_id", "image_id", "post_id"),
     "text": ("title", "caption", "tweet", "tweet_text", "sentence", "content"),
-    "image": ("img", "image_path", "path", "filename", "file", "photo"),
+    "image": ("img", "image_path", "image_bytes", "path", "filename", "file", "photo"),
     "label": ("class", "sentiment", "target", "category", "tag"),
     "split": ("set", "subset", "fold"),
 }
@@ -97,7 +98,7 @@ def named(name: str, columns: Sequence[str], where: str, given_by: str = "column
 
 
 def _guess(field: str, columns: Sequence[str], where: str) -> str | None:
-    plain = {name: re.sub(r"[\s-]+", "_", name.strip().casefold()) for name in columns}
+    plain = {name: _plain(name) for name in columns}
     for names in ((field,), _NAMES[field]):
         found = [name for name in columns if plain[name] in names]
         if len(found) > 1:
@@ -111,8 +112,26 @@ def _guess(field: str, columns: Sequence[str], where: str) -> str | None:
     return None
 
 
+def _plain(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip().casefold())
+
+
 def _listed(columns: Sequence[str]) -> str:
     return ", ".join(map(shown, columns[:20])) + (" ..." if len(columns) > 20 else "") if columns else "none"
+
+
+def with_split(given: Mapping[str, str], columns: Sequence[str], splits: Sequence[str | None]) -> Mapping[str, str]:
+    """The columns given, and the names of files for the split, where these have splits and no column has."""
+    own = {"split", *_NAMES["split"]}
+    return given if "split" in given or not any(splits) or own & set(map(_plain, columns)) else {**given, "split": FILE}
+
+
+def may_be_used(column: str, given: Mapping[str, str], targets: Sequence[str]) -> bool:
+    """Whether `choose` could choose a column of this name, whatever the others are."""
+    said = {part.strip().casefold() for name in given.values() for part in (name, *name.split("+"))}
+    plain_name = _plain(column)
+    guesses = any(plain_name == field or plain_name in _NAMES[field] for field in FIELDS)
+    return guesses or column.casefold() in said or column.casefold() in {name.casefold() for name in targets}
 
 
 class ImageProblem(Exception):
@@ -127,13 +146,13 @@ class Images:
     """Where the images of a table's rows lie: below its folder, or below the folder that a pattern begins with.
 
     A cell is a stranger's. It can't name a file elsewhere: not by `..`, not by an absolute path, not through a link.
-    What a pattern says is the user's own.
+    What a pattern says is the user's own. An image that is in the table's file itself is taken as it is.
     """
 
-    def __init__(self, table: Path, columns: Sequence[str], chosen: Columns, pattern: str | None):
-        self.folder = table.parent.absolute()
+    def __init__(self, folder: Path, columns: Sequence[str], chosen: Columns, pattern: str | None, where: str):
+        self.folder = folder.absolute()
         self._column = chosen.image
-        self._parts = [] if pattern is None else _pattern(pattern, columns, chosen.id, str(table))
+        self._parts = [] if pattern is None else _pattern(pattern, columns, chosen.id, where)
         fixed = self._parts[0] if self._parts else ""
         start = real(self.folder / fixed[: fixed.rfind("/") + 1])
         self._folders: dict[Path, bool] = {}
@@ -147,8 +166,12 @@ class Images:
     def __bool__(self) -> bool:
         return bool(self._parts or self._column)
 
-    def of(self, row: Row) -> Path:
+    def of(self, row: Row) -> ImagePlace:
         """The image of a row. Raises ImageProblem."""
+        inside = row.cells.get(self._column or "")
+        if isinstance(inside, Member) and not self._parts:
+            _require_name(str(inside))
+            return inside
         name = self._cell(self._column or "", row)
         if self._parts:
             filled = [part if at % 2 == 0 else self._cell(part, row) for at, part in enumerate(self._parts)]
@@ -157,14 +180,15 @@ class Images:
             name = re.sub("^/+", "/", "".join(filled))
         if not name:
             raise NoImage("image: none is given")
-        try:
-            require_name(name, "image", "row")
-        except InputError as error:
-            raise ImageProblem(str(error).removeprefix("row, field ")) from None
-        path = self.folder / name
-        if not self._is_allowed(path):
+        _require_name(name)
+        if problem := url_problem(name):
+            raise ImageProblem(f"image: {problem}")
+        place = place_of(name, self.folder)
+        if is_remote(place):
+            raise ImageProblem(f"image: {shown(name)} is remote; the tars or Parquet files are the source to prepare")
+        if not self._is_allowed(Path(place.file) if isinstance(place, Member) else place):
             raise ImageProblem(f"image: {shown(name)} {OUTSIDE}")
-        return path
+        return place
 
     def _is_allowed(self, path: Path) -> bool:
         """Whether a file lies where it may; each folder is resolved once."""
@@ -185,6 +209,13 @@ class Images:
             return (plain(row.cells.get(column)) or "").strip()
         except ValueError as error:
             raise ImageProblem(f"image: {error}") from None
+
+
+def _require_name(name: str) -> None:
+    try:
+        require_name(name, "image", "row")
+    except InputError as error:
+        raise ImageProblem(str(error).removeprefix("row, field ")) from None
 
 
 def _pattern(pattern: str, columns: Sequence[str], id_: str | None, where: str) -> list[str]:

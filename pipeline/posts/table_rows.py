@@ -2,14 +2,15 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import InputError
 from pipeline.posts.shown import shown
 
+FILE = "__file__"  # a column of what the names of files say
 MOST_ROWS = 5_000_000
 MOST_COLUMNS = 10_000
 MOST_CELLS = 50_000_000
@@ -47,7 +48,33 @@ class Table:
     has_empty: bool = False
 
 
-def bounded(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+@dataclass(frozen=True)
+class Unusable:
+    """A cell that is there and can't be used; the reason is the problem of its post."""
+
+    reason: str
+
+
+def as_one(tables: Sequence[tuple[str, Table]], splits: Sequence[str | None]) -> Table:
+    """Several files as one table, each beside its name; their rows are numbered through, and the column `FILE` has the
+    split of each file. Raises InputError where their columns differ.
+    """
+    first, table = tables[0]
+    for name, other in tables:
+        if different := set(other.columns) ^ set(table.columns):
+            raise InputError(f"{name}: other columns than {first}, {shown(min(different))} among them")
+
+    def rows(wanted: Collection[str]) -> Iterator[Row]:
+        number = 0
+        for (name, one), split in zip(tables, splits, strict=True):
+            for row in one.rows(wanted):
+                number += 1
+                yield Row(number, f"{name}, {row.place}", {**row.cells, FILE: split}, row.fault)
+
+    return replace(table, columns=(*table.columns, FILE), rows=rows, notes={"files": len(tables)})
+
+
+def bounded(rows: Iterator[Row], path: Path | str) -> Iterator[Row]:
     """The rows, up to the limits of their number, their cells and their characters. Raises InputError beyond them."""
     cells = characters = 0
     for count, row in enumerate(rows, start=1):
@@ -80,6 +107,8 @@ def plain(value: Any) -> str | None:
         return str(value)
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, Unusable):
+        raise ValueError(value.reason)
     raise ValueError(f"must be a string, not {shown(value)}")
 
 
