@@ -16,7 +16,6 @@ from pipeline.common.options import (
     local_encoder_options,
     overwrite_option,
     result_options,
-    text_encoder_option,
 )
 
 
@@ -170,6 +169,7 @@ def explain(
             chosen,
             method=method,
             cache=cache_dir,
+            image_weights=image_weights,
             text_encoder=text_encoder,
             evaluated=worst is not None,
             say=console.say,
@@ -192,7 +192,7 @@ def explain(
 )
 @click.option("--method", help="Explanation method: attention, rollout or gradient.")
 @cache_option
-@text_encoder_option
+@local_encoder_options
 @device_option
 @overwrite_option
 @result_options
@@ -203,6 +203,7 @@ def report(
     worst: int,
     method: str | None,
     cache_dir: Path | None,
+    image_weights: Path | None,
     text_encoder: str | None,
     device: str,
     overwrite: bool,
@@ -222,6 +223,7 @@ def report(
         worst=worst,
         method=method or DEFAULT_METHOD,
         cache=cache_dir,
+        image_weights=image_weights,
         text_encoder=text_encoder,
         say=console.say,
     )

@@ -4,6 +4,7 @@ import torch
 
 from fusion.config import Config
 from fusion.data.feature_store import Features
+from fusion.data.requirements import require_features
 from fusion.models.base import Dimensions, Model
 from fusion.models.precision import resolved
 from fusion.models.registry import build_model
@@ -25,6 +26,7 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     folder: where its files are now, if not where the cache's fingerprint says. Raises InputError if it is unavailable
     or another one, naming the field.
     """
+    require_features(cache, config)
     fingerprint = cache.fingerprint["text"]
     if not has_mask_token(cache.fingerprint):
         raise InputError(
