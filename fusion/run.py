@@ -18,6 +18,7 @@ from torch import nn
 from fusion.checkpoint import load_model, load_state, load_weights, save_model, save_state, saved_epoch
 from fusion.config import Config, save_config
 from fusion.data.batches import Batch
+from fusion.data.requirements import require_features
 from fusion.models.base import Dimensions, Model
 from fusion.models.ensemble import Ensemble
 from fusion.models.own import OwnModel, ready
@@ -51,8 +52,8 @@ class Run(RunFolder):
 
         Posts that are the run's own, by id and by content, have the run's split; others have none in the run's own
         cache, and keep their split in another one, `folder`. The file `splits` goes before both. Raises InputError if
-        the encoders are others, if the run's own cache is not where it was, and on a split file as `Cache.with_splits`
-        does.
+        the encoders are others, if the cache keeps fewer features than the model reads, if the run's own cache is not
+        where it was, and on a split file as `Cache.with_splits` does.
         """
         if folder is None and not self.cache_folder.is_dir():
             raise InputError(
@@ -64,6 +65,8 @@ class Run(RunFolder):
         if difference := first_difference(metadata["fingerprint"], cache.fingerprint):
             raise InputError(f"{cache.folder}: computed by other encoders than those of {self.folder}; {difference}")
         cache.require_sizes(metadata["dimensions"], self.folder)
+        for run in self.members or [self]:
+            require_features(cache, run.config)
         as_it_is, cache = cache, cache.with_names(metadata["labels"])
         match = self._match(cache)
         own, labels = match.post >= 0, match.cache.labels

@@ -165,6 +165,12 @@ def prepare(
     help="Precision on disk (HDF5 has no bfloat16).",
 )
 @click.option(
+    "--keep",
+    type=click.Choice(["all", "pooled"]),
+    default="all",
+    help="Features to keep: all, or each post's two pooled vectors, for models and tools that read these alone.",
+)
+@click.option(
     "--max-fail-rate",
     type=click.FloatRange(0, 1),
     default=0.05,
@@ -185,6 +191,7 @@ def extract(
     workers: int,
     device: str,
     store: str,
+    keep: str,
     max_fail_rate: float,
     append: bool,
     retry_failed: bool,
@@ -259,6 +266,7 @@ def extract(
             batch_size=batch_size,
             workers=workers,
             stored_dtype=store,
+            keep=keep,
             part=one_part,
             changes=changes,
             overwrite=overwrite,

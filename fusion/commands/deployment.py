@@ -17,7 +17,6 @@ from pipeline.common.options import (
     overwrite_option,
     remote_option,
     result_options,
-    text_encoder_option,
 )
 from pipeline.encoders.options import runtime_option
 
@@ -177,6 +176,7 @@ def explain(
             chosen,
             method=method,
             cache=cache_dir,
+            image_weights=image_weights,
             text_encoder=text_encoder,
             evaluated=worst is not None,
             say=console.say,
@@ -199,7 +199,7 @@ def explain(
 )
 @click.option("--method", help="Explanation method: attention, rollout or gradient.")
 @cache_option
-@text_encoder_option
+@local_encoder_options
 @remote_option
 @device_option
 @overwrite_option
@@ -211,6 +211,7 @@ def report(
     worst: int,
     method: str | None,
     cache_dir: Path | None,
+    image_weights: Path | None,
     text_encoder: str | None,
     device: str,
     overwrite: bool,
@@ -230,6 +231,7 @@ def report(
         worst=worst,
         method=method or DEFAULT_METHOD,
         cache=cache_dir,
+        image_weights=image_weights,
         text_encoder=text_encoder,
         say=console.say,
     )

@@ -3,6 +3,7 @@
 from fusion.config import Config
 from fusion.data.batches import modality_labels_of
 from fusion.names import OWN, pooled_models
+from pipeline.cache.keep import ALL
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import has_mask_token, require_images
@@ -20,10 +21,18 @@ def settled(config: Config, cache: Cache) -> Config:
     return config.model_copy(update=left)
 
 
+def require_features(cache: Cache, config: Config) -> None:
+    """Raises InputError if the model reads patches and tokens, and the cache keeps pooled vectors alone."""
+    if cache.keep != ALL and config.model not in pooled_models():
+        name = "a module of one's own" if config.model == OWN else f"the model {config.model}"
+        cache.require_all_kept(f"{name} reads them", f"use {', '.join(pooled_models())}, or ")
+
+
 def require_trainable(cache: Cache, config: Config) -> None:
-    """Raises InputError if the cache lacks what the configuration learns from: images, views, classes, labels,
-    a mask token.
+    """Raises InputError if the cache lacks what the configuration learns from: features, images, views, classes,
+    labels, a mask token.
     """
+    require_features(cache, config)
     config = settled(config, cache)
     if config.modalities != "text" and config.model != OWN:
         unless = " unless modalities is text" if config.model == "fusion" else ""

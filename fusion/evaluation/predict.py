@@ -13,6 +13,7 @@ from fusion.config import Config
 from fusion.data.batches import Batch, chunks, read_batch
 from fusion.data.feature_store import Features, FeatureStore
 from fusion.data.pooled_store import PooledStore
+from fusion.data.requirements import require_features
 from fusion.evaluation.calibration import tempered
 from fusion.models.base import Model
 from fusion.models.ensemble import members_of
@@ -143,5 +144,6 @@ def member_logs(
 def _store(model: Model, cache: Cache, rows: np.ndarray, device: torch.device) -> Features:
     """Where the features of the rows are read from: of a model on pooled vectors, no words and no patches."""
     if not model.pooled_alone:
+        require_features(cache, model.config)
         return FeatureStore(cache, rows, device, "map")
     return PooledStore(cache, rows, device, views=cache.views if model.config.views == "sample" else 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.data.requirements import require_all_classes
+from fusion.data.requirements import require_all_classes, require_features
 from fusion.experiments.journal_check import MOST_JOURNAL, SweepResult, check_journal
 from fusion.experiments.processes import in_processes
 from fusion.experiments.search_space import Space, optuna
@@ -62,6 +62,8 @@ def sweep(
     """
     trainer = trainer_of(spec)
     require_all_classes(trainer.cache)
+    if "model" not in space:
+        require_features(trainer.cache, spec.base)
     if spec.base.mlm:
         trainer.encoder(spec.base)  # fail early: every trial needs the text encoder
     spec.out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,16 @@ from fusion.explanation.words import Spans, join_words
 from fusion.inference.predictor import Inputs, Predictor
 from fusion.models.base import Model
 from fusion.run import Run, RunCache
+from pipeline.cache.keep import ALL
 from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.encoders.fingerprint import pooled_is_mean, require_images
-from pipeline.encoders.load import TextEncoder
+from pipeline.encoders.from_fingerprint import same_image_encoder
+from pipeline.encoders.load import ImageEncoder, TextEncoder
+from pipeline.encoders.text import encode_texts
 from pipeline.encoders.text_vector import MEAN
+from pipeline.encoders.views import first_view
+from pipeline.extraction.sources import Sources
 
 # The method whose words and patches, when masked, cost the predicted class the most on average: see docs/results.md
 #   python cli.py explain RUN --faithfulness --posts 100
@@ -133,11 +138,23 @@ def probabilities_of(model: Model, post: PostFeatures) -> np.ndarray:
 
 
 def explain_cached(
-    model: Model, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, method: str = DEFAULT_METHOD
+    model: Model,
+    cache: Cache,
+    rows: np.ndarray,
+    device: torch.device,
+    text: TextEncoder,
+    method: str = DEFAULT_METHOD,
+    *,
+    posts: Sequence[PostFeatures] | None = None,
 ) -> list[Explanation]:
-    """Explain posts of a cache, with the probabilities that `evaluate` gives to them."""
+    """Explain posts of a cache, with the probabilities that `evaluate` gives to them.
+
+    posts: their features, of a cache that keeps pooled vectors alone (`features_of_posts`); without them the cache's.
+    """
     read = model.config.modalities
-    posts = [cached_features(cache, int(row), device) for row in rows]
+    if posts is None:
+        cache.require_all_kept("explaining its posts needs them")
+        posts = [cached_features(cache, int(row), device) for row in rows]
     texts = [text.normalized(cache.texts[row]) if read != "image" else None for row in rows]
     for row, written in zip(rows.tolist(), texts, strict=True):
         if written is not None and len(text.spans(written)) != cache.lengths[row]:
@@ -154,14 +171,53 @@ def cache_of(run: Run, folder: str | Path | None = None) -> RunCache:
 
 def cached_features(cache: Cache, row: int, device: torch.device) -> PostFeatures:
     """A post's features from the cache, in float32."""
-    patches, pooled, tokens = (
-        torch.from_numpy(np.array(values, np.float32)).to(device)
-        for values in (cache.patches(row), cache.pooled(row), cache.tokens(row))
+    return _post_features(cache, row, device, cache.patches(row), cache.tokens(row), cache.input_ids(row))
+
+
+def _post_features(
+    cache: Cache, row: int, device: torch.device, patches: np.ndarray, tokens: np.ndarray, ids: np.ndarray
+) -> PostFeatures:
+    """A post's patches (m, C), tokens (n, D) and ids (n,), with its vectors from the cache, in float32."""
+    grid, pooled, words = (
+        torch.from_numpy(np.array(values, np.float32)).to(device) for values in (patches, cache.pooled(row), tokens)
     )
-    ids = torch.from_numpy(cache.input_ids(row).astype(np.int64)).to(device)
+    pieces = torch.from_numpy(ids.astype(np.int64)).to(device)
     vector = torch.from_numpy(cache.gather_text_pooled(np.array([row]))[0]).to(device)
     own_image_vector = not pooled_is_mean(cache.fingerprint)
-    return PostFeatures(patches, pooled, tokens, ids, _own_vector(vector, cache.text_pooling), own_image_vector)
+    return PostFeatures(grid, pooled, words, pieces, _own_vector(vector, cache.text_pooling), own_image_vector)
+
+
+def features_of_posts(
+    run: Run, cache: Cache, rows: np.ndarray, device: torch.device, text: TextEncoder, weights: Path | None = None
+) -> list[PostFeatures] | None:
+    """The features to explain posts by where the cache keeps pooled vectors alone: both encoders make patches and
+    tokens again, of image files and texts. None where it keeps all.
+
+    weights: the file of the image encoder's, if it has moved. Raises InputError if that encoder is unavailable or
+    another one, and naming a post whose image is not what it was.
+    """
+    if cache.keep == ALL:
+        return None
+    image = same_image_encoder(cache.fingerprint["image"], str(device), weights=weights, owner=run.folder)
+    return list(_encoded_again(cache, rows, device, image, text))
+
+
+def _encoded_again(
+    cache: Cache, rows: np.ndarray, device: torch.device, image: ImageEncoder, text: TextEncoder
+) -> Iterator[PostFeatures]:
+    """Posts' patches and tokens, rounded as a cache stores them."""
+    sources, stored = Sources(cache), np.dtype(cache.fingerprint["stored_dtype"])
+    pictures = sources.pictures(rows.tolist(), image.transform)
+    for row, picture in zip(rows.tolist(), pictures, strict=True):
+        if isinstance(picture, str):
+            raise InputError(
+                f"{cache.folder}: keeps pooled vectors alone, and the patches of post {cache.ids[row]} can't be made "
+                f"again from its image ({picture}); bring the image back, or explain other posts"
+            )
+        patches, _ = image.encode(first_view(image.pixels(picture))[None])
+        (ids,), _ = text.tokenize([sources.posts[row].text or ""])
+        (tokens,), _ = encode_texts(text, [ids], stored)
+        yield _post_features(cache, row, device, patches[0].astype(stored), tokens, ids)
 
 
 def _own_vector(vector: torch.Tensor, pooling: str) -> torch.Tensor | None:

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fusion.explanation.explain import DEFAULT_METHOD, Explanation, cache_of, explain_cached, explain_posts
+from fusion.explanation.explain import (
+    DEFAULT_METHOD,
+    Explanation,
+    cache_of,
+    explain_cached,
+    explain_posts,
+    features_of_posts,
+)
 from fusion.inference.predictor import Predictor, RawPost
 from fusion.report.cards import as_written, card, render
 from fusion.report.heatmap import overlay
@@ -55,6 +62,7 @@ def view_cached_posts(
     *,
     method: str = DEFAULT_METHOD,
     cache: str | Path | None = None,
+    image_weights: Path | None = None,
     text_encoder: str | None = None,
     evaluated: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -78,7 +86,9 @@ def view_cached_posts(
         fingerprint = run.metadata["fingerprint"]["text"]
         if encoder is None or first_difference(fingerprint, encoder.fingerprint):
             encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
-        looks.append(_look(run, runs[0], explain_cached(model, one.cache, rows_here, device, encoder, method)))
+        features = features_of_posts(run, one.cache, rows_here, device, encoder, image_weights)
+        found = explain_cached(model, one.cache, rows_here, device, encoder, method, posts=features)
+        looks.append(_look(run, runs[0], found))
     return _shown(opened[0].cache, rows[0]), looks
 
 

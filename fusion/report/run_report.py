@@ -10,7 +10,7 @@ from fusion.config import Config
 from fusion.evaluation.calibration import arrays_of, reliability
 from fusion.evaluation.display import MOST_CLASSES, score_rows, shown_scores, top_confusions
 from fusion.evaluation.metrics import SCORES
-from fusion.explanation.explain import DEFAULT_METHOD, cache_of, explain_cached
+from fusion.explanation.explain import DEFAULT_METHOD, cache_of, explain_cached, features_of_posts
 from fusion.report.cards import Card, card, render
 from fusion.report.gallery import most_wrong, name_of, rows_of
 from fusion.report.plots import curves, reliability_diagram
@@ -31,6 +31,7 @@ def write_report(
     worst: int = WORST,
     method: str = DEFAULT_METHOD,
     cache: str | Path | None = None,
+    image_weights: Path | None = None,
     text_encoder: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def write_report(
     bins, error = reliability(*arrays_of(evaluation["posts"]))
     labels = {post["id"]: post["label"] for post in evaluation["posts"]}
     wrong = {id_: labels[id_] for id_ in most_wrong(evaluation, worst)}
-    cards, trouble = _worst(run, wrong, device, method, cache, text_encoder, say)
+    cards, trouble = _worst(run, wrong, device, method, cache, image_weights, text_encoder, say)
     shares = [[count / max(1, sum(row)) for count in row] for row in evaluation["confusion"]["counts"]]
     render(
         "report.html.j2",
@@ -85,11 +86,12 @@ def _worst(
     device: torch.device,
     method: str,
     cache: str | Path | None,
+    image_weights: Path | None,
     text_encoder: str | None,
     say: Callable[[str], None],
 ) -> tuple[list[Card], str]:
-    """Cards of posts, given as id -> label; and what to say in their place if their features or the tokenizer can't be
-    had any more.
+    """Cards of posts, given as id -> label; and what to say in their place if their features, the pictures that these
+    are made of again, or the tokenizer can't be had any more.
     """
     if not labels:
         return [], "no posts were asked for"
@@ -100,12 +102,13 @@ def _worst(
         rows, model = rows_of(opened, list(labels), evaluated=True), run.load_model(device)
         fingerprint = run.metadata["fingerprint"]["text"]
         encoder = same_text_encoder(fingerprint, str(device), folder=text_encoder, owner=run.folder)
+        features = features_of_posts(run, opened.cache, rows, device, encoder, image_weights)
     except InputError as error:
         return [], str(error)
     sources = Sources(opened.cache)
     posts = sources.posts
     view = run.metadata["fingerprint"]["image"]["transform"]
-    found = explain_cached(model, opened.cache, rows, device, encoder, method)
+    found = explain_cached(model, opened.cache, rows, device, encoder, method, posts=features)
     return [
         card(
             posts[row].id,

@@ -4,7 +4,7 @@ import torch
 
 from fusion.config import Config
 from fusion.data.feature_store import Features
-from fusion.data.requirements import require_mask_token
+from fusion.data.requirements import require_features, require_mask_token
 from fusion.models.base import Dimensions, Model
 from fusion.models.precision import resolved
 from fusion.models.registry import build_model
@@ -25,6 +25,7 @@ def masking_encoder(cache: Cache, device: torch.device, config: Config, folder: 
     folder: where its files are now, if not where the cache's fingerprint says. Raises InputError if it is unavailable
     or another one, naming the field.
     """
+    require_features(cache, config)
     fingerprint = cache.fingerprint["text"]
     require_mask_token(cache)
     encoder = same_text_encoder(fingerprint, str(device), folder=folder, owner=cache.folder)

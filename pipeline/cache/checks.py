@@ -75,22 +75,35 @@ def codes(target: str, names: Sequence[Any], values: np.ndarray) -> None:
         raise Wrong(f"/target/{target} holds a code without a meaning")
 
 
-def offsets(values: np.ndarray, tokens: int) -> np.ndarray:
-    """Check offsets of texts into so many rows of tokens, and give them back."""
+def offsets(values: np.ndarray, shapes: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Check offsets of texts into the rows of tokens, where these are kept, and give them back."""
+    tokens = shapes["tokens"][0] if "tokens" in shapes else values[-1]
     if values[0] != 0 or values[-1] != tokens or np.any(values[1:] < values[:-1]):
         raise Wrong("/text/offsets do not rise from 0 to the number of tokens")
+    if np.any(np.diff(values) > _LARGEST):
+        raise Wrong(f"a text has over {_LARGEST} tokens")
     return values
 
 
 def arrays(
-    fingerprint: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], at: Mapping[str, int] | None
+    fingerprint: Mapping[str, Any],
+    count: int,
+    shapes: Mapping[str, Sequence[int]],
+    at: Mapping[str, int] | None,
+    sizes: Sequence[int] | None,
 ) -> tuple[int, int, int, int, int | None]:
     """Check the shapes of the features of `count` posts against each other and the fingerprint, and, where `at` gives
     their places in a file, that none overlaps another. Returns m, C, P, D and, where there are texts' vectors, D_p.
+
+    `sizes`: m, C and D, where patches and tokens are not kept and do not say so.
     """
     views = len(fingerprint["image"].get("views", VIEWS[:1]))
     between = [views] if views > 1 else []
-    patches, pooled, tokens = (list(shapes[name]) for name in ("patches", "pooled", "tokens"))
+    kept = {name: list(shape) for name, shape in shapes.items()}
+    if sizes is not None:
+        m, channels, width = sizes
+        kept |= {"patches": [count, *between, m, channels], "tokens": [0, width]}
+    patches, pooled, tokens = kept["patches"], kept["pooled"], kept["tokens"]
     if len(patches) != 3 + len(between) or len(pooled) != 2 + len(between) or len(tokens) != 2:
         raise Wrong(f"patches of the shape {patches}, pooled of {pooled} and tokens of {tokens}")
     (m, channels), pooled_width, (total, width) = patches[-2:], pooled[-1], tokens
@@ -110,13 +123,14 @@ def arrays(
         if list(shape) != expected[name]:
             raise Wrong(f"{FEATURES[name]} has the shape {list(shape)}, not {expected[name]}")
     no_image = {m == 0, channels == 0, pooled_width == 0}  # one of both
-    if not width or max(m, channels, pooled_width, width) > _LARGEST or len(no_image) > 1:
-        sizes = f"{m} patches of {channels} channels, pooled vectors of {pooled_width} and a text width of {width}"
-        raise Wrong(f"{sizes} are impossible")
+    numbers = m, channels, pooled_width, width
+    if not width or min(numbers) < 0 or max(numbers) > _LARGEST or len(no_image) > 1:
+        what = f"{m} patches of {channels} channels, pooled vectors of {pooled_width} and a text width of {width}"
+        raise Wrong(f"{what} are impossible")
     if (fingerprint["image"]["name"] == NO_IMAGES) != (m == 0):
         raise Wrong("the fingerprint and the patches do not agree on whether there are images")
     if at is not None:
-        _places(expected, at, fingerprint["stored_dtype"])
+        _places({name: expected[name] for name in shapes}, at, fingerprint["stored_dtype"])
     return m, channels, pooled_width, width, vector
 
 
@@ -139,13 +153,14 @@ def index(
     starts: np.ndarray,
     shards: Mapping[str, list[Any]],
     shapes: Mapping[str, Sequence[int]],
+    sizes: Sequence[int] | None,
 ) -> dict[str, Any]:
     """Check an index: its posts, the offsets of their texts, its shard table, and the shapes of all features together.
-    Returns what pipeline.cache.records.Index holds of them.
+    Returns what pipeline.cache.records.Index holds of them. `sizes`: as for `arrays`.
     """
     count = len(columns["id"])
-    m, channels, pooled_width, width, vector = arrays(fingerprint, count, shapes, None)
-    offsets(starts, shapes["tokens"][0])
+    m, channels, pooled_width, width, vector = arrays(fingerprint, count, shapes, None, sizes)
+    offsets(starts, shapes)
     names, rows, sizes = shards["name"], shards["rows"], shards["bytes"]
     if not all(SHARD_NAME.fullmatch(name) for name in names) or sorted(set(names)) != names:
         raise Wrong("/shard/name: must be shard-NNNNN.h5, each once, in order")
@@ -153,11 +168,11 @@ def index(
         raise Wrong("/shard/rows do not sum to the number of posts")
     if not all(is_sha256(value) for value in shards["sha256"]):
         raise Wrong("/shard/sha256 holds something else than a SHA-256")
-    views = list(shapes["patches"][1:-2])
+    views = list(shapes["pooled"][1:-1])
     first = 0
     for number, size in enumerate(sizes):
         here, tokens = rows[number], int(starts[first + rows[number]] - starts[first])
-        sizes_here = {
+        shapes_here: dict[str, Sequence[int]] = {
             "patches": [here, *views, m, channels],
             "pooled": [here, *views, pooled_width],
             "tokens": [tokens, width],
@@ -165,8 +180,9 @@ def index(
             "offsets": [here + 1],
             **({} if vector is None else {"text_pooled": [here, vector]}),
         }
-        places = {name: shards[f"{name}_at"][number] for name in sizes_here}
-        ends = _places(sizes_here, places, fingerprint["stored_dtype"])
+        shapes_here = {name: shape for name, shape in shapes_here.items() if name in (*shapes, "offsets")}
+        places = {name: shards[f"{name}_at"][number] for name in shapes_here}
+        ends = _places(shapes_here, places, fingerprint["stored_dtype"])
         if ends > size:
             raise Wrong(f"/shard says of {names[number]} that it has arrays beyond its end")
         first += here

@@ -26,6 +26,8 @@ from pipeline.cache.hdf5_layout import (
     INDEX_KIND,
     INDEX_VERSION,
     INDEX_VERSION_2,
+    POOLED_INDEX_VERSION,
+    POOLED_SHARD_VERSION,
     POST_COLUMNS,
     SHARD_KIND,
     SHARD_NAME,
@@ -35,7 +37,8 @@ from pipeline.cache.hdf5_layout import (
     feature_dtype,
     shard_columns,
 )
-from pipeline.cache.records import Index, PostRecord, Shard, ShardFeatures
+from pipeline.cache.keep import POOLED, require_same_keep
+from pipeline.cache.records import Index, PooledFeatures, PostRecord, Shard, ShardFeatures, Sizes
 from pipeline.cache.targets import Target, targets_of
 from pipeline.common.apart import apart
 from pipeline.common.errors import InputError
@@ -69,17 +72,19 @@ def in_shards(posts: Sequence[Post]) -> dict[int, Sequence[Post]]:
     return {number: posts[start : start + SHARD_POSTS] for number, start in enumerate(starts)}
 
 
-def write_shard(path: Path, features: ShardFeatures, fingerprint: dict[str, Any]) -> None:
+def write_shard(path: Path, features: ShardFeatures | PooledFeatures, fingerprint: dict[str, Any]) -> None:
     """Write one shard, complete or absent, in the fingerprint's stored dtype."""
     dtype = np.dtype(fingerprint["stored_dtype"])
-    offsets = np.cumsum([0, *(len(ids) for ids in features.input_ids)])
-    vectors = features.text_pooled
-    with _image_of(SHARD_KIND, SHARD_VERSION_1 if vectors is None else SHARD_VERSION, fingerprint) as file:
-        file["/image/patches"] = features.patches.astype(dtype, copy=False)
+    vectors, sizes = features.text_pooled, features.sizes if isinstance(features, PooledFeatures) else None
+    version = POOLED_SHARD_VERSION if sizes else SHARD_VERSION_1 if vectors is None else SHARD_VERSION
+    with _image_of(SHARD_KIND, version, fingerprint, sizes) as file:
+        if isinstance(features, ShardFeatures):
+            file["/image/patches"] = features.patches.astype(dtype, copy=False)
         file["/image/pooled"] = features.pooled.astype(dtype, copy=False)
-        file["/text/tokens"] = np.concatenate(features.tokens).astype(dtype, copy=False)
-        file["/text/input_ids"] = np.concatenate(features.input_ids).astype(np.int32, copy=False)
-        file["/text/offsets"] = offsets.astype(np.int64)
+        if isinstance(features, ShardFeatures):
+            file["/text/tokens"] = np.concatenate(features.tokens).astype(dtype, copy=False)
+            file["/text/input_ids"] = np.concatenate(features.input_ids).astype(np.int32, copy=False)
+        file["/text/offsets"] = np.cumsum([0, *features.lengths]).astype(np.int64)
         if vectors is not None:
             file["/text/pooled"] = vectors.astype(np.float32, copy=False)
         if features.runtimes:
@@ -96,7 +101,8 @@ def read_shards(paths: Sequence[Path]) -> Iterator[Shard | InputError]:
             yield _of(path, found)
             continue
         shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
-        of = found["fingerprint"], shapes, found["at"], found["lengths"], found["runtimes"]
+        sizes = Sizes(*found["sizes"]) if found["sizes"] else None
+        of = found["fingerprint"], shapes, found["at"], found["lengths"], found["runtimes"], sizes
         yield Shard(_records(found["posts"]), *of)
 
 
@@ -130,14 +136,19 @@ def write_index(
         if [record.id for record in shard.posts] != [post.id for post in listed]:
             raise InputError(f"{path}: holds other posts than it should; delete it and run the same `extract` again")
         written.append(shard)
+    sizes = written[0].sizes
+    for path, shard in zip(paths, written, strict=True):
+        if shard.sizes != sizes:
+            require_same_keep(path, shard.keep, written[0].keep, "extract again")
+            raise InputError(f"{path}: of encoders of other sizes than {paths[0]}; extract again")
     if len({tuple(shard.shapes) for shard in written}) > 1:
         raise InputError(
             f"{folder}: some of its shards have the texts' vectors and some, of an earlier version, have not; "
             "extract again"
         )
     records = [record for shard in written for record in shard.posts]
-    version = INDEX_VERSION if "text_pooled" in written[0].shapes else INDEX_VERSION_2
-    with _image_of(INDEX_KIND, version, fingerprint) as file:
+    before = INDEX_VERSION if "text_pooled" in written[0].shapes else INDEX_VERSION_2
+    with _image_of(INDEX_KIND, POOLED_INDEX_VERSION if sizes else before, fingerprint, sizes) as file:
         if part:
             file.attrs["part"] = json.dumps(part)
         file.attrs["split_names"] = SPLITS
@@ -236,8 +247,10 @@ def sha256_of_ids(posts: Sequence[Post]) -> str:
 
 
 @contextmanager
-def _image_of(kind: str, version: int, fingerprint: dict[str, Any]) -> Iterator[h5py.File]:
-    """A new HDF5 file in memory. It goes to disk as plain bytes in one write, so that a full disk is a plain error."""
+def _image_of(kind: str, version: int, fingerprint: dict[str, Any], sizes: Sizes | None) -> Iterator[h5py.File]:
+    """A new HDF5 file in memory. It goes to disk as plain bytes in one write, so that a full disk is a plain error.
+    `sizes`: of a file that keeps pooled vectors alone.
+    """
     with h5py.File(
         kind,
         "w",
@@ -250,6 +263,10 @@ def _image_of(kind: str, version: int, fingerprint: dict[str, Any]) -> Iterator[
         file.attrs["format"] = kind
         file.attrs["schema_version"] = version
         file.attrs["fingerprint"] = json.dumps(fingerprint)
+        if sizes:
+            file.attrs["keep"] = POOLED
+            file.attrs["patches_shape"] = np.array([sizes.patches, sizes.channels], np.int64)
+            file.attrs["text_width"] = sizes.text_width
         yield file
 
 

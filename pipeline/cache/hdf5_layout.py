@@ -43,6 +43,11 @@ FEATURES = {"patches": "/image/patches", "pooled": "/image/pooled", "tokens": "/
 FEATURES_1 = {name: path for name, path in FEATURES.items() if name != "text_pooled"}
 SHARD_VERSION_1, INDEX_VERSION_2 = 1, 2
 
+# Files of newer versions say what they keep: the pooled vectors alone. Those that keep everything stay readable for
+# earlier versions of mscf.
+POOLED_FEATURES = {name: path for name, path in FEATURES.items() if name in ("pooled", "offsets", "text_pooled")}
+POOLED_SHARD_VERSION, POOLED_INDEX_VERSION = 3, 4
+
 
 def shard_columns(features: Iterable[str]) -> dict[str, np.dtype]:
     """Columns of /shard, one value a shard, of a cache with these features."""

@@ -26,13 +26,14 @@ from pipeline.cache.hdf5_layout import (
     INDEX_COLUMNS,
     INDEX_COLUMNS_1,
     INDEX_KIND,
-    INDEX_VERSION,
     INDEX_VERSION_2,
     INTEGER,
     LABELS_1,
+    POOLED_FEATURES,
+    POOLED_INDEX_VERSION,
+    POOLED_SHARD_VERSION,
     POST_COLUMNS,
     SHARD_KIND,
-    SHARD_VERSION,
     SHARD_VERSION_1,
     TARGETS_1,
     TEXT,
@@ -50,6 +51,7 @@ from pipeline.cache.hdf5_values import (
     require_shape,
     virtual_dataset,
 )
+from pipeline.cache.keep import ALL, POOLED
 from pipeline.common.errors import InputError
 from pipeline.common.files import MOST_BYTES
 from pipeline.posts.labels import MOST_NAMES, MOST_TARGETS, SINGLE
@@ -63,7 +65,7 @@ def index(folder: Path) -> dict[str, Any]:
         require_members(file.id, "/", ("image", "text", "post", "shard", *(() if first else ("target",))))
         fingerprint = check_json.fingerprint(read_attribute(file, "fingerprint"))
         _require_attribute(file, "split_names", SPLITS)
-        features = FEATURES_1 if _version(file) <= INDEX_VERSION_2 else FEATURES
+        features, sizes = _features_of(file, INDEX_KIND)
         shards = column_group(file, "shard", shard_columns(features))
         posts = column_group(file, "post", _columns_of(file))
         targets = _targets_of_version_1(file, posts) if first else _targets(file, len(posts["id"]))
@@ -81,7 +83,7 @@ def index(folder: Path) -> dict[str, Any]:
         shapes = {name: shape for name, (shape, _) in arrays.items()}
         checks.posts(posts, np.diff(offsets), fingerprint)
         shards = listed(shards)
-        facts = checks.index(fingerprint, posts, offsets, shards, shapes)
+        facts = checks.index(fingerprint, posts, offsets, shards, shapes, sizes)
         for name, (_, sources) in arrays.items():
             checks.sources(name, sources, shards, offsets)
         manifest = read_attribute(file, "manifest_sha256")
@@ -93,6 +95,7 @@ def index(folder: Path) -> dict[str, Any]:
             "fingerprint": fingerprint,
             "manifest_sha256": manifest,
             "part": part,
+            "keep": ALL if sizes is None else POOLED,
             "targets": targets,
         }
 
@@ -107,11 +110,11 @@ def columns(task: tuple[Path, Sequence[str]]) -> dict[str, list[Any]]:
 
 def shard(path: Path) -> dict[str, Any]:
     """What a shard says: its `fingerprint`, the columns of its `posts`, of each array of features its shape and its
-    place in the file (`shapes`, `at`), and the `lengths` of its texts.
+    place in the file (`shapes`, `at`), the `lengths` of its texts, and the `sizes` of what it does not keep, or None.
     """
     with _opened(path, SHARD_KIND) as file:
         require_members(file.id, "/", ("image", "text", "post"))
-        features = FEATURES_1 if _version(file) == SHARD_VERSION_1 else FEATURES
+        features, sizes = _features_of(file, SHARD_KIND)
         _require_features(file, features)
         fingerprint = check_json.fingerprint(read_attribute(file, "fingerprint"))
         posts = column_group(file, "post", POST_COLUMNS)
@@ -122,8 +125,8 @@ def shard(path: Path) -> dict[str, Any]:
         }
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         at = {name: array.get_offset() or 0 for name, array in arrays.items()}  # an empty dataset has no place
-        checks.arrays(fingerprint, len(posts["id"]), shapes, at)
-        lengths = np.diff(checks.offsets(read_values(arrays["offsets"]), shapes["tokens"][0]))
+        checks.arrays(fingerprint, len(posts["id"]), shapes, at, sizes)
+        lengths = np.diff(checks.offsets(read_values(arrays["offsets"]), shapes))
         checks.posts(posts, lengths, fingerprint)
         return {
             "fingerprint": fingerprint,
@@ -131,8 +134,21 @@ def shard(path: Path) -> dict[str, Any]:
             "at": at,
             "lengths": lengths.tolist(),
             "runtimes": check_json.runtimes(attribute_if_there(file, "runtimes", TEXT)),
+            "sizes": sizes,
             "posts": listed(posts),
         }
+
+
+def _features_of(file: h5py.File, kind: str) -> tuple[Mapping[str, str], list[int] | None]:
+    """The features that a file of its version has; and m, C and D where it keeps pooled vectors alone, else None."""
+    of_index, version = kind == INDEX_KIND, _version(file)
+    if version == (POOLED_INDEX_VERSION if of_index else POOLED_SHARD_VERSION):
+        if (keep := read_attribute(file, "keep")) != POOLED:
+            raise Wrong(f"keeps {keep[:20]!a}, where this version has {POOLED}")
+        patches = read_attribute(file, "patches_shape", (2,), INTEGER)
+        return POOLED_FEATURES, [*patches.tolist(), int(read_attribute(file, "text_width", (), INTEGER))]
+    before = version <= (INDEX_VERSION_2 if of_index else SHARD_VERSION_1)
+    return (FEATURES_1 if before else FEATURES), None
 
 
 def _require_features(file: h5py.File, features: Mapping[str, str]) -> None:
@@ -216,7 +232,7 @@ def _opened(path: Path, kind: str) -> Iterator[h5py.File]:
             version = attribute_if_there(file, "schema_version", INTEGER)
             if found != kind:
                 raise InputError(f"{path}: not a {kind} file")
-            newest = INDEX_VERSION if kind == INDEX_KIND else SHARD_VERSION
+            newest = POOLED_INDEX_VERSION if kind == INDEX_KIND else POOLED_SHARD_VERSION
             if version not in range(1, newest + 1):
                 raise InputError(
                     f"{path}: cache schema {version}, this version reads up to {newest}; update mscf or extract again"

@@ -16,7 +16,7 @@ class ShardMaps:
     def __init__(self, folder: Path, index: Index, views: int) -> None:
         self._folder, self._index, self._views = folder, index, views
         self._maps: dict[int, dict[str, np.ndarray]] = {}
-        self._image_bytes: dict[int, tuple[memoryview, memoryview]] = {}
+        self._bytes: dict[tuple[int, str], memoryview] = {}
         self.first_row = np.concatenate([[0], np.cumsum(index.shards["rows"])])
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class ShardMaps:
 
     def arrays(self, number: int) -> dict[str, np.ndarray]:
         """A shard's features: patches (rows, V, m, C), pooled (rows, V, P), tokens (sum n, D), input_ids, offsets,
-        and text_pooled (rows, D_p) where the cache has it.
+        and text_pooled (rows, D_p), those of them that the cache has.
         """
         if number not in self._maps:
             index = self._index
@@ -70,6 +70,7 @@ class ShardMaps:
             self._maps[number] = {
                 name: np.ndarray(shape, feature_dtype(name, stored), raw, offset=places[name])
                 for name, shape in shapes.items()
+                if name in places
             }
         return self._maps[number]
 
@@ -77,15 +78,14 @@ class ShardMaps:
         """The arrays as they are in the file: with an axis for views only where there are several."""
         arrays = dict(self.arrays(number))
         if self._views == 1:
-            arrays |= {name: arrays[name][:, 0] for name in ("patches", "pooled")}
+            arrays |= {name: arrays[name][:, 0] for name in ("patches", "pooled") if name in arrays}
         return arrays
 
-    def image_bytes(self, number: int) -> tuple[memoryview, memoryview]:
-        """The bytes of a shard's patches and pooled, flat."""
-        if number not in self._image_bytes:
-            shard = self.arrays(number)
-            self._image_bytes[number] = flat_bytes(shard["patches"]), flat_bytes(shard["pooled"])
-        return self._image_bytes[number]
+    def bytes_of(self, number: int, name: str) -> memoryview:
+        """The bytes of one of a shard's arrays, flat."""
+        if (number, name) not in self._bytes:
+            self._bytes[number, name] = flat_bytes(self.arrays(number)[name])
+        return self._bytes[number, name]
 
 
 def flat_bytes(array: np.ndarray) -> memoryview:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cache import hdf5
+from pipeline.cache.keep import require_same_keep
 from pipeline.cache.reader import Cache, remove_cache_files
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import complete_or_absent
@@ -60,6 +61,7 @@ def _require_all(parts: Sequence[Path]) -> None:
         first = first or index
         if difference := first_difference(first.fingerprint, index.fingerprint):
             raise InputError(f"{folder}: computed by other encoders than {parts[0]}; {difference}")
+        require_same_keep(folder, index.keep, first.keep, f"{parts[0]} keeps that; extract the part again")
         if difference := first_difference({**first.part, "number": 0}, {**index.part, "number": 0}):  # type: ignore[dict-item]
             labels = difference.startswith("assignments_sha256")
             other = "with other labels or splits" if labels else "of another manifest or division"

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.cache import hdf5
 from pipeline.cache.hdf5_layout import INDEX
+from pipeline.cache.keep import ALL, require_all_kept
 from pipeline.cache.labelled import Labelled
 from pipeline.cache.mapping import ShardMaps, flat_bytes
 from pipeline.cache.records import PostRecord, Shard
@@ -22,6 +23,8 @@ from pipeline.encoders.fingerprint import first_difference
 from pipeline.encoders.text_vector import MODEL, pooled_tokens, text_pooling
 from pipeline.posts.duplicates import Keys, duplicate_keys
 from pipeline.posts.labels import LABEL
+
+_READING = "they are to be read"
 
 
 def remove_cache_files(folder: Path) -> None:
@@ -53,7 +56,8 @@ class Cache(Labelled):
     `target`, and `splits` (N,) int8 into SPLITS, both with -1 for none; `lengths` (N,) tokens per text, `fingerprint`,
     `patches_shape` (m, C), `image_pooled_width` P of the images' vectors, `text_width` D, `text_pooled_width` D_p of
     the texts' vectors, `text_pooling` how these are made (pipeline.encoders.text_vector), `views` how many there are of
-    each image; `index` is the content of the index file.
+    each image; `keep` whether there are patches and tokens (pipeline.cache.keep); `index` is the content of the index
+    file.
     """
 
     def __init__(self, folder: str | Path, *, target: str = LABEL) -> None:
@@ -79,6 +83,7 @@ class Cache(Labelled):
         self.image_pooled_width = index.image_pooled_width
         self.text_pooling = text_pooling(self.fingerprint)
         self.text_pooled_width = index.text_pooled or self.text_width
+        self.keep = index.keep
         self.views = len(self.fingerprint["image"].get("views", ["center"]))
         self.splits_note = ""
         self._of_posts = _OfPosts(folder)
@@ -96,6 +101,10 @@ class Cache(Labelled):
         """False for texts alone: the image features of every post have no size."""
         return self.patches_shape[0] > 0
 
+    def require_all_kept(self, what: str, way: str = "") -> None:
+        """Raises InputError if the cache keeps pooled vectors alone; as pipeline.cache.keep says it."""
+        require_all_kept(self.folder, self.keep, what, way)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -104,7 +113,9 @@ class Cache(Labelled):
         return Cache, (self.folder,), {name: getattr(self, name) for name in state}
 
     def patches(self, row: int, view: int = 0) -> np.ndarray:
-        """(m, C), a read-only view of the mapped shard, in the stored dtype."""
+        """(m, C), a read-only view of the mapped shard, in the stored dtype. Raises InputError, as `tokens` and
+        `input_ids` do, if the cache keeps pooled vectors alone.
+        """
         return self._feature("patches", row)[self._view(view)]
 
     def pooled(self, row: int, view: int = 0) -> np.ndarray:
@@ -122,8 +133,9 @@ class Cache(Labelled):
 
         views (len(rows),): which view of each post's image; without it the first. They go into the arrays `out`,
         contiguous and of the stored dtype and these shapes, where it is given. Raises IndexError on a row or view that
-        is not there.
+        is not there, and InputError if the cache keeps pooled vectors alone.
         """
+        self.require_all_kept(_READING)
         _require_within(rows, len(self), "row")
         if views is not None:
             _require_within(views, self.views, "view")
@@ -141,7 +153,7 @@ class Cache(Labelled):
         chosen = [0] * len(rows) if views is None else views.tolist()
         for place, (row, number, view) in enumerate(zip(rows.tolist(), numbers.tolist(), chosen, strict=True)):
             local = (row - self._firsts[number]) * self.views + view
-            from_patches, from_pooled = self._shards.image_bytes(number)
+            from_patches, from_pooled = (self._shards.bytes_of(number, name) for name in ("patches", "pooled"))
             to_patches[place * a : (place + 1) * a] = from_patches[local * a : (local + 1) * a]
             to_pooled[place * b : (place + 1) * b] = from_pooled[local * b : (local + 1) * b]
         return patches, pooled
@@ -159,7 +171,7 @@ class Cache(Labelled):
         numbers = np.searchsorted(self._shards.first_row, rows, side="right") - 1
         for place, (row, number, view) in enumerate(zip(rows.tolist(), numbers.tolist(), shown.tolist(), strict=True)):
             local = (row - self._firsts[number]) * self.views + view
-            _, stored = self._shards.image_bytes(number)
+            stored = self._shards.bytes_of(number, "pooled")
             to_pooled[place * size : (place + 1) * size] = stored[local * size : (local + 1) * size]
         return pooled
 
@@ -203,6 +215,7 @@ class Cache(Labelled):
 
     def require_word_pieces(self, vocabulary: int, width: int) -> None:
         """Raises InputError if the tokens can't be those of a text encoder, whatever the fingerprint says."""
+        self.require_all_kept("words are masked by their ids, which go with the tokens")
         if self.text_width != width:
             raise InputError(f"{self.folder}: a text width of {self.text_width}, but its text encoder has {width}")
         for number in range(len(self._firsts) - 1):
@@ -263,6 +276,8 @@ class Cache(Labelled):
             yield "its arrays do not lie where the index says"
         elif bad := self._bad(rows, self._finite):
             yield f"not finite: {', '.join(bad)}"
+        elif self.keep != ALL:
+            return
         elif not all((self.input_ids(row) >= 0).all() for row in range(rows.start, rows.stop)):
             yield "negative ids of word pieces"
         elif bad := self._bad(rows, self._of_tokens):
@@ -276,9 +291,10 @@ class Cache(Labelled):
         return [self.ids[row] for row in range(rows.start, rows.stop) if self.ok[row] and not good(row)]
 
     def _finite(self, row: int) -> bool:
-        images = self._feature("patches", row), self._feature("pooled", row)
-        text = self.tokens(row), *self.gather_text_pooled(np.array([row]))
-        return all(np.isfinite(values).all() for values in (*images, *text))
+        values = [self._feature("pooled", row), *self.gather_text_pooled(np.array([row]))]
+        if self.keep == ALL:
+            values += [self._feature("patches", row), self.tokens(row)]
+        return all(np.isfinite(one).all() for one in values)
 
     def _of_tokens(self, row: int) -> bool:
         """Whether a text's vector is what the fingerprint says of its tokens, if that is of them."""
@@ -301,10 +317,13 @@ class Cache(Labelled):
     def _feature(self, name: str, row: int) -> np.ndarray:
         """Of all views: (V, m, C) or (V, P)."""
         shard, local = self._locate(row)
+        if name not in shard:
+            self.require_all_kept(_READING)
         return shard[name][local]
 
     def _ragged(self, name: str, row: int) -> np.ndarray:
         """By the offsets of the index, which are checked."""
+        self.require_all_kept(_READING)
         shard, local = self._locate(row)
         start = int(self._offsets[row]) - int(self._offsets[row - local])
         return shard[name][start : start + int(self.lengths[row])]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cache.keep import ALL, POOLED
 from pipeline.cache.targets import Target
 
 
@@ -37,11 +38,44 @@ class ShardFeatures:
     text_pooled: np.ndarray | None = None
     runtimes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each text has."""
+        return [len(ids) for ids in self.input_ids]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the encoders make of a post: `patches` m of `channels` C, and tokens of `text_width` D. A cache of pooled
+    vectors alone says it, for models that were trained from it to fit caches that keep everything.
+    """
+
+    patches: int
+    channels: int
+    text_width: int
+
+
+@dataclass(frozen=True)
+class PooledFeatures:
+    """The pooled vectors of one shard's posts, row by row, without patches and tokens; a failed post has zeros.
+
+    pooled (N, P), of several views (N, V, P); text_pooled (N, D_p) float32; lengths: how many tokens each text has, 0
+    of a failed post; runtimes: as in ShardFeatures.
+    """
+
+    posts: list[PostRecord]
+    pooled: np.ndarray
+    text_pooled: np.ndarray
+    lengths: list[int]
+    sizes: Sizes
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Shard:
     """What a finished shard says, but for the values of its features: its posts, the `shapes` of its arrays by name,
-    where they begin in the file (`at`), the lengths of its texts, and its `runtimes`, which older shards lack.
+    where they begin in the file (`at`), the lengths of its texts, its `runtimes`, which older shards lack, and the
+    `sizes` of what it does not keep; None if it keeps everything.
     """
 
     posts: list[PostRecord]
@@ -50,6 +84,12 @@ class Shard:
     at: dict[str, int]
     lengths: list[int]
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    sizes: Sizes | None = None
+
+    @property
+    def keep(self) -> str:
+        """What it keeps of its features: pipeline.cache.keep."""
+        return ALL if self.sizes is None else POOLED
 
 
 @dataclass(frozen=True)
@@ -57,7 +97,8 @@ class Index:
     """The index of a finished cache: N posts, and where their features lie in which shard.
 
     `ok` (N,) bool; `targets` by name, `label` first; `splits` (N,) int8, indices into SPLITS with -1 for none;
-    `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table.
+    `offsets` (N + 1,) into the token rows of all shards; `shards` the columns of the shard table; `keep` is of
+    pipeline.cache.keep.
     """
 
     fingerprint: dict[str, Any]
@@ -73,4 +114,5 @@ class Index:
     image_pooled_width: int
     text_width: int
     text_pooled: int | None  # the width of the texts' vectors; None where the cache has none
+    keep: str
     part: dict[str, Any] | None  # which part of a larger cache this is, if it is one

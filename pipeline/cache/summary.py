@@ -42,6 +42,7 @@ def summary(cache: Cache) -> dict[str, Any]:
         }
         if len(lengths)
         else {},
+        "keep": cache.keep,
         "patches": list(cache.patches_shape),
         "image_pooled_width": cache.image_pooled_width,
         "text_width": cache.text_width,

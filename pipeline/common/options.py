@@ -69,10 +69,9 @@ def _paths(value: Any) -> list[Path]:
     return [one for one in (value if isinstance(value, tuple | list) else [value]) if isinstance(one, Path)]
 
 
-text_encoder_option = click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one.")
 local_encoder_options = all_of(
     click.option("--image-weights", type=PATH, help="File of the run's image-encoder weights, if they were local."),
-    text_encoder_option,
+    click.option("--text-encoder", help="Folder of the run's text encoder, if it was a local one."),
 )
 encoding_options = all_of(
     click.option("--batch-size", type=click.IntRange(1), default=32, help="Number of posts encoded at a time."),

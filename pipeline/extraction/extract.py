@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from pipeline.cache import hdf5
+from pipeline.cache.keep import ALL, require_keep
 from pipeline.cache.reader import Cache, remove_cache_files
-from pipeline.cache.records import ShardFeatures
+from pipeline.cache.records import PooledFeatures, ShardFeatures
 from pipeline.common.errors import InputError, option
 from pipeline.common.files import csv_text, write_text
 from pipeline.common.locks import only_writer
@@ -92,6 +93,7 @@ def extract(
     batch_size: int = 32,
     workers: int = 2,
     stored_dtype: str = "float16",
+    keep: str = ALL,
     names: Mapping[str, Sequence[str]] | None = None,
     part: Part = WHOLE,
     changes: Changes = NO_CHANGES,
@@ -101,7 +103,8 @@ def extract(
     say: Callable[[str], None] = lambda line: None,
 ) -> ExtractReport:
     """Write the cache `out` of `posts`, or a part of it; resume an unfinished one, or change a finished one. `names`:
-    the label names of each target in order; labels that are not among them come behind, sorted.
+    the label names of each target in order; labels that are not among them come behind, sorted. keep: `all` features,
+    or `pooled`, each post's two vectors alone.
 
     Finished shards whose posts, source bytes and fingerprint are unchanged are kept, but for `overwrite`, which begins
     anew. `engine` makes the shards elsewhere than in this process. With NoImages for `image` the posts' images are not
@@ -109,6 +112,7 @@ def extract(
     fit, or when stopped by a signal.
     """
     started, out = time.perf_counter(), Path(out)
+    require_keep(keep)
     if isinstance(image, NoImages):
         posts = [replace(post, image=None) for post in posts]
     elif without := next((post for post in posts if post.image is None), None):
@@ -118,7 +122,7 @@ def extract(
     with only_writer(out), graceful_shutdown() as stop:
         if overwrite:
             remove_cache_files(out)
-        todo = plan(posts, out, fingerprint, part, changes, names)
+        todo = plan(posts, out, fingerprint, part, changes, names, keep)
         if todo.note:
             say(todo.note)
         needed = feature_bytes(todo, image, text, stored_dtype)
@@ -171,7 +175,7 @@ def make_shards(
     ):
 
         def begin(number: int) -> None:
-            job = ShardJob(todo.shards[number], image, text, dtype)
+            job = ShardJob(todo.shards[number], image, text, dtype, todo.keep)
             futures = [threads.submit(job.encode_texts, rows) for rows in job.text_batches(batch_size)]
             for rows in job.image_batches(batch_size):  # waits here while enough of them are decoded
                 reading = decoders.read([path for row in rows if (path := job.posts[row].image)])
@@ -244,7 +248,11 @@ def encoding_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 
 def _write(
-    out: Path, number: int, features: ShardFeatures, fingerprint: dict[str, Any], progress: ExtractionProgress
+    out: Path,
+    number: int,
+    features: ShardFeatures | PooledFeatures,
+    fingerprint: dict[str, Any],
+    progress: ExtractionProgress,
 ) -> float:
     started = time.perf_counter()
     hdf5.write_shard(out / hdf5.shard_name(number), features, fingerprint)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import hdf5
+from pipeline.cache.keep import ALL, require_same_keep
 from pipeline.cache.records import Index
 from pipeline.cache.targets import merged_names
 from pipeline.common.errors import InputError, option, switch
@@ -78,6 +79,7 @@ class Plan:
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of each target's labels, in order
     note: str = ""  # on labels that the cache had and the manifest has not
     text_pooled: bool = True  # whether shards get the texts' vectors: those of a cache that was begun without do not
+    keep: str = ALL  # what of the features is kept: pipeline.cache.keep
 
 
 def plan(
@@ -87,14 +89,18 @@ def plan(
     part: Part = WHOLE,
     changes: Changes = NO_CHANGES,
     names: Mapping[str, Sequence[str]] | None = None,
+    keep: str = ALL,
 ) -> Plan:
     """Compare the posts with the finished shards in `out`: one with the same posts and bytes is kept. The label names
     of a cache keep their order; those that are new in `names` or in the posts come behind them.
 
-    Raises InputError if `out` holds something else, other posts among them: a wrong manifest must never destroy a
-    cache.
+    Raises InputError if `out` holds something else, other posts or features among them: a wrong manifest must never
+    destroy a cache.
     """
     index = _index(out, changes)
+    otherwise = f"use another {option('out')}, or {switch('overwrite')} to begin again"
+    if index:
+        require_same_keep(out, index.keep, keep, otherwise)
     before = {name: target.names for name, target in index.targets.items()} if index else {}
     names = merged_names(before, names_of(posts, names))
     if changes.append and part.of > 1:
@@ -132,10 +138,8 @@ def plan(
             return False
         records = shard.posts
         if difference := first_difference(shard.fingerprint, fingerprint):
-            raise InputError(
-                f"{path}: computed by other encoders; {difference}; "
-                f"use another {option('out')}, or {switch('overwrite')} to begin again"
-            )
+            raise InputError(f"{path}: computed by other encoders; {difference}; {otherwise}")
+        require_same_keep(path, shard.keep, keep, otherwise)
         if changes.retry_failed and any(record.reason for record in records):
             return False
         posts = everything[number]
@@ -152,7 +156,7 @@ def plan(
     note = _labels_lost(out, index, posts) if index else ""
     readable = [shard for shard in shards.values() if not isinstance(shard, InputError)]
     vectors = index.text_pooled is not None if index else all("text_pooled" in shard.shapes for shard in readable)
-    return Plan(list(posts), {number: everything[number] for number in mine}, todo, part, names, note, vectors)
+    return Plan(list(posts), {number: everything[number] for number in mine}, todo, part, names, note, vectors, keep)
 
 
 def _labels_lost(out: Path, index: Index, posts: Sequence[Post]) -> str:
@@ -170,21 +174,21 @@ def _labels_lost(out: Path, index: Index, posts: Sequence[Post]) -> str:
 
 
 def feature_bytes(plan: Plan, image: ImageEncoder, text: TextEncoder, stored_dtype: str) -> int:
-    """The bytes of the features still to be written, exactly: every text is tokenized for it."""
+    """The bytes of the features still to be written, exactly: where tokens are kept, every text is tokenized for it."""
     posts = [post for number in plan.todo for post in plan.shards[number]]
-    patches, channels = image.patches_shape
+    size = np.dtype(stored_dtype).itemsize
+    pictures = len(posts) * math.prod(image.pixels_shape[:-3])  # one post's views are as many
+    vectors = len(posts) * text.pooled_width * 4 if plan.text_pooled else 0
+    always = pictures * image.pooled_width * size + vectors + (len(posts) + 1) * 8
+    if plan.keep != ALL:
+        return always
     texts = ["" if text_problem(post) else str(post.text) for post in posts]
     tokens = sum(
         len(ids)
         for start in range(0, len(texts), _TOKENIZED_AT_ONCE)
         for ids in text.tokenize(texts[start : start + _TOKENIZED_AT_ONCE])[0]
     )
-    size = np.dtype(stored_dtype).itemsize
-    pictures = len(posts) * math.prod(image.pixels_shape[:-3])  # one post's views are as many
-    numbers = pictures * (patches * channels + image.pooled_width)
-    vectors = len(posts) * text.pooled_width * 4 if plan.text_pooled else 0
-    words = tokens * (text.width * size + 4) + (len(posts) + 1) * 8 + vectors
-    return numbers * size + words
+    return always + pictures * math.prod(image.patches_shape) * size + tokens * (text.width * size + 4)
 
 
 def record_bytes(plan: Plan) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cache.keep import ALL
 from pipeline.cache.reader import Cache
 from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_encoder
 from pipeline.encoders.load import ImageEncoder, TextEncoder
@@ -43,9 +44,10 @@ def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: in
             again["patches"], again["pooled"] = image.encode(image.pixels(picture)[None])
         (ids,), _ = text.tokenize([posts[row].text or ""])
         (again["tokens"],), (again["text_pooled"],) = encode_texts(text, [ids], np.dtype(np.float32))
-        texts = {"tokens": cache.tokens(row), "text_pooled": cache.gather_text_pooled(np.array([row]))[0]}
+        if cache.keep != ALL:
+            again = {name: values for name, values in again.items() if name in ("pooled", "text_pooled")}
         for name, values in again.items():
-            stored = texts[name] if name in texts else _all_views(cache, name, row)
+            stored = _stored(cache, name, row)
             if values.size == stored.size:  # one post's one view, or its several views
                 values = values.reshape(stored.shape)
             scale = ABSOLUTE * max(1.0, float(np.abs(values).max()))
@@ -54,5 +56,10 @@ def encode_again(cache: Cache, image: ImageEncoder, text: TextEncoder, count: in
     return problems
 
 
-def _all_views(cache: Cache, name: str, row: int) -> np.ndarray:
+def _stored(cache: Cache, name: str, row: int) -> np.ndarray:
+    """A post's features of this name, of an image all views."""
+    if name == "tokens":
+        return cache.tokens(row)
+    if name == "text_pooled":
+        return np.asarray(cache.gather_text_pooled(np.array([row]))[0])
     return np.stack([getattr(cache, name)(row, view) for view in range(cache.views)])

@@ -113,6 +113,22 @@ def write_cache(
     return Cache(folder)
 
 
+def pooled_alone(cache: Cache, folder: Path) -> Cache:
+    """The same posts in a cache that keeps their pooled vectors alone."""
+    folder.mkdir(parents=True)
+    sizes = hdf5.Sizes(*cache.patches_shape, cache.text_width)
+    for number, part in hdf5.in_shards(range(len(cache))).items():
+        rows = np.array(part)
+        views = [cache.gather_pooled(rows, views=np.full(len(rows), view)) for view in range(cache.views)]
+        pooled = views[0] if cache.views == 1 else np.stack(views, axis=1)
+        vectors, lengths = cache.gather_text_pooled(rows), cache.lengths[rows].tolist()
+        features = hdf5.PooledFeatures([cache.records[row] for row in part], pooled, vectors, lengths, sizes)
+        hdf5.write_shard(folder / hdf5.shard_name(number), features, cache.fingerprint)
+    names = {name: target.names for name, target in cache.index.targets.items()}
+    hdf5.write_index(folder, hdf5.in_shards(hdf5.read_posts(cache.folder)), cache.fingerprint, names=names)
+    return Cache(folder)
+
+
 def random_batch(
     lengths: list[int], *, m: int, channels: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Batch:

@@ -362,7 +362,7 @@ def test_what_is_no_cache_says_what_it_is(cache, tmp_path):
         Cache(foreign)
     with h5py.File(cache.folder / "index.h5", "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(InputError, match="cache schema 99, this version reads up to 3"):
+    with pytest.raises(InputError, match="cache schema 99, this version reads up to 4"):
         Cache(cache.folder)
     (cache.folder / "index.h5").unlink()
     with pytest.raises(InputError, match=r"no index\.h5; 5 shards\); run `extract` again to finish it"):
