@@ -12,7 +12,8 @@ from pipeline.common.errors import InputError, as_command, problem_of
 from pipeline.common.options import PATH, device_option
 
 MODULES = {
-    "pipeline.commands": ("prepare", "extract", "inspect", "merge", "doctor"),
+    "pipeline.commands.extraction": ("prepare", "extract", "doctor"),
+    "pipeline.commands.caches": ("inspect", "merge", "export-features"),
     "fusion.commands.training": ("probe", "train", "ensemble", "evaluate"),
     "fusion.commands.experiments": ("sweep", "reproduce", "study", "table", "folds"),
     "fusion.commands.deployment": ("predict", "explain", "report", "export", "serve"),
@@ -31,7 +32,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         for module, names in MODULES.items():
             if name in names:
-                command: click.Command = getattr(import_module(module), name)
+                command: click.Command = getattr(import_module(module), name.replace("-", "_"))
                 return command
         return super().get_command(ctx, name)
 

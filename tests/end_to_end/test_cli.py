@@ -11,8 +11,20 @@ from tests.helpers.commands import SETTINGS, invoke, refused
 from tests.helpers.toy import FINGERPRINT, write_cache
 
 COMMANDS = (
-    *("demo", "prepare", "extract", "inspect", "merge", "doctor", "probe", "train", "sweep", "evaluate"),
-    *("ensemble", "reproduce", "study", "table", "folds", "explain", "report", "predict", "export", "serve"),
+    *("demo", "prepare", "extract", "inspect", "merge", "doctor", "export-features", "probe", "train", "sweep"),
+    *(
+        "evaluate",
+        "ensemble",
+        "reproduce",
+        "study",
+        "table",
+        "folds",
+        "explain",
+        "report",
+        "predict",
+        "export",
+        "serve",
+    ),
 )
 
 

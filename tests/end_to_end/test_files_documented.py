@@ -165,6 +165,8 @@ def toy(made, out, patch):
     posts = write_cache(cache, posts=75, strength=2.0, fingerprint=FINGERPRINT)
     made("probe", cache)
     made("folds", cache, "--out", out / "FOLDS", "--k", 3)
+    made("export-features", cache, "--out", out / "FEATURES")
+    made("export-features", cache, "--out", out / "FEATURES", "--format", "npy", "--split", "val")
     made("train", cache, "--out", run, *settings(*SMALL), *CPU)
     made("evaluate", run, *CPU)
     some = out.parent / "some.csv"

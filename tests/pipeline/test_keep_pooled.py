@@ -1,17 +1,21 @@
 """Caches of pooled vectors alone: equal to those of a full cache, byte for byte, and what becomes of them."""
 
+import pickle
 from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from pipeline.cache import hdf5
 from pipeline.cache.merge import merge
 from pipeline.cache.reader import Cache
 from pipeline.cache.summary import summary
 from pipeline.common.errors import InputError
-from pipeline.encoders.load import NoImages
+from pipeline.common.files import sha256_of_file
+from pipeline.encoders.load import EncoderChoice, NoImages
+from pipeline.extraction import ray_engine
 from pipeline.extraction.encode import ShardJob
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part, feature_bytes, plan
@@ -223,3 +227,100 @@ def test_labels_and_splits_are_changed_without_extracting(posts, tmp_path):
 def test_a_stored_precision_of_its_own(posts, tmp_path):
     extract(posts, tmp_path / "cache", TinyImage(), TinyText(), keep="pooled", stored_dtype="float32", quiet=True)
     assert Cache(tmp_path / "cache").gather_pooled(np.array([1])).dtype == np.float32
+
+
+def test_a_workers_shards_are_those_of_the_plain_call(posts, tmp_path, monkeypatch):
+    """A worker of a Ray cluster gets the plan without its posts, pickled."""
+    make(posts, tmp_path / "plain", keep="pooled")
+    monkeypatch.setattr(ray_engine, "load_image_encoder", lambda choice: TinyImage())
+    monkeypatch.setattr(ray_engine, "load_text_encoder", lambda choice: TinyText())
+    threads = torch.get_num_threads()
+    try:
+        worker = ray_engine.ShardMaker(EncoderChoice(), threads)
+        fingerprint = Cache(tmp_path / "plain").fingerprint
+        todo = plan(posts, tmp_path / "spread", fingerprint, keep="pooled")
+        (tmp_path / "spread").mkdir()
+        for number in reversed(todo.todo):
+            sent = pickle.loads(pickle.dumps(replace(todo, posts=[], todo=[])))
+            worker.make(number, sent, tmp_path / "spread", fingerprint, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert shard_bytes(tmp_path / "spread") == shard_bytes(tmp_path / "plain")
+
+
+def changed(folder, name, change):
+    """One of a cache's files, changed in place; the index knows of it."""
+    with h5py.File(folder / name, "r+") as file:
+        change(file)
+    if name != "index.h5":
+        with h5py.File(folder / "index.h5", "r+") as index:
+            index["/shard/bytes"][0] = (folder / name).stat().st_size
+            index["/shard/sha256"][0] = sha256_of_file(folder / name)
+
+
+def attribute(name, value):
+    def change(file):
+        del file.attrs[name]
+        if value is not None:
+            file.attrs[name] = value
+
+    return change
+
+
+def dataset(name, values):
+    def change(file):
+        if name in file:
+            del file[name]
+        file[name] = values
+
+    return change
+
+
+HOSTILE = {
+    "kept: something else": attribute("keep", "everything"),
+    "kept: bytes": attribute("keep", np.bytes_("pooled")),
+    "kept: unsaid": attribute("keep", None),
+    "no sizes": attribute("patches_shape", None),
+    "sizes below zero": attribute("patches_shape", np.array([-4, 3])),
+    "huge sizes": attribute("patches_shape", np.array([1 << 40, 3])),
+    "sizes of fractions": attribute("patches_shape", np.array([4.0, 3.0])),
+    "channels that are not the vectors'": attribute("patches_shape", np.array([4, 2])),
+    "patches of no images": attribute("patches_shape", np.array([0, 3])),
+    "no text width": attribute("text_width", 0),
+    "a text width that is not the vectors'": attribute("text_width", 2),
+    "the version of a full cache": attribute("schema_version", 2),
+    "patches after all": dataset("/image/patches", np.zeros((SHARD, 4, 3), np.float16)),
+    "a falling offset": lambda file: file["/text/offsets"].__setitem__(3, 10**6),
+    "a text of a million tokens": lambda file: file["/text/offsets"].__setitem__(-1, 1 << 22),
+}
+
+
+@pytest.mark.parametrize("name", ["index.h5", "shard-00000.h5"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_false_claims_are_found(posts, tmp_path, name, what):
+    make(posts[:SHARD], tmp_path / "cache", keep="pooled")
+    changed(tmp_path / "cache", name, HOSTILE[what])
+    if name == "index.h5":
+        with pytest.raises(InputError, match=r"index.h5: (damaged|cache schema)"):
+            Cache(tmp_path / "cache")
+    else:
+        (problem,) = Cache(tmp_path / "cache").damage()
+        assert problem.startswith("shard-00000.h5 (posts 0 to 6): ")
+
+
+def test_shards_of_other_sizes_or_that_keep_something_else_get_no_index(posts, tmp_path):
+    make(posts[: SHARD + 2], tmp_path / "cache", keep="pooled")
+    make(posts[: SHARD + 2], tmp_path / "full")
+    shards = hdf5.in_shards(posts[: SHARD + 2])
+    fingerprint = Cache(tmp_path / "cache").fingerprint
+    for name, match in (("cache", "of encoders of other sizes than"), ("full", "keeps all features, and keep=pooled")):
+        make(posts[: SHARD + 2], tmp_path / "mixed", keep="pooled", overwrite=True)
+        (tmp_path / "mixed" / "index.h5").unlink()
+        shard = tmp_path / "mixed" / "shard-00001.h5"
+        shard.write_bytes((tmp_path / name / "shard-00001.h5").read_bytes())
+        if name == "cache":
+            with h5py.File(shard, "r+") as file:
+                attribute("patches_shape", np.array([5, 3]))(file)
+        with pytest.raises(InputError, match=rf"mixed/shard-00001.h5: {match}"):
+            hdf5.write_index(tmp_path / "mixed", shards, fingerprint)
+        assert not (tmp_path / "mixed" / "index.h5").exists()
