@@ -20,8 +20,11 @@ from pipeline.cache.reader import Cache
 from pipeline.common.errors import InputError
 from pipeline.common.files import write_json
 from pipeline.extraction.extract import extract
+from pipeline.posts.manifest import SPLITS, write_manifest
 from pipeline.posts.mvsa import LABELS
 from tests.helpers.commands import SETTINGS, invoke, refused
+from tests.helpers.extraction import write_posts
+from tests.helpers.local_encoders import write_encoders
 from tests.helpers.predictions import raw, values
 from tests.helpers.toy import pooled_alone, write_cache
 from tests.helpers.training import CPU, Pooled, trained
@@ -260,3 +263,31 @@ def test_a_post_whose_picture_has_gone_is_named(
     )
     with pytest.raises(InputError, match=match):
         features_of_posts(drawn_run, Cache(tmp_path / "cache"), np.array([0]), CPU, text_encoder)
+
+
+def test_the_whole_way_by_commands(tmp_path):
+    """With encoders in local files: extract, train, evaluate, explain, report, predict; and with another --keep."""
+    posts = write_posts(tmp_path / "posts", 31)
+    posts = [replace(post, label="ab"[row % 2], split=SPLITS[row // 2 % 3]) for row, post in enumerate(posts)]
+    posts = [replace(post, text=f"{post.text} {post.label}") for post in posts]
+    write_manifest(tmp_path / "posts.jsonl", posts)
+    encoders = write_encoders(tmp_path / "encoders", ["word", "sky", "sad", "sun", "a", "b"])
+    cache, run, look = tmp_path / "cache", tmp_path / "run", tmp_path / "look"
+    command = ("extract", tmp_path / "posts.jsonl", "--out", cache, *encoders.for_extract, "--workers", 1, *CPU_ALONE)
+    invoke(*command, "--keep", "pooled", "--quiet")
+    named = ("--image-weights", encoders.weights, "--text-encoder", encoders.text)
+    invoke("inspect", cache, "--verify", "--re-encode", 3, *named, *CPU_ALONE)
+    told = "keeps pooled vectors alone, and --keep all is asked for; use another --out, or --overwrite to begin again"
+    for change in ("--repair", "--append", "--retry-failed"):
+        assert f"{cache}: {told}" in invoke(*command, change, code=1)
+    invoke("train", cache, "--out", run, "--preset", "pooled", *QUICK_SETTINGS, "--quiet", *CPU_ALONE)
+    invoke("evaluate", run, "--quiet", *CPU_ALONE)
+    explained = invoke("explain", run, "--worst", 2, "--out", look, *named, *CPU_ALONE)
+    assert "2 posts, 1 runs, method gradient" in explained
+    assert len(list(look.glob("heat/*.jpg"))) == 2
+    report = invoke("report", run, "--worst", 2, "--out", tmp_path / "report.html", *named, *CPU_ALONE)
+    assert "2 posts explained" in report
+    invoke("predict", run, "--image", posts[0].image, "--text", posts[0].text, *named, *CPU_ALONE)
+    posts[4].image.write_bytes(posts[5].image.read_bytes())
+    gone = refused("explain", run, "--ids", "4", "--out", look, "--overwrite", *named, *CPU_ALONE)
+    assert "the patches of post 4 can't be made again from its image (4.jpg: the file has changed" in gone

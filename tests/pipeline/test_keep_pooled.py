@@ -1,10 +1,12 @@
 """Caches of pooled vectors alone: equal to those of a full cache, byte for byte, and what becomes of them."""
 
+import pickle
 from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from pipeline.cache import hdf5
 from pipeline.cache.merge import merge
@@ -12,7 +14,8 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.summary import summary
 from pipeline.common.errors import InputError
 from pipeline.common.files import sha256_of_file
-from pipeline.encoders.load import NoImages
+from pipeline.encoders.load import EncoderChoice, NoImages
+from pipeline.extraction import ray_engine
 from pipeline.extraction.encode import ShardJob
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import Changes, Part, feature_bytes, plan
@@ -224,6 +227,25 @@ def test_labels_and_splits_are_changed_without_extracting(posts, tmp_path):
 def test_a_stored_precision_of_its_own(posts, tmp_path):
     extract(posts, tmp_path / "cache", TinyImage(), TinyText(), keep="pooled", stored_dtype="float32", quiet=True)
     assert Cache(tmp_path / "cache").gather_pooled(np.array([1])).dtype == np.float32
+
+
+def test_a_workers_shards_are_those_of_the_plain_call(posts, tmp_path, monkeypatch):
+    """A worker of a Ray cluster gets the plan without its posts, pickled."""
+    make(posts, tmp_path / "plain", keep="pooled")
+    monkeypatch.setattr(ray_engine, "load_image_encoder", lambda choice: TinyImage())
+    monkeypatch.setattr(ray_engine, "load_text_encoder", lambda choice: TinyText())
+    threads = torch.get_num_threads()
+    try:
+        worker = ray_engine.ShardMaker(EncoderChoice(), threads)
+        fingerprint = Cache(tmp_path / "plain").fingerprint
+        todo = plan(posts, tmp_path / "spread", fingerprint, keep="pooled")
+        (tmp_path / "spread").mkdir()
+        for number in reversed(todo.todo):
+            sent = pickle.loads(pickle.dumps(replace(todo, posts=[], todo=[])))
+            worker.make(number, sent, tmp_path / "spread", fingerprint, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert shard_bytes(tmp_path / "spread") == shard_bytes(tmp_path / "plain")
 
 
 def changed(folder, name, change):
