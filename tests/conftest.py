@@ -29,6 +29,15 @@ from tests.helpers.toy import write_cache
 from tests.helpers.training import CPU, trained
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_user_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Encoders that lie ready in the user's folder must decide nothing here, in this process or in those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user")))
+        patch.setenv("ORT_DISABLE_TELEMETRY", "1")  # of tests that import onnxruntime themselves
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def read_in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tests trust the caches that they write, except in files marked `apart`: forking a process of some GiB at each

@@ -20,6 +20,7 @@ from fusion.tensor_files import save_tensors
 from pipeline.common.errors import InputError, switch
 from pipeline.common.files import write_json, write_text
 from pipeline.common.folders import remove_file
+from pipeline.encoders.onnx_runtime import onnx_runtime
 from pipeline.encoders.text_vector import MEAN, text_pooling
 
 _KEPT_FACTS = (
@@ -93,7 +94,7 @@ def remove_export(out: Path) -> None:
 
 def _write_onnx(model: Model, run: Run, path: Path) -> float:
     try:  # some systems have no wheels of theirs
-        import onnxruntime  # noqa: F401
+        onnx_runtime()
         import onnxscript  # noqa: F401
 
         from fusion.inference.onnx import write_onnx

@@ -14,6 +14,7 @@ from fusion.data.batches import Batch, mean_of_tokens
 from fusion.models.base import Dimensions, Model
 from pipeline.common.errors import InputError
 from pipeline.common.files import complete_or_absent
+from pipeline.encoders.onnx_runtime import onnx_runtime
 
 INPUTS = ("patches", "pooled", "tokens", "text_mask", "text_pooled")
 TOLERANCE = 1e-4
@@ -122,9 +123,7 @@ def _features(sizes: Dimensions, posts: int, grid: int, longest: int) -> tuple[T
 
 
 def _difference(logits: nn.Module, path: Path, features: tuple[Tensor, ...]) -> float:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnx_runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     input_names = {one.name for one in session.get_inputs()}  # a run of one modality has the other's inputs not
     fed = {name: values.numpy() for name, values in zip(INPUTS, features, strict=False) if name in input_names}
     (computed,) = session.run(["logits"], fed)

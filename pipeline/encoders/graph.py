@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.files import complete_or_absent
+from pipeline.encoders.onnx_runtime import onnx_runtime
 from pipeline.encoders.runtimes import ONNXRUNTIME, TORCH
 
 _FORM = "1"  # of the graphs; another one is another file
@@ -29,8 +30,7 @@ class Graph:
     """A graph, ready to compute. It may be called by several threads at a time, and computes on the caller's core."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
+        onnxruntime = onnx_runtime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -46,9 +46,7 @@ def runtime_of(graph: Graph | None) -> str:
     """What computes, and its version, as `torch 2.9.0`; None for `graph`: PyTorch."""
     if graph is None:
         return f"{TORCH} {torch.__version__}"
-    import onnxruntime
-
-    return f"{ONNXRUNTIME} {onnxruntime.__version__}"
+    return f"{ONNXRUNTIME} {version(ONNXRUNTIME)}"
 
 
 def graph_file(encoder: str, facts: Mapping[str, Any]) -> Path:
@@ -77,6 +75,7 @@ def make_graph(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> N
     varies = torch.export.Dim.DYNAMIC
     free = [{0: varies, 1: varies} if value.ndim == 2 else {0: varies} for value in inputs.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    onnx_runtime()  # before the exporter imports it
     with complete_or_absent(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own parts
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

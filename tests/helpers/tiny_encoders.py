@@ -17,6 +17,9 @@ class TinyImage:
     fingerprint = {"name": "tiny"}  # noqa: RUF012
     runtime = "torch"
 
+    def use(self, graph):
+        assert graph is None
+
     def encode(self, pixels):
         patches = pixels.reshape(len(pixels), 3, 4).transpose(0, 2, 1).astype(np.float32)
         return patches, patches.mean(axis=1)
@@ -29,6 +32,9 @@ class TinyText:
     pooled = "mean"
     fingerprint = {"name": "tiny"}  # noqa: RUF012
     runtime = "torch"
+
+    def use(self, graph):
+        assert graph is None
 
     def tokenize(self, texts):
         rows = [np.frombuffer(text.encode()[:9], np.uint8).astype(np.int32) for text in texts]

@@ -236,7 +236,7 @@ def test_a_workers_shards_are_those_of_the_plain_call(posts, tmp_path, monkeypat
     monkeypatch.setattr(ray_engine, "load_text_encoder", lambda choice: TinyText())
     threads = torch.get_num_threads()
     try:
-        worker = ray_engine.ShardMaker(EncoderChoice(), threads)
+        worker = ray_engine.ShardMaker(EncoderChoice(), threads, ("torch", "torch"))
         fingerprint = Cache(tmp_path / "plain").fingerprint
         todo = plan(posts, tmp_path / "spread", fingerprint, keep="pooled")
         (tmp_path / "spread").mkdir()
