@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -68,10 +69,8 @@ def main() -> None:
                 some = list(islice(cycle(posts), given.posts))
                 some = [replace(post, id=str(number)) for number, post in enumerate(some)]
                 case = f"{pair}, {data}"
-                results[case] = measure(some, encoders, Path(folder), given.rounds)
-                if given.earlier:
-                    rates = [earlier(some, given.earlier, pair, Path(folder)) for _ in range(given.rounds)]
-                    results[case]["earlier"] = statistics.median(rates)
+                before = partial(earlier, some, given.earlier, pair, Path(folder)) if given.earlier else None
+                results[case] = measure(some, encoders, Path(folder), given.rounds, before)
                 print(line(case, results[case]), flush=True)
     summary = {
         "device": str(encoders[0].device),
@@ -150,10 +149,14 @@ def data_sets(folder: Path) -> Iterator[tuple[str, list[Post]]]:
         yield "original size", [replace(post, image=images[post.id]) for post in posts if post.id in images]
 
 
-def measure(posts: Sequence[Post], encoders: Encoders, folder: Path, rounds: int) -> dict[str, float]:
-    """Posts/s of the three, and core-seconds a post of decoding and of encoding: medians over the rounds."""
+def measure(
+    posts: Sequence[Post], encoders: Encoders, folder: Path, rounds: int, before: Callable[[], float] | None
+) -> dict[str, float]:
+    """Posts/s of each way, and core-seconds a post of decoding and of encoding: medians over the rounds. before: gives
+    the rate of an earlier version.
+    """
     names = ("plain", "ours", "ours, PyTorch", "decode", "encode", "encode, PyTorch", "limit")
-    rows: dict[str, list[float]] = {name: [] for name in names}
+    rows: dict[str, list[float]] = {name: [] for name in (*names, *(["earlier"] if before else []))}
     usual = by_torch(encoders)
     plain(posts[:BATCH], usual, folder / "warm.h5")  # so that no round pays for the first call's preparations
     for number in range(rounds):
@@ -162,6 +165,8 @@ def measure(posts: Sequence[Post], encoders: Encoders, folder: Path, rounds: int
             out = folder / f"ours-{number}-{time.monotonic_ns()}"
             how: dict[str, Any] = {"batch_size": BATCH, "workers": max(2, CORES), "quiet": True}
             rows[name].append(len(posts) / timed(lambda: extract(posts, out, *pair, **how)))  # noqa: B023
+        if before:
+            rows["earlier"].append(before())
         rows["decode"].append(decode_alone(posts, encoders[0]))
         for name, pair in (("encode", encoders), ("encode, PyTorch", usual)):
             rows[name].append(encode_alone(posts, pair))
