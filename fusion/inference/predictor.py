@@ -27,7 +27,7 @@ from pipeline.encoders.from_fingerprint import same_image_encoder, same_text_enc
 from pipeline.encoders.load import ImageEncoder, NoImages, TextEncoder
 from pipeline.encoders.ready import ready_encoders
 from pipeline.encoders.runtime import TOLERANCE, use_runtime
-from pipeline.encoders.runtimes import AUTO, TORCH
+from pipeline.encoders.runtimes import AUTO, TORCH, name_of
 from pipeline.encoders.text import encode_texts
 from pipeline.extraction.decode import Decoders
 from pipeline.extraction.encode import text_problem
@@ -160,7 +160,7 @@ class Predictor:
     @property
     def runtimes(self) -> dict[str, str]:
         """The names of what computes the encoders of `image` and `text`."""
-        return {encoder.kind: encoder.runtime.split(" ")[0] for encoder in (self.image, self.text)}
+        return {encoder.kind: name_of(encoder.runtime) for encoder in (self.image, self.text)}
 
     def predict(self, posts: Sequence[RawPost]) -> list[Prediction]:
         """A prediction for each post, in order. The posts are one batch, whose composition changes rounding only."""

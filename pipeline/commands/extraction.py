@@ -209,7 +209,7 @@ def extract(
     from pipeline.encoders.licences import licence_line, restriction
     from pipeline.encoders.load import EncoderChoice, load_image_encoder, load_text_encoder
     from pipeline.encoders.runtime import use_runtime
-    from pipeline.encoders.runtimes import AUTO
+    from pipeline.encoders.runtimes import AUTO, name_of
     from pipeline.extraction import extract as extraction
     from pipeline.extraction.decode import start_server
     from pipeline.extraction.match_cache import existing_runtimes, match_existing_cache
@@ -254,7 +254,7 @@ def extract(
             from pipeline.extraction.ray_engine import cluster, engine_on
 
             ray = stack.enter_context(cluster(address))
-            runtimes = [encoder.runtime.split(" ")[0] for encoder in (image, text)]
+            runtimes = [name_of(encoder.runtime) for encoder in (image, text)]
             how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "log": console.say}
             elsewhere = engine_on(ray, choice, runtimes=runtimes, **how)
         report = extraction.extract(

@@ -42,22 +42,33 @@ class Graph:
         return tuple(self._session.run(None, dict(zip(self._inputs, values, strict=True))))
 
 
-def runtime_of(graph: Graph | None) -> str:
-    """What computes, and its version, as `torch 2.9.0`; None for `graph`: PyTorch."""
-    if graph is None:
-        return f"{TORCH} {torch.__version__}"
-    return f"{ONNXRUNTIME} {version(ONNXRUNTIME)}"
+class Computed:
+    """What both encoders are: computed by PyTorch, or by a graph in its place."""
+
+    _graph: Graph | None = None
+
+    def use(self, graph: Graph | None) -> None:
+        """Compute by a graph from now on; None: by PyTorch."""
+        self._graph = graph
+
+    @property
+    def runtime(self) -> str:
+        """What computes the features, and its version, as `torch 2.9.0`."""
+        return f"{TORCH} {torch.__version__}" if self._graph is None else f"{ONNXRUNTIME} {version(ONNXRUNTIME)}"
+
+
+def kept_file(encoder: str, facts: Mapping[str, Any], ending: str) -> Path:
+    """Where something of an `image` or `text` encoder is kept, or would be: of other facts, and of other versions of
+    what makes and computes graphs, it is another file. Nothing is imported.
+    """
+    made_by = [_FORM, *(version(package) for package in ("torch", "onnxscript", "onnxruntime"))]
+    name = hashlib.sha256(json.dumps([made_by, facts], sort_keys=True).encode()).hexdigest()[:_KEPT]
+    return folder() / f"{encoder}-{name}{ending}"
 
 
 def graph_file(encoder: str, facts: Mapping[str, Any]) -> Path:
-    """Where the graph of an `image` or `text` encoder lies, or would. facts: what decides its arithmetic."""
-    name = hashlib.sha256(json.dumps([made_by(), facts], sort_keys=True).encode()).hexdigest()[:_KEPT]
-    return folder() / f"{encoder}-{name}.onnx"
-
-
-def made_by() -> list[str]:
-    """What a graph is made and computed by: of other versions it is another file. Nothing is imported."""
-    return [_FORM, *(version(package) for package in ("torch", "onnxscript", "onnxruntime"))]
+    """Where the graph of an encoder lies, or would. facts: what decides its arithmetic."""
+    return kept_file(encoder, facts, ".onnx")
 
 
 def folder() -> Path:

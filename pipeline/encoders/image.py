@@ -12,7 +12,7 @@ from pipeline.common.errors import InputError, option
 from pipeline.encoders.fingerprint import NO_IMAGES
 from pipeline.encoders.forward import ImageForward
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
-from pipeline.encoders.graph import Graph, runtime_of
+from pipeline.encoders.graph import Computed
 from pipeline.encoders.pairs import UNKNOWN, Crop
 from pipeline.encoders.text_vector import MEAN
 from pipeline.encoders.timm_models import no_such_size
@@ -21,7 +21,7 @@ from pipeline.encoders.views import VIEWS
 from pipeline.posts import images
 
 
-class ImageEncoder:
+class ImageEncoder(Computed):
     """A frozen timm model with a patch grid (eq 1). `pixels_shape` is (3, S, S), with several views (V, 3, S, S).
 
     pooled: what an image's one vector is: the `mean` of its patches (eq 2), the class token (`cls`), or what the
@@ -48,7 +48,6 @@ class ImageEncoder:
 
         self.name, self.licence = name, licence
         self._model = freeze(model, device)
-        self._graph: Graph | None = None
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
         self.pooled, self._size = pooled, size
@@ -90,15 +89,6 @@ class ImageEncoder:
     def exported(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The module of the encoder's arithmetic, and an example of its input."""
         return self._forward, {"pixels": torch.zeros(2, *self.pixels_shape[-3:], dtype=torch.uint8)}
-
-    def use(self, graph: Graph | None) -> None:
-        """Compute by a graph from now on; None: by PyTorch."""
-        self._graph = graph
-
-    @property
-    def runtime(self) -> str:
-        """What computes the features, and its version."""
-        return runtime_of(self._graph)
 
     def probed(self) -> tuple[np.ndarray, ...]:
         """The features of a few pictures of noise, always the same ones."""

@@ -5,7 +5,6 @@ fingerprint says all that decides a feature, so whoever has a fingerprint can us
 compares the features of a few posts with those that PyTorch gave.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,14 +18,13 @@ from safetensors.numpy import save
 
 from pipeline.common.files import write_bytes
 from pipeline.encoders.fingerprint import NO_IMAGES, compared
-from pipeline.encoders.graph import Graph, folder, largest_difference, made_by
+from pipeline.encoders.graph import Graph, folder, kept_file, largest_difference
 from pipeline.encoders.image import ImageEncoder, NoImages
 from pipeline.encoders.text import TextEncoder
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.transform import CenterCrop, PictureTransform, Resize
 from pipeline.encoders.word_pieces import WordPieces
 
-_KEPT = 40
 _FACTS = "facts"
 
 
@@ -114,5 +112,4 @@ def _facts(encoder: ImageEncoder | TextEncoder) -> dict[str, Any]:
 
 
 def _file(kind: str, fingerprint: Mapping[str, Any]) -> Path:
-    name = hashlib.sha256(json.dumps([made_by(), compared(fingerprint)], sort_keys=True).encode()).hexdigest()
-    return folder() / f"{kind}-{name[:_KEPT]}.safetensors"
+    return kept_file(kind, compared(fingerprint), ".safetensors")

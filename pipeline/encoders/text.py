@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.encoders.forward import TextForward
 from pipeline.encoders.frozen import COMPUTE_DTYPES, compute_precision, freeze, weights_sha256
-from pipeline.encoders.graph import Graph, runtime_of
+from pipeline.encoders.graph import Computed
 from pipeline.encoders.pairs import UNKNOWN
 from pipeline.encoders.text_form import TextForm
 from pipeline.encoders.text_vector import MEAN, MODEL, pooled_tokens
@@ -22,7 +22,7 @@ from pipeline.encoders.word_pieces import WordPieces
 _PROBE = ("", "What a night!", "Two dogs and a ball on the beach, seen from a boat.")
 
 
-class TextEncoder:
+class TextEncoder(Computed):
     """A frozen text model with its tokenizer (eqs 5, 17, 21), of a family of pipeline.encoders.towers.
 
     [CLS] and [SEP] are here whatever tokens the tokenizer puts first and last: CLIP's are BOS and EOS, and SigLIP has
@@ -54,7 +54,6 @@ class TextEncoder:
         """`pooled`: how a text's one vector is made; `pooled_width`: how wide it is, if not as its tokens are."""
         self.name, self.licence = name, licence
         self._model = freeze(model, device)
-        self._graph: Graph | None = None
         self.pieces = WordPieces.of(tokenizer, max_tokens, split=split_special_tokens, mask=family == BERT)
         self._dtype = COMPUTE_DTYPES[dtype]
         self.device = device
@@ -91,28 +90,15 @@ class TextEncoder:
 
     def exported(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The module of the encoder's arithmetic, and an example of its inputs."""
-        ids, mask = self._padded(_PROBE)
+        ids, mask = padded(self.tokenize(_PROBE)[0])
         return self._forward, {"ids": ids, "mask": mask}
-
-    def use(self, graph: Graph | None) -> None:
-        """Compute by a graph from now on; None: by PyTorch."""
-        self._graph = graph
-
-    @property
-    def runtime(self) -> str:
-        """What computes the features, and its version."""
-        return runtime_of(self._graph)
 
     def probed(self) -> tuple[np.ndarray, ...]:
         """The features of a few texts, always the same ones; zeros for padding."""
-        ids, mask = self._padded(_PROBE)
+        ids, mask = padded(self.tokenize(_PROBE)[0])
         states, own = self.encode_both(ids, mask)
         states = states * mask[..., None].to(states.device)
         return tuple(values.numpy(force=True) for values in (states, own) if values is not None)
-
-    def _padded(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask of texts as one batch."""
-        return padded(self.tokenize(texts)[0])
 
     def describe(self) -> str:
         layers = f", mean of {self.layers} layers" if self.layers > 1 else ""

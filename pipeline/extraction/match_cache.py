@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.cache import hdf5
 from pipeline.common.errors import InputError
 from pipeline.encoders.load import EncoderChoice
-from pipeline.encoders.runtimes import TORCH
+from pipeline.encoders.runtimes import TORCH, name_of
 
 
 def match_existing_cache(choice: EncoderChoice, out: Path) -> EncoderChoice:
@@ -39,5 +39,5 @@ def existing_runtimes(out: Path) -> dict[str, str]:
     for path in hdf5.shards_in(out).values():
         with suppress(InputError):
             began = hdf5.read_shard(path).runtimes or {"image": TORCH, "text": TORCH}
-            return {kind: runtime.split(" ")[0] for kind, runtime in began.items()}
+            return {kind: name_of(runtime) for kind, runtime in began.items()}
     return {}
